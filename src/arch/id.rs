@@ -1,0 +1,49 @@
+//! What a weight is, read off its canonical (GGUF) name.
+
+/// Canonical identity of a tensor: GGUF's naming, which all its architectures share.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WeightId {
+    pub role: Role,
+    pub layer: Option<u32>,
+}
+
+macro_rules! roles {
+    ($($variant:ident $stem:literal),* $(,)?) => {
+        /// The job of a weight inside its layer. `Other` keeps its stem: files of unknown families can still be converted.
+        #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+        pub enum Role { $($variant,)* Other(String) }
+
+        impl Role {
+            /// The name without `blk.N.` and `.weight`.
+            pub fn stem(&self) -> &str {
+                match self { $(Role::$variant => $stem,)* Role::Other(s) => s }
+            }
+            pub fn from_stem(stem: &str) -> Role {
+                match stem { $($stem => Role::$variant,)* other => Role::Other(other.to_owned()) }
+            }
+        }
+    };
+}
+
+roles! {
+    TokenEmbd "token_embd", OutputNorm "output_norm", Output "output", RopeFreqs "rope_freqs",
+    AttnNorm "attn_norm", AttnQ "attn_q", AttnK "attn_k", AttnV "attn_v", AttnQkv "attn_qkv", AttnOutput "attn_output",
+    AttnQNorm "attn_q_norm", AttnKNorm "attn_k_norm", PostAttentionNorm "post_attention_norm",
+    FfnNorm "ffn_norm", FfnGate "ffn_gate", FfnUp "ffn_up", FfnDown "ffn_down", PostFfwNorm "post_ffw_norm",
+    FfnGateInp "ffn_gate_inp", FfnGateExps "ffn_gate_exps", FfnUpExps "ffn_up_exps", FfnDownExps "ffn_down_exps",
+}
+
+impl WeightId {
+    /// `blk.3.attn_q.weight` -> AttnQ of layer 3. The suffix (`.weight`, `.bias`, `.scale`) is not part of the identity.
+    pub fn parse(name: &str) -> WeightId {
+        let base = name.rsplit_once('.').map_or(name, |(base, _suffix)| base);
+        let layered = base.strip_prefix("blk.").and_then(|rest| {
+            let (layer, stem) = rest.split_once('.')?;
+            Some((layer.parse().ok()?, stem))
+        });
+        match layered {
+            Some((layer, stem)) => WeightId { role: Role::from_stem(stem), layer: Some(layer) },
+            None => WeightId { role: Role::from_stem(base), layer: None },
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Formats. A [`Codec`] says how one weight lies in bytes; [`CODECS`] lists them all, and the readers, the planner, the
+//! command line, the tests and the benches walk that list. A format's name is written in its own row and nowhere else.
+
+pub mod block;
+pub mod float;
+pub mod ggml;
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::tensor::{Dims, Packed};
+pub use block::{Block, Encode, Importance};
+
+/// One stored part of a weight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Suffix of the stored tensor's name: `weight`, `weight_scale_inv` ...
+    pub name: &'static str,
+    pub bytes: usize,
+}
+
+/// The byte half of a format: layout, decode and, where `quant` writes it, encode.
+pub trait Codec: Send + Sync {
+    /// Lower-case name, as in `--set` and recipes.
+    fn name(&self) -> &'static str;
+
+    /// One line for `quant list formats`, with the source of the format.
+    fn about(&self) -> &'static str;
+
+    /// The parts of a weight and their sizes, or why such a weight cannot be stored so.
+    fn layout(&self, dims: Dims) -> Result<Vec<Part>>;
+
+    /// Decodes whole rows; `out.len() == rows.len() * dims.cols`. The parts have the sizes that `layout` gives:
+    /// containers check this when they open a file, so any bytes decode (perhaps to non-finite values) and none panic.
+    fn decode(&self, packed: &Packed<'_>, rows: Range<usize>, out: &mut [f32]);
+
+    /// The row-block view: one part, each row a whole number of blocks. `None` for formats with several parts.
+    fn block(&self) -> Option<&Block> {
+        None
+    }
+
+    /// Bytes of all parts.
+    fn bytes(&self, dims: Dims) -> Result<usize> {
+        Ok(self.layout(dims)?.iter().map(|p| p.bytes).sum())
+    }
+}
+
+impl PartialEq for dyn Codec {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl std::fmt::Debug for dyn Codec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Every format that `quant` reads or writes.
+pub static CODECS: &[&[&dyn Codec]] = &[float::CODECS, ggml::CODECS];
+
+pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
+    CODECS.iter().flat_map(|group| group.iter().copied())
+}
+
+pub fn find(name: &str) -> Result<&'static dyn Codec> {
+    all().find(|c| c.name() == name).ok_or_else(|| {
+        let known: Vec<_> = all().map(|c| c.name()).collect();
+        Error::request(format!("unknown format {name:?}")).help(format!("known formats: {}", known.join(", ")))
+    })
+}
+
+/// The codec with this ggml type id.
+pub fn ggml_type(id: u32) -> Option<&'static dyn Codec> {
+    all().find(|c| c.block().is_some_and(|b| b.ggml == Some(id)))
+}

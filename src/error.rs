@@ -1,0 +1,98 @@
+//! One error type. It says what is wrong, where (innermost place first) and what to do.
+
+use std::fmt;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Whose move it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A file lies or is damaged.
+    Input,
+    /// The input is fine, `quant` cannot do this with it.
+    Unsupported,
+    /// The flags or the recipe ask for something impossible.
+    Request,
+    /// Memory, disk or another promised bound would be exceeded.
+    Limits,
+    /// A GPU, its driver or its libraries.
+    Device,
+    /// The operating system refused.
+    Io,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub struct Error {
+    pub kind: Kind,
+    message: String,
+    at: Vec<String>,
+    help: Option<String>,
+}
+
+impl Error {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Error { kind, message: message.into(), at: Vec::new(), help: None }
+    }
+    pub fn input(message: impl Into<String>) -> Self {
+        Self::new(Kind::Input, message)
+    }
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(Kind::Unsupported, message)
+    }
+    pub fn request(message: impl Into<String>) -> Self {
+        Self::new(Kind::Request, message)
+    }
+    pub fn limits(message: impl Into<String>) -> Self {
+        Self::new(Kind::Limits, message)
+    }
+    /// Adds the next larger place: first the weight, then the file.
+    pub fn at(mut self, place: impl Into<String>) -> Self {
+        self.at.push(place.into());
+        self
+    }
+    /// What the user can do. The innermost help wins.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help.get_or_insert_with(|| help.into());
+        self
+    }
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+    pub fn places(&self) -> &[String] {
+        &self.at
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        for place in &self.at {
+            write!(f, "\n  in {place}")?;
+        }
+        if let Some(help) = &self.help {
+            write!(f, "\nhelp: {help}")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(e: std::io::Error) -> Self {
+        let error = Error::new(Kind::Io, e.to_string());
+        match e.kind() {
+            std::io::ErrorKind::StorageFull => error.help("free disk space or write elsewhere with -o"),
+            _ => error,
+        }
+    }
+}
+
+/// Adds places to any result whose error is, or becomes, an [`Error`].
+pub trait At<T> {
+    fn at<S: Into<String>>(self, place: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> At<T> for Result<T, E> {
+    fn at<S: Into<String>>(self, place: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|e| e.into().at(place()))
+    }
+}

@@ -1,0 +1,14 @@
+//! `quant` turns a trained language model into smaller files that other runtimes load, and proves what each file lost.
+//!
+//! A model on disk is a [`container::Checkpoint`] whose weights each lie in some [`codec::Codec`]; a [`recipe`] chooses new
+//! codecs; [`convert`] writes them. Each module uses only those before it in this list:
+
+pub mod error;
+pub mod metadata;
+pub mod tensor;
+
+pub mod codec;
+
+pub mod arch;
+
+pub mod container;
