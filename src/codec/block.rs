@@ -19,6 +19,9 @@ pub enum Importance {
 /// Non-finite weights are refused before this is called.
 pub type EncodeFn = fn(w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]);
 
+/// Decodes whole blocks: any bytes, `out.len() / weights` of them.
+pub type DecodeFn = fn(&[u8], &mut [f32]);
+
 #[derive(Clone, Copy)]
 pub struct Encode {
     pub importance: Importance,
@@ -38,8 +41,10 @@ pub struct Block {
     pub weights: usize,
     /// Bytes per block.
     pub bytes: usize,
-    /// Decodes whole blocks: any bytes, `out.len() / weights` of them.
-    pub decode: fn(&[u8], &mut [f32]),
+    /// The fastest that this machine can run.
+    pub decode: DecodeFn,
+    /// The plain twin, bit-equal to `decode` (a NaN is a NaN).
+    pub decode_plain: DecodeFn,
     pub encode: Option<Encode>,
 }
 

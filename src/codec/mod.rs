@@ -2,6 +2,7 @@
 //! command line, the tests and the benches walk that list. A format's name is written in its own row and nowhere else.
 
 pub mod block;
+mod cpu;
 pub mod float;
 pub mod ggml;
 

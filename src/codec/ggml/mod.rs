@@ -1,5 +1,60 @@
-//! ggml's block formats, as GGUF stores them. Source: ggml `ggml-common.h` (layouts), `ggml-quants.c` (arithmetic).
+//! ggml's block formats, as GGUF stores them. Source: ggml `ggml-common.h` (layouts), `ggml-quants.c` (arithmetic; decoders give
+//! the bits of its `dequantize_row_*`). Multi-byte fields are little-endian; blocks lie at any address.
+
+pub mod k;
+pub mod simple;
+
+use std::marker::PhantomData;
+
+use bytemuck::AnyBitPattern;
 
 use super::Codec;
+use super::block::Block;
+use super::cpu::{self, Cpu, Decoder};
 
-pub static CODECS: &[&dyn Codec] = &[];
+pub static CODECS: &[&dyn Codec] = &[
+    &simple::Q4_0,
+    &simple::Q4_1,
+    &simple::Q5_0,
+    &simple::Q5_1,
+    &simple::Q8_0,
+    &k::Q2_K,
+    &k::Q3_K,
+    &k::Q4_K,
+    &k::Q5_K,
+    &k::Q6_K,
+];
+
+/// A stored block of `N` weights.
+trait Values<const N: usize>: AnyBitPattern {
+    fn values<C: Cpu>(&self, out: &mut [f32; N]);
+}
+
+/// A row of the table. Encoders are added by struct update.
+const fn block<B: Values<N>, const N: usize>(name: &'static str, ggml: u32, about: &'static str) -> Block {
+    Block {
+        name,
+        about,
+        ggml: Some(ggml),
+        weights: N,
+        bytes: size_of::<B>(),
+        decode: cpu::fastest::<Blocks<B, N>>,
+        decode_plain: cpu::plain::<Blocks<B, N>>,
+        encode: None,
+    }
+}
+
+struct Blocks<B, const N: usize>(PhantomData<B>);
+
+impl<B: Values<N>, const N: usize> Decoder for Blocks<B, N> {
+    #[inline(always)]
+    fn run<C: Cpu>(bytes: &[u8], out: &mut [f32]) {
+        const { assert!(align_of::<B>() == 1) };
+        let whole = bytes.len() / size_of::<B>() * size_of::<B>();
+        let blocks: &[B] = bytemuck::cast_slice(&bytes[..whole]);
+        let (outs, _) = out.as_chunks_mut::<N>();
+        for (block, out) in blocks.iter().zip(outs) {
+            block.values::<C>(out);
+        }
+    }
+}
