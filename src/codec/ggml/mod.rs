@@ -1,8 +1,13 @@
 //! ggml's block formats, as GGUF stores them. Source: ggml `ggml-common.h` (layouts), `ggml-quants.c` (arithmetic; decoders give
 //! the bits of its `dequantize_row_*`). Multi-byte fields are little-endian; blocks lie at any address.
 
+pub mod fp4;
+pub mod grid;
+pub mod iq;
+pub mod iq4;
 pub mod k;
 pub mod simple;
+pub mod ternary;
 
 use std::marker::PhantomData;
 
@@ -23,6 +28,21 @@ pub static CODECS: &[&dyn Codec] = &[
     &k::Q4_K,
     &k::Q5_K,
     &k::Q6_K,
+    &ternary::Q1_0,
+    &ternary::Q2_0,
+    &ternary::TQ1_0,
+    &ternary::TQ2_0,
+    &iq::IQ1_S,
+    &iq::IQ1_M,
+    &iq::IQ2_XXS,
+    &iq::IQ2_XS,
+    &iq::IQ2_S,
+    &iq::IQ3_XXS,
+    &iq::IQ3_S,
+    &iq4::IQ4_NL,
+    &iq4::IQ4_XS,
+    &fp4::MXFP4,
+    &fp4::NVFP4,
 ];
 
 /// A stored block of `N` weights.
@@ -57,4 +77,14 @@ impl<B: Values<N>, const N: usize> Decoder for Blocks<B, N> {
             block.values::<C>(out);
         }
     }
+}
+
+/// Negates where `signs` has a bit set, the first by the lowest.
+#[inline(always)]
+fn signed(values: [f32; 8], signs: u8) -> [f32; 8] {
+    let mut out = values;
+    for (j, o) in out.iter_mut().enumerate() {
+        *o = f32::from_bits(o.to_bits() ^ (u32::from(signs) >> j & 1) << 31);
+    }
+    out
 }
