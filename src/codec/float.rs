@@ -136,3 +136,26 @@ fn put<const N: usize>(w: &[f32], out: &mut [u8], bytes: impl Fn(f32) -> [u8; N]
         *o = bytes(*x);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_rounds_to_nearest_even() {
+        for bits in (0..=u32::MAX).step_by(257) {
+            let x = f32::from_bits(bits);
+            assert_eq!(bf16(x), half::bf16::from_f32_const(x).to_le_bytes(), "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn half_conversions_agree() {
+        let w: Vec<f32> = (0..=u32::MAX).step_by(4099).map(f32::from_bits).filter(|x| x.is_finite()).collect();
+        let encode = F16.encode.unwrap();
+        let (mut fast, mut plain) = (vec![0; 2 * w.len()], vec![0; 2 * w.len()]);
+        (encode.run)(&w, w.len(), None, &mut fast);
+        (encode.plain)(&w, w.len(), None, &mut plain);
+        assert!(fast == plain);
+    }
+}
