@@ -140,6 +140,10 @@ impl fmt::Display for Value {
 pub struct Metadata(Vec<(String, Value)>);
 
 impl Metadata {
+    /// Pairs whose keys the caller knows to be unique; `set` looks for each key, which takes quadratic time.
+    pub(crate) fn from_distinct(pairs: Vec<(String, Value)>) -> Self {
+        Metadata(pairs)
+    }
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v)
     }

@@ -1,10 +1,14 @@
 //! Models on disk. [`open`] turns any of them into a [`Checkpoint`]: source models and artifacts are one type.
 
+pub mod gguf;
+pub mod output;
+pub mod sniff;
+
 use std::path::Path;
 
 use crate::arch::WeightId;
 use crate::codec::Codec;
-use crate::error::Result;
+use crate::error::{At, Result};
 use crate::metadata::Metadata;
 use crate::tensor::{Dims, Packed};
 
@@ -91,8 +95,24 @@ impl dyn Checkpoint + '_ {
     }
 }
 
+/// A row of the table of containers.
+pub struct Container {
+    pub name: &'static str,
+    /// One line for `quant list`, with the source of the format.
+    pub about: &'static str,
+    /// Whether an existing path looks like one; reads no more than its first bytes.
+    pub detect: fn(&Path) -> bool,
+    pub open: fn(&Path) -> Result<Box<dyn Checkpoint>>,
+}
+
+/// Every container that `quant` opens.
+pub static CONTAINERS: &[Container] = &[gguf::CONTAINER];
+
 /// Opens a Hugging Face folder or a GGUF file (the first shard, if split).
 pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
-    let _ = path;
-    Err(crate::error::Error::unsupported("no container opens this"))
+    std::fs::metadata(path).at(|| path.display().to_string())?;
+    match CONTAINERS.iter().find(|c| (c.detect)(path)) {
+        Some(container) => (container.open)(path),
+        None => Err(sniff::explain(path).at(path.display().to_string())),
+    }
 }
