@@ -28,9 +28,9 @@ impl<'a> Config<'a> {
         Ok(Config { sources })
     }
 
-    /// A view of a nested object, for getters on it.
-    pub fn inside(object: &'a Map<String, Value>) -> Self {
-        Config { sources: vec![object] }
+    /// A view of a nested object; without one, nothing is found.
+    pub fn inside(object: Option<&'a Map<String, Value>>) -> Self {
+        Config { sources: object.into_iter().collect() }
     }
 
     /// The value of the first of `keys` that is present, with its key; `null` counts as absent only after it was chosen.

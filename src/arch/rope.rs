@@ -44,14 +44,13 @@ struct Parameters<'a> {
 
 impl<'a> Parameters<'a> {
     fn new(config: &Config<'a>) -> Result<Self> {
-        static NONE: Map<String, Value> = Map::new();
         let key = if config.has("rope_parameters") { "rope_parameters" } else { "rope_scaling" };
-        let all = config.object(key)?.unwrap_or(&NONE);
-        let part = |key| all.get(key).and_then(Value::as_object);
+        let all = config.object(key)?;
+        let part = |key| all?.get(key).and_then(Value::as_object);
         let (global, local) = (part("full_attention"), part("sliding_attention"));
         let nested = global.is_some() || local.is_some();
-        let global = Config::inside(global.unwrap_or(all));
-        Ok(Parameters { global, local: local.map(Config::inside), nested })
+        let global = Config::inside(global.or(all));
+        Ok(Parameters { global, local: local.map(|l| Config::inside(Some(l))), nested })
     }
 }
 
