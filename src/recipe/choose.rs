@@ -1,0 +1,248 @@
+//! Applies a recipe to a model's tensors, in the order in which llama-quantize decides.
+//! Source: llama.cpp `src/llama-quant.cpp`.
+
+use super::kind::{Kind, PER_LAYER_EMBD, order};
+use super::rule::{Seen, Target, arch_is};
+use super::{ModelFacts, Recipe, Size};
+use crate::codec::Codec;
+use crate::error::{self, Error, Result};
+use crate::tensor::Dims;
+
+/// A tensor before conversion.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// Its GGUF name.
+    pub name: &'a str,
+    /// Outermost first: `[experts, rows, cols]`, `[rows, cols]` or `[n]`.
+    pub shape: &'a [usize],
+    /// What it stays in if it is kept. For a Hugging Face model: what llama.cpp's converter writes (vectors: f32).
+    pub codec: &'static dyn Codec,
+}
+
+/// What becomes of one tensor.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    pub name: String,
+    /// What it is stored in now; if this is `codec`, its bytes are copied.
+    pub source: &'static dyn Codec,
+    pub codec: &'static dyn Codec,
+    /// The rule, key or default that decided.
+    pub reason: String,
+    pub fallback: Option<Fallback>,
+    /// Why it is not converted, if so.
+    pub keeps: Option<String>,
+    /// Without an importance vector of its own this tensor would be garbage.
+    pub needs_importance: bool,
+    pub size: Size,
+}
+
+/// A codec that the shape rules out.
+#[derive(Clone, Debug)]
+pub struct Fallback {
+    pub wanted: &'static dyn Codec,
+    pub because: String,
+}
+
+/// A codec for every tensor, in llama-quantize's order, all of them writable with what `facts` promises.
+///
+/// Errors: as [`select`]; a codec that cannot be encoded; a missing importance matrix.
+pub fn choose(recipe: &Recipe, facts: &ModelFacts, sources: &[Source<'_>]) -> Result<Vec<Choice>> {
+    let choices = select(recipe, facts, sources)?;
+    for choice in choices.iter().filter(|c| c.codec != c.source) {
+        if choice.codec.block().is_none_or(|b| b.encode.is_none()) {
+            return Err(Error::unsupported(format!("{} cannot be written yet", choice.codec.name())).at(&choice.name));
+        }
+    }
+    let mut needy = choices.iter().filter(|c| c.needs_importance && !facts.has_importance);
+    if let Some(first) = needy.next() {
+        let message = format!("{} needs an importance matrix, and none is given", first.codec.name());
+        return Err(Error::request(message).at(format!("{} and {} other tensors", first.name, needy.count())).help(
+            "make one with `quant calibrate MODEL --data text.txt -o STATS` and pass --stats STATS, or pass llama.cpp's with --imatrix FILE",
+        ));
+    }
+    Ok(choices)
+}
+
+/// [`choose`] without asking whether the result can be written.
+///
+/// Errors: a shape that neither the codec nor its fallbacks take; a layer that the model does not have; a `--set` that matches nothing.
+pub fn select(recipe: &Recipe, facts: &ModelFacts, sources: &[Source<'_>]) -> Result<Vec<Choice>> {
+    for set in recipe.named.iter().filter(|n| !sources.iter().any(|s| n.pattern.matches(s.name))) {
+        if let Some(typed) = &set.set {
+            let message = format!("no tensor's name matches {:?}", set.pattern.text());
+            return Err(Error::request(message).at(typed).help(
+                "keys are default, output, token_embd, pure, fallback.CODEC and regular expressions such as 'blk\\.0\\.attn_v'",
+            ));
+        }
+    }
+    let mut sorted: Vec<_> = sources.iter().collect();
+    sorted.sort_by(|a, b| order(a.name, b.name));
+    let kinds = || sorted.iter().map(|s| Kind::of(s.name));
+    let mut selection = Selection {
+        recipe,
+        facts,
+        tied: !kinds().any(|k| k == Kind::Output),
+        attn_v_count: kinds().filter(|k| *k == Kind::AttnV).count(),
+        nth: [0; super::KINDS.len()],
+    };
+    sorted.into_iter().map(|source| selection.choice(source)).collect()
+}
+
+struct Selection<'a> {
+    recipe: &'a Recipe,
+    facts: &'a ModelFacts,
+    /// The head is the embedding.
+    tied: bool,
+    attn_v_count: usize,
+    /// How many weights of each kind the rules have seen.
+    nth: [usize; super::KINDS.len()],
+}
+
+/// A decision before shapes are looked at.
+struct Wish {
+    target: Target,
+    reason: String,
+    may_fall_back: bool,
+}
+
+impl Selection<'_> {
+    fn choice(&mut self, source: &Source<'_>) -> Result<Choice> {
+        let dims = dims(source)?;
+        if let Some(why) = self.stays(source) {
+            return keep(source, dims, why.clone(), Some(why));
+        }
+        let Wish { target, reason, may_fall_back } = self.wish(source, dims)?;
+        let wanted = match if target == Target::Default { self.recipe.default } else { target } {
+            Target::Codec(codec) => codec,
+            _ => return keep(source, dims, reason.clone(), Some(reason)),
+        };
+        let (codec, fallback) = if may_fall_back { self.fit(wanted, dims)? } else { (wanted, None) };
+        let bytes = codec.bytes(dims).map_err(|e| e.at(source.name).at(&reason))?;
+        let embedding = matches!(Kind::of(source.name), Kind::Output | Kind::TokenEmbd);
+        Ok(Choice {
+            name: source.name.to_owned(),
+            source: source.codec,
+            codec,
+            reason,
+            fallback,
+            keeps: None,
+            needs_importance: !embedding && self.recipe.importance.contains(&codec),
+            size: Size { bytes: bytes as u64, weights: dims.len() as u64 },
+        })
+    }
+
+    /// Why a tensor is never converted.
+    fn stays(&self, source: &Source<'_>) -> Option<String> {
+        if source.shape.iter().skip_while(|&&d| d <= 1).count() < 2 {
+            return Some("vector".to_owned());
+        }
+        if !source.name.ends_with("weight") {
+            return Some("not a weight".to_owned());
+        }
+        let kept =
+            self.recipe.keep.iter().find(|k| arch_is(&k.arch, &self.facts.arch) && k.pattern.matches(source.name));
+        kept.map(|k| k.why.clone())
+    }
+
+    /// What the recipe asks for: explicit types first, then names, then the mix.
+    fn wish(&mut self, source: &Source<'_>, dims: Dims) -> Result<Wish> {
+        let kind = Kind::of(source.name);
+        let named = self.recipe.named.iter().find(|n| n.pattern.matches(source.name));
+        let explicit = match kind {
+            Kind::TokenEmbd if source.name == PER_LAYER_EMBD && named.is_some() => None,
+            Kind::TokenEmbd => self.recipe.token_embd,
+            Kind::Output => self.recipe.output,
+            _ => None,
+        };
+        if let Some(target) = explicit {
+            return Ok(Wish { target, reason: format!("explicit type of {}", kind.name()), may_fall_back: false });
+        }
+        if let Some(named) = named {
+            let reason = named.set.clone().unwrap_or_else(|| format!("[tensors] {}", named.pattern.text()));
+            return Ok(Wish { target: named.target, reason, may_fall_back: true });
+        }
+        if self.recipe.pure {
+            return Ok(Wish { target: Target::Default, reason: "default".to_owned(), may_fall_back: true });
+        }
+        let (target, reason) = self.mix(source, dims, kind)?;
+        Ok(Wish { target, reason, may_fall_back: true })
+    }
+
+    /// The last rule that holds.
+    fn mix(&mut self, source: &Source<'_>, dims: Dims, kind: Kind) -> Result<(Target, String)> {
+        let tied_head = self.tied && kind == Kind::TokenEmbd;
+        let seen = Seen {
+            facts: self.facts,
+            name: source.name,
+            kind: if tied_head { Kind::Output } else { kind },
+            stacked: source.shape.iter().rev().nth(2).is_some_and(|&planes| planes > 1),
+            tied: self.tied,
+            row_fits: concrete(self.recipe.default).is_none_or(|codec| codec.layout(dims).is_ok()),
+            nth: self.nth[kind as usize],
+            attn_v_count: self.attn_v_count,
+        };
+        self.nth[kind as usize] += 1;
+        if let Some(target) = self.recipe.output.filter(|_| tied_head) {
+            return Ok((target, "explicit type of output, tied to token_embd".to_owned()));
+        }
+        let (mut target, mut reason) = (self.recipe.default, "default");
+        for rule in &self.recipe.rules {
+            if rule.when.holds(&seen, concrete(target))? {
+                target = if rule.target == Target::Default { self.recipe.default } else { rule.target };
+                reason = &rule.text;
+            }
+        }
+        Ok((target, reason.to_owned()))
+    }
+
+    /// Follows the fallbacks until a codec takes rows of this length.
+    fn fit(&self, wanted: &'static dyn Codec, dims: Dims) -> Result<(&'static dyn Codec, Option<Fallback>)> {
+        let mut codec = wanted;
+        let mut because = None;
+        // A chain longer than the table goes in circles.
+        for _ in 0..=self.recipe.fallback.len() {
+            let misfit = match codec.layout(dims) {
+                Ok(_) => return Ok((codec, because.map(|because| Fallback { wanted, because }))),
+                Err(e) if e.kind == error::Kind::Request => e,
+                Err(e) => return Err(e),
+            };
+            let next = self.recipe.fallback.iter().find(|(from, _)| *from == codec);
+            let Some(&(_, next)) = next else {
+                let help = format!("give a codec that fits: --set fallback.{}=CODEC", codec.name());
+                return Err(misfit.help(help));
+            };
+            because.get_or_insert_with(|| misfit.message().to_owned());
+            codec = next;
+        }
+        Err(Error::request(format!("the fallbacks of {} go in circles", wanted.name())))
+    }
+}
+
+fn concrete(target: Target) -> Option<&'static dyn Codec> {
+    match target {
+        Target::Codec(codec) => Some(codec),
+        _ => None,
+    }
+}
+
+fn keep(source: &Source<'_>, dims: Dims, reason: String, keeps: Option<String>) -> Result<Choice> {
+    let bytes = source.codec.bytes(dims).map_err(|e| e.at(source.name))?;
+    Ok(Choice {
+        name: source.name.to_owned(),
+        source: source.codec,
+        codec: source.codec,
+        reason,
+        fallback: None,
+        keeps,
+        needs_importance: false,
+        size: Size { bytes: bytes as u64, weights: dims.len() as u64 },
+    })
+}
+
+/// All matrices of a stack as one tall matrix.
+fn dims(source: &Source<'_>) -> Result<Dims> {
+    let (cols, outer) = source.shape.split_last().map_or((1, &[][..]), |(c, outer)| (*c, outer));
+    let rows = outer.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let dims = rows.filter(|r| r.checked_mul(cols).is_some()).map(|rows| Dims { rows, cols });
+    dims.ok_or_else(|| Error::input(format!("shape {:?} overflows", source.shape)).at(source.name))
+}

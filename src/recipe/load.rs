@@ -1,0 +1,227 @@
+//! From a name or a path to a [`Recipe`]: follows `extends` and `use`, and applies `--set`.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::file::{File, Text, find, target};
+use super::presets::{EMBEDDED, PARTS};
+use super::rule::{Pattern, Target};
+use super::{Keep, Named, Recipe};
+use crate::error::{At, Error, Kind, Result};
+
+const MAX_FILE: u64 = 1 << 20;
+const MAX_RULES: usize = 4096;
+/// Files read for one recipe, repeated ones included.
+const MAX_FILES: usize = 256;
+
+/// A preset of `quant list presets`.
+#[derive(Clone, Debug)]
+pub struct Preset {
+    pub name: String,
+    pub about: String,
+    pub aliases: Vec<String>,
+    /// Bits per weight of the default codec, scales included; `None` where the source decides.
+    pub bits_per_weight: Option<f64>,
+}
+
+/// Every preset, in the order of `presets.rs`.
+pub fn list() -> Result<Vec<Preset>> {
+    let presets = EMBEDDED.iter().filter(|(name, _)| !name.starts_with(PARTS));
+    presets
+        .map(|(name, _)| {
+            let recipe = Recipe::load(name)?;
+            let block = match recipe.default {
+                Target::Codec(codec) => codec.block(),
+                _ => None,
+            };
+            let bits_per_weight = block.map(|b| b.bytes as f64 * 8.0 / b.weights as f64);
+            Ok(Preset { name: recipe.name, about: recipe.about, aliases: recipe.aliases, bits_per_weight })
+        })
+        .collect()
+}
+
+impl Recipe {
+    /// A preset by name or alias in any case (`q4_k_m`, `Q4_K_M`, `q4_k`), or a `.toml` file.
+    pub fn load(name_or_path: &str) -> Result<Recipe> {
+        Loader::default().load(name_or_path, Some(Path::new("")))
+    }
+
+    /// A recipe that is not in a file; it can extend presets only.
+    pub fn parse(text: &str) -> Result<Recipe> {
+        Loader::default().read(Text { label: "recipe", text }, None)
+    }
+
+    /// `--set key=value`. Keys are `default`, `output`, `token_embd`, `pure`, `fallback.CODEC`; any other, or `tensors.REGEX`,
+    /// is a regular expression that names tensors. The first such expression that matches a tensor decides.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        let place = || format!("--set {assignment}");
+        let parsed = assignment.rsplit_once('=').ok_or_else(|| Error::request("expected key=value"));
+        parsed.and_then(|(key, value)| self.assign(key.trim(), value.trim(), assignment)).at(place)
+    }
+
+    fn assign(&mut self, key: &str, value: &str, assignment: &str) -> Result<()> {
+        match key {
+            "" => return Err(Error::request("expected key=value")),
+            "default" => self.default = whole(value)?,
+            "output" => self.output = Some(target(value)?),
+            "token_embd" => self.token_embd = Some(target(value)?),
+            "pure" => self.pure = value.parse().map_err(|_| Error::request("pure is true or false"))?,
+            _ => match key.strip_prefix("fallback.") {
+                Some(codec) => self.set_fallback(find(codec)?, find(value)?),
+                None => {
+                    let pattern = Pattern::parse(key.strip_prefix("tensors.").unwrap_or(key))?;
+                    let named = Named { pattern, target: target(value)?, set: Some(format!("--set {assignment}")) };
+                    let earlier = self.named.iter().take_while(|n| n.set.is_some()).count();
+                    self.named.insert(earlier, named);
+                }
+            },
+        }
+        Ok(())
+    }
+
+    fn set_fallback(&mut self, from: &'static dyn crate::codec::Codec, to: &'static dyn crate::codec::Codec) {
+        self.fallback.retain(|(f, _)| *f != from);
+        self.fallback.push((from, to));
+    }
+}
+
+/// A recipe's own default cannot be `default`.
+fn whole(name: &str) -> Result<Target> {
+    match target(name)? {
+        Target::Default => Err(Error::request("the default must be a codec or \"keep\"")),
+        target => Ok(target),
+    }
+}
+
+#[derive(Default)]
+struct Loader {
+    /// What is being read: a name that comes up twice extends itself.
+    trail: Vec<String>,
+    files: usize,
+}
+
+impl Loader {
+    /// `folder`: where relative paths start; `None` if files may not be read.
+    fn load(&mut self, name: &str, folder: Option<&Path>) -> Result<Recipe> {
+        self.files += 1;
+        if self.files > MAX_FILES {
+            return Err(Error::limits(format!("this recipe reads more than {MAX_FILES} files")));
+        }
+        if !name.ends_with(".toml") {
+            let (label, text) = embedded(name)?;
+            return self.within(label.to_owned(), |loader| loader.read(Text { label, text }, None));
+        }
+        let folder = folder.ok_or_else(|| Error::request(format!("{name:?}: only a recipe file can extend a file")))?;
+        let path = folder.join(name);
+        let text = read_text(&path).map_err(|e| e.at(path.display().to_string()))?;
+        let label = path.display().to_string();
+        let identity = path.canonicalize().unwrap_or_else(|_| path.clone()).display().to_string();
+        let parent = path.parent().map(PathBuf::from).unwrap_or_default();
+        let mut recipe =
+            self.within(identity, |loader| loader.read(Text { label: &label, text: &text }, Some(&parent)))?;
+        if recipe.name.is_empty() {
+            recipe.name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        }
+        Ok(recipe)
+    }
+
+    fn within<T>(&mut self, identity: String, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.trail.contains(&identity) {
+            let trail = self.trail.join(" -> ");
+            return Err(Error::request(format!("a recipe extends itself: {trail} -> {identity}")));
+        }
+        self.trail.push(identity);
+        let result = read(self)?;
+        self.trail.pop();
+        Ok(result)
+    }
+
+    fn read(&mut self, text: Text<'_>, folder: Option<&Path>) -> Result<Recipe> {
+        let file = text.parse()?;
+        let base = file.extends.as_ref().map(|name| text.read(name, |n| self.load(n, folder))).transpose()?;
+        let mut recipe = base.unwrap_or_default();
+        recipe.name = file.name.clone().unwrap_or_default();
+        recipe.aliases = file.aliases.clone();
+        for spanned in &file.rule {
+            match &spanned.get_ref().r#use {
+                None => recipe.rules.push(text.rule(spanned)?),
+                Some(name) if spanned.get_ref().only_uses() => {
+                    recipe.rules.extend(text.read(name, |n| self.load(n, folder))?.rules);
+                }
+                Some(name) => {
+                    return Err(Error::request("`use` takes all rules of another file: it stands alone")
+                        .at(text.place(name.span())));
+                }
+            }
+            if recipe.rules.len() > MAX_RULES {
+                return Err(Error::limits(format!("more than {MAX_RULES} rules")).at(text.label));
+            }
+        }
+        apply(&mut recipe, &file, text)?;
+        Ok(recipe)
+    }
+}
+
+/// Everything but rules: single values replace the base's, lists and tables add to it.
+fn apply(recipe: &mut Recipe, file: &File, text: Text<'_>) -> Result<()> {
+    if let Some(about) = &file.about {
+        recipe.about.clone_from(about);
+    }
+    if let Some(container) = &file.container {
+        recipe.container.clone_from(container);
+    }
+    recipe.file_type = file.file_type.or(recipe.file_type);
+    recipe.pure = file.pure.unwrap_or(recipe.pure);
+    if let Some(default) = &file.default {
+        recipe.default = text.read(default, |name| whole(name))?;
+    }
+    for (own, slot) in [(&file.output, &mut recipe.output), (&file.token_embd, &mut recipe.token_embd)] {
+        if let Some(name) = own {
+            *slot = Some(text.read(name, |n| target(n))?);
+        }
+    }
+    for codec in &file.importance {
+        recipe.importance.push(text.read(codec, |c| find(c))?);
+    }
+    for (from, to) in &file.fallback.0 {
+        recipe.set_fallback(text.read(from, |f| find(f))?, text.read(to, |t| find(t))?);
+    }
+    for keep in &file.keep {
+        let pattern = text.read(&keep.names, |n| Pattern::parse(n))?;
+        recipe.keep.push(Keep { pattern, arch: keep.arch.list().to_vec(), why: keep.why.clone() });
+    }
+    let mut named = Vec::new();
+    for (regex, codec) in &file.tensors.0 {
+        let pattern = text.read(regex, |r| Pattern::parse(r))?;
+        named.push(Named { pattern, target: text.read(codec, |c| target(c))?, set: None });
+    }
+    recipe.named.splice(0..0, named);
+    Ok(())
+}
+
+fn embedded(name: &str) -> Result<(&'static str, &'static str)> {
+    let wanted = name.to_ascii_lowercase();
+    let direct = EMBEDDED.iter().find(|(n, _)| *n == wanted);
+    let alias = || EMBEDDED.iter().find(|(n, text)| aliases(n, text).contains(&wanted));
+    direct.or_else(alias).copied().ok_or_else(|| {
+        let known: Vec<_> = EMBEDDED.iter().map(|(n, _)| *n).filter(|n| !n.starts_with(PARTS)).collect();
+        Error::request(format!("unknown preset {name:?}"))
+            .help(format!("presets: {}; the name of a recipe file ends in .toml", known.join(", ")))
+    })
+}
+
+fn aliases(label: &str, text: &str) -> Vec<String> {
+    Text { label, text }.parse().map(|file| file.aliases).unwrap_or_default()
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => Error::new(Kind::Input, "not UTF-8 text"),
+        _ => e.into(),
+    })?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(Error::limits("a recipe has at most 1 MiB"));
+    }
+    Ok(text)
+}

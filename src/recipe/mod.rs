@@ -1,0 +1,87 @@
+//! Recipes: TOML files that say which codec every weight gets. The presets in `recipes/` reproduce the mixes of llama.cpp's
+//! `llama-quantize`; `recipes/README.md` describes the language.
+//!
+//! [`Recipe::load`] reads one, [`choose`] applies it to the tensors of a model, [`Size`] says what the result weighs.
+
+mod choose;
+mod facts;
+mod file;
+mod kind;
+mod layers;
+mod load;
+mod presets;
+mod rule;
+mod size;
+
+pub use choose::{Choice, Fallback, Source, choose, select};
+pub use facts::ModelFacts;
+pub use kind::{KINDS, order};
+pub use load::{Preset, list};
+pub use size::Size;
+
+use crate::codec::Codec;
+use rule::{Pattern, Rule, Target};
+
+/// A recipe with all its bases resolved.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// `Q4_K_M`; a file without `name` is called by its file name.
+    pub name: String,
+    pub aliases: Vec<String>,
+    pub about: String,
+    /// `gguf`
+    pub container: String,
+    /// GGUF's `general.file_type`; `None` leaves the source's.
+    pub file_type: Option<u32>,
+    default: Target,
+    /// No rules: the default everywhere.
+    pure: bool,
+    output: Option<Target>,
+    token_embd: Option<Target>,
+    /// First match wins, before the rules.
+    named: Vec<Named>,
+    /// Last match wins.
+    rules: Vec<Rule>,
+    keep: Vec<Keep>,
+    fallback: Vec<(&'static dyn Codec, &'static dyn Codec)>,
+    /// Codecs that need an importance matrix.
+    importance: Vec<&'static dyn Codec>,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Recipe {
+            name: String::new(),
+            aliases: Vec::new(),
+            about: String::new(),
+            container: "gguf".to_owned(),
+            file_type: None,
+            default: Target::Keep,
+            pure: false,
+            output: None,
+            token_embd: None,
+            named: Vec::new(),
+            rules: Vec::new(),
+            keep: Vec::new(),
+            fallback: Vec::new(),
+            importance: Vec::new(),
+        }
+    }
+}
+
+/// An override by name, from `[tensors]` or `--set`.
+#[derive(Clone, Debug)]
+struct Named {
+    pattern: Pattern,
+    target: Target,
+    /// As typed, if it was.
+    set: Option<String>,
+}
+
+/// Tensors that stay as they are.
+#[derive(Clone, Debug)]
+struct Keep {
+    pattern: Pattern,
+    arch: Vec<String>,
+    why: String,
+}

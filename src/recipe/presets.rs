@@ -1,0 +1,21 @@
+//! The recipes inside the binary. A test compares this list with the `recipes` folder.
+
+macro_rules! embed {
+    ($($name:literal)*) => {
+        /// Name and text. `parts/` are for `extends` and `use`, the others are presets, widest first.
+        pub(super) const EMBEDDED: &[(&str, &str)] =
+            &[$(($name, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/", $name, ".toml")))),*];
+    };
+}
+
+embed! {
+    "copy" "f32" "bf16" "f16"
+    "q8_0" "q6_k" "q5_k_m" "q5_k_s" "q5_1" "q5_0"
+    "q4_k_m" "q4_k_s" "q4_1" "q4_0" "iq4_nl" "iq4_xs" "mxfp4_moe"
+    "q3_k_l" "q3_k_m" "q3_k_s" "iq3_m" "iq3_s" "iq3_xs" "iq3_xxs"
+    "q2_k" "q2_k_s" "q2_0" "iq2_m" "iq2_s" "iq2_xs" "iq2_xxs" "tq2_0" "tq1_0"
+    "iq1_m" "iq1_s" "q1_0"
+    "parts/llama" "parts/large" "parts/large-q5" "parts/iq-low"
+}
+
+pub(super) const PARTS: &str = "parts/";
