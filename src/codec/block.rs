@@ -49,6 +49,12 @@ pub struct Block {
 }
 
 impl Block {
+    /// The same row, with its encoder.
+    pub const fn written(mut self, encode: Encode) -> Block {
+        self.encode = Some(encode);
+        self
+    }
+
     pub fn row_bytes(&self, cols: usize) -> usize {
         cols / self.weights * self.bytes
     }

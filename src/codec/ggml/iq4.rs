@@ -3,13 +3,15 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::simple::nibbles;
-use super::{Values, block};
+use super::{Values, block, encode};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
-pub static IQ4_NL: Block = block::<BlockIq4Nl, 32>("iq4_nl", 20, "4 bits, w = d level[q], 32 a block (ggml)");
+pub static IQ4_NL: Block =
+    block::<BlockIq4Nl, 32>("iq4_nl", 20, "4 bits, w = d level[q], 32 a block (ggml)").written(encode::IQ4_NL);
 pub static IQ4_XS: Block =
-    block::<BlockIq4Xs, 256>("iq4_xs", 23, "4 bits, w = d s level[q], 32 weights a 6-bit s (ggml)");
+    block::<BlockIq4Xs, 256>("iq4_xs", 23, "4 bits, w = d s level[q], 32 weights a 6-bit s (ggml)")
+        .written(encode::IQ4_XS);
 
 pub const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 

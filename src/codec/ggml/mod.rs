@@ -52,7 +52,7 @@ trait Values<const N: usize>: AnyBitPattern {
     fn values<C: Cpu>(&self, out: &mut [f32; N]);
 }
 
-/// A row of the table. Encoders are added by struct update.
+/// A row of the table; [`Block::written`] adds the encoder.
 const fn block<B: Values<N>, const N: usize>(name: &'static str, ggml: u32, about: &'static str) -> Block {
     Block {
         name,
