@@ -12,3 +12,5 @@ pub mod codec;
 pub mod arch;
 
 pub mod container;
+
+pub mod calibrate;
