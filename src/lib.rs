@@ -14,3 +14,5 @@ pub mod arch;
 pub mod container;
 
 pub mod recipe;
+
+pub mod calibrate;

@@ -1,0 +1,3 @@
+//! What the inputs of a model's weights look like on real text.
+
+pub mod imatrix;
