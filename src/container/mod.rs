@@ -1,5 +1,9 @@
 //! Models on disk. [`open`] turns any of them into a [`Checkpoint`]: source models and artifacts are one type.
 
+pub mod hf;
+#[cfg(feature = "hub")]
+pub mod hub;
+
 use std::path::Path;
 
 use crate::arch::WeightId;
