@@ -6,19 +6,12 @@ pub mod hub;
 
 use std::path::Path;
 
+pub use crate::arch::Convention;
 use crate::arch::WeightId;
 use crate::codec::Codec;
 use crate::error::Result;
 use crate::metadata::Metadata;
 use crate::tensor::{Dims, Packed};
-
-/// How a container orders rows and offsets norms. Hugging Face and GGUF disagree for some families
-/// (`arch` knows which); everything else is the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Convention {
-    HuggingFace,
-    Gguf,
-}
 
 /// One tensor of a checkpoint under its canonical (GGUF) name, experts stacked. Known from headers alone.
 #[derive(Clone, Debug)]

@@ -1,0 +1,29 @@
+//! The families, one file each.
+
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod llama;
+mod mistral;
+mod mixtral;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3moe;
+mod smollm3;
+
+use super::Arch;
+
+pub static ALL: &[&Arch] = &[
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &mixtral::MIXTRAL,
+    &smollm3::SMOLLM3,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &qwen3moe::QWEN3MOE,
+    &gemma::GEMMA,
+    &gemma2::GEMMA2,
+    &gemma3::GEMMA3,
+    &phi3::PHI3,
+];

@@ -1,0 +1,171 @@
+//! The facts about one model that a runtime needs, whichever container they come from.
+
+use serde_json::Value;
+
+use super::config::Config;
+use super::keys::KEYS;
+use super::rope::{self, Llama3, RopeTensors};
+use super::{ARCHES, Arch, for_class};
+use crate::error::{Error, Result};
+use crate::metadata::Metadata;
+
+/// Facts as the files state them; `None` is "not stated". The methods say what absence means.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelSpec {
+    pub layers: u32,
+    pub hidden: u32,
+    /// Width of a dense feed-forward layer.
+    pub ffn: u32,
+    pub heads: u32,
+    pub kv_heads: Option<u32>,
+    pub head_dim: Option<u32>,
+    pub vocab: Option<u32>,
+    pub context: Option<u32>,
+    pub rms_eps: f32,
+    pub causal: Option<bool>,
+    /// `lm_head` is the embedding.
+    pub tied: bool,
+
+    pub experts: Option<u32>,
+    pub experts_used: Option<u32>,
+    /// Width of one expert, where it differs from `ffn`.
+    pub expert_ffn: Option<u32>,
+    pub expert_groups: Option<u32>,
+    pub expert_groups_used: Option<u32>,
+    /// 1 softmax, 2 sigmoid.
+    pub expert_gating: Option<u32>,
+
+    /// Layers alternate between this window and full attention; see [`ModelSpec::is_sliding`].
+    pub sliding_window: Option<u32>,
+    pub sliding_period: Option<u32>,
+    pub attn_softcap: Option<f32>,
+    pub final_softcap: Option<f32>,
+
+    pub rope_dim: Option<u32>,
+    pub rope_base: Option<f32>,
+    /// Base of the layers with a sliding window, where it differs.
+    pub rope_base_swa: Option<f32>,
+    /// `linear`, `yarn` or `longrope`; the `llama3` rule is in [`ModelSpec::llama3`].
+    pub rope_scaling: Option<String>,
+    pub rope_factor: Option<f32>,
+    pub rope_original_context: Option<u32>,
+    pub rope_attn_factor: Option<f32>,
+    pub yarn_ext_factor: Option<f32>,
+    pub yarn_attn_factor: Option<f32>,
+    pub yarn_beta_fast: Option<f32>,
+    pub yarn_beta_slow: Option<f32>,
+    /// The rule behind `rope_freqs.weight`; unknown when read from GGUF, which stores its result.
+    pub llama3: Option<Llama3>,
+    /// Per-frequency divisors of longrope beyond and within the original context; empty when read from GGUF.
+    pub rope_long: Vec<f32>,
+    pub rope_short: Vec<f32>,
+}
+
+impl ModelSpec {
+    /// Reads config.json of a Hugging Face folder.
+    pub fn from_config(config: &Value) -> Result<(&'static Arch, ModelSpec)> {
+        let arch = for_class(class(config)?)?;
+        let defaults = serde_json::from_str(arch.defaults).map_err(|e| Error::input(e.to_string()).at(arch.name))?;
+        let config = Config::new(config, &defaults)?;
+        let mut spec = ModelSpec {
+            causal: config.bool("is_causal")?,
+            tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
+            sliding_period: arch.sliding_period,
+            ..ModelSpec::default()
+        };
+        for key in KEYS {
+            (key.field)(&mut spec).read(&config, key.hf)?;
+        }
+        rope::read(&config, &mut spec)?;
+        if spec.llama3.is_some() && arch.rope_tensors != RopeTensors::Llama3 {
+            return Err(
+                Error::unsupported(format!("{} models cannot carry llama3 rope scaling", arch.name)).at("config.json")
+            );
+        }
+        spec.check().map_err(|e| e.at("config.json"))?;
+        spec.kv_heads = spec.kv_heads.or(Some(spec.heads));
+        (arch.finish)(&config, &mut spec).map_err(|e| e.at("config.json"))?;
+        Ok((arch, spec))
+    }
+
+    /// Reads a GGUF file's metadata.
+    pub fn from_metadata(metadata: &Metadata) -> Result<(&'static Arch, ModelSpec)> {
+        let name = metadata.str("general.architecture").ok_or_else(|| Error::input("no general.architecture"))?;
+        let experts = metadata.u64(&format!("{name}.expert_count")).unwrap_or(0) > 0;
+        let families = || ARCHES.iter().copied().filter(|a| a.name == name);
+        let arch = families().find(|a| a.has_experts() == experts).or_else(|| families().next()).ok_or_else(|| {
+            let known: Vec<_> = ARCHES.iter().map(|a| a.name).collect();
+            Error::unsupported(format!("unknown architecture {name:?}")).help(format!("known: {}", known.join(", ")))
+        })?;
+        let mut spec = ModelSpec { sliding_period: arch.sliding_period, ..ModelSpec::default() };
+        for key in KEYS {
+            let name = key.name(arch);
+            if let Some(value) = metadata.get(&name) {
+                (key.field)(&mut spec).set(value).map_err(|e| e.at(name))?;
+            }
+        }
+        spec.check()?;
+        Ok((arch, spec))
+    }
+
+    /// What every layer's arithmetic relies on.
+    fn check(&self) -> Result<()> {
+        let positive = [
+            ("num_hidden_layers", self.layers),
+            ("hidden_size", self.hidden),
+            ("intermediate_size", self.ffn),
+            ("num_attention_heads", self.heads),
+            ("num_key_value_heads", self.kv_heads.unwrap_or(1)),
+            ("head_dim", self.head_dim.unwrap_or(1)),
+        ];
+        if let Some((name, _)) = positive.into_iter().find(|(_, v)| *v == 0) {
+            return Err(Error::input(format!("{name} is missing or zero")));
+        }
+        if self.heads > self.hidden && self.head_dim.is_none() {
+            return Err(Error::input(format!("{} heads do not fit hidden_size {}", self.heads, self.hidden)));
+        }
+        if self.heads % self.kv_heads() as u32 != 0 {
+            let kv = self.kv_heads();
+            return Err(Error::input(format!(
+                "{} attention heads are no multiple of {kv} key-value heads",
+                self.heads
+            )));
+        }
+        let limits = [("num_hidden_layers", self.layers, 1 << 16), ("num_experts", self.experts(), 1 << 16)];
+        if let Some((name, v, _)) = limits.into_iter().find(|(_, v, limit)| v > limit) {
+            return Err(Error::input(format!("{name} is {v}, more than any model has")));
+        }
+        Ok(())
+    }
+
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads.unwrap_or(self.heads) as usize
+    }
+    /// Width of one attention head; at least 1.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden / self.heads.max(1)).max(1) as usize
+    }
+    pub fn rope_dim(&self) -> usize {
+        self.rope_dim.map_or(self.head_dim(), |d| d as usize)
+    }
+    /// 0: a dense model.
+    pub fn experts(&self) -> u32 {
+        self.experts.unwrap_or(0)
+    }
+    pub fn expert_ffn(&self) -> usize {
+        self.expert_ffn.unwrap_or(self.ffn) as usize
+    }
+    pub fn is_sliding(&self, layer: u32) -> bool {
+        let windowed = self.sliding_window.is_some_and(|w| w > 0);
+        windowed && self.sliding_period.is_some_and(|p| p > 0 && (layer + 1) % p != 0)
+    }
+}
+
+/// The class whose weights these are. A language model inside a larger one may name its own.
+fn class(config: &Value) -> Result<&str> {
+    let text = config.get("text_config").and_then(|t| t.get("architectures"));
+    let classes = text.filter(|v| !v.is_null()).or_else(|| config.get("architectures"));
+    classes.and_then(|c| c.get(0)?.as_str()).ok_or_else(|| {
+        Error::input("no model class in `architectures`").at("config.json").help("is this the model's config.json?")
+    })
+}
