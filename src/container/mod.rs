@@ -1,6 +1,9 @@
 //! Models on disk. [`open`] turns any of them into a [`Checkpoint`]: source models and artifacts are one type.
 
 pub mod gguf;
+pub mod hf;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod output;
 pub mod sniff;
 

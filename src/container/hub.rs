@@ -1,0 +1,160 @@
+//! Models from the Hugging Face Hub: `hf:org/name`, `hf:org/name@revision`, `hf:org/name/file.gguf`.
+//! Files land in the cache that Python's `huggingface_hub` uses, so what one has downloaded the other finds.
+//! Variables as there: `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`.
+
+mod download;
+mod env;
+mod select;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use hf_hub::api::sync::{Api, ApiBuilder};
+use hf_hub::{Cache, Repo, RepoType};
+
+use crate::error::{At, Error, Result};
+pub use env::Settings;
+
+/// What happens during [`Hub::fetch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// The hub cannot be reached, or `HF_HUB_OFFLINE` is set: the newest snapshot in the cache is used.
+    Offline,
+    /// `files` belong to the model, of which `cached` are here already.
+    Plan { files: usize, cached: usize },
+    /// `done` of `total` bytes of a file are here.
+    File { name: &'a str, done: u64, total: u64 },
+    /// The connection broke; the download goes on where it stopped.
+    Retry { name: &'a str, reason: &'a str },
+}
+
+/// A model on the hub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// `org/name`
+    pub repo: String,
+    /// A branch, tag or commit.
+    pub revision: String,
+    /// A file in the repository, for GGUF.
+    pub file: Option<String>,
+}
+
+impl Reference {
+    /// Parses `hf:org/name[/file.gguf][@revision]`; `None` if it does not start with `hf:`.
+    pub fn parse(text: &str) -> Option<Result<Reference>> {
+        let rest = text.strip_prefix("hf:")?;
+        Some(Self::parts(rest).ok_or_else(|| {
+            Error::request(format!("{text:?} is not a model on the hub"))
+                .help("write hf:org/name, hf:org/name@revision or hf:org/name/file.gguf")
+        }))
+    }
+
+    fn parts(text: &str) -> Option<Reference> {
+        let (path, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let end = path.match_indices('/').nth(1).map_or(path.len(), |(i, _)| i);
+        let (repo, file) = (&path[..end], path.get(end + 1..));
+        // Both become folders of the cache.
+        let sound =
+            |s: &str| s.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && part.chars().all(plain));
+        let file_is_sound = file.is_none_or(|f| sound(f) && f.ends_with(".gguf"));
+        (sound(repo) && sound(revision) && file_is_sound).then(|| Reference {
+            repo: repo.to_owned(),
+            revision: revision.to_owned(),
+            file: file.map(str::to_owned),
+        })
+    }
+}
+
+fn plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+')
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hf:{}", self.repo)?;
+        if let Some(file) = &self.file {
+            write!(f, "/{file}")?;
+        }
+        if self.revision != "main" {
+            write!(f, "@{}", self.revision)?;
+        }
+        Ok(())
+    }
+}
+
+/// A client of the hub.
+pub struct Hub {
+    api: Api,
+    cache: Cache,
+    settings: Settings,
+}
+
+impl Hub {
+    pub fn new(settings: Settings) -> Result<Hub> {
+        let cache = Cache::new(settings.cache.clone());
+        let api = ApiBuilder::from_cache(cache.clone())
+            .with_progress(false)
+            .with_endpoint(settings.endpoint.clone())
+            .with_token(settings.token.clone())
+            .with_user_agent("quant", env!("CARGO_PKG_VERSION"))
+            .build()
+            .map_err(|e| Error::request(e.to_string()).at(settings.endpoint.clone()))?;
+        Ok(Hub { api, cache, settings })
+    }
+
+    /// Downloads what is missing and returns the folder of the model, or its GGUF file.
+    /// An interrupted download goes on where it stopped.
+    pub fn fetch(&self, model: &Reference, progress: &dyn Fn(Event<'_>)) -> Result<PathBuf> {
+        self.fetch_inner(model, progress).at(|| model.to_string())
+    }
+
+    fn fetch_inner(&self, model: &Reference, progress: &dyn Fn(Event<'_>)) -> Result<PathBuf> {
+        if self.settings.offline {
+            return self.cached(model, progress, None);
+        }
+        let info = match self.guard(|| self.repo(model, &model.revision).info()) {
+            Ok(info) => info,
+            Err(e) if download::unreachable(&e) => return self.cached(model, progress, Some(e)),
+            Err(e) => return Err(self.explain(model, e)),
+        };
+        let names: Vec<_> = info.siblings.into_iter().map(|s| s.rfilename).collect();
+        let session = download::Session::new(self, model, info.sha, progress)?;
+        let first = session.all(&select::first(model, &names)?)?;
+        match &model.file {
+            Some(file) => Ok(first.join(file)),
+            None => {
+                select::check(&first)?;
+                session.all(&select::weights(&first, &names)?)
+            }
+        }
+    }
+
+    /// The snapshot that an earlier run has left; whether it is complete, opening it will tell.
+    fn cached(
+        &self,
+        model: &Reference,
+        progress: &dyn Fn(Event<'_>),
+        cause: Option<download::Failure>,
+    ) -> Result<PathBuf> {
+        let repo = self.cache.repo(Repo::with_revision(model.repo.clone(), RepoType::Model, model.revision.clone()));
+        let wanted = model.file.as_deref().unwrap_or("config.json");
+        // The cache knows branches by name and commits by their folder.
+        let by_commit = repo.pointer_path(&model.revision).join(wanted);
+        let found = repo.get(wanted).or_else(|| by_commit.exists().then_some(by_commit));
+        match (found, cause) {
+            (Some(path), _) => {
+                progress(Event::Offline);
+                let folder = || path.parent().map(PathBuf::from);
+                Ok(if model.file.is_some() { None } else { folder() }.unwrap_or(path))
+            }
+            (None, Some(cause)) => Err(self.explain(model, cause)),
+            (None, None) => Err(Error::request("not in the cache, and HF_HUB_OFFLINE is set")
+                .at(self.settings.cache.display().to_string())
+                .help("unset HF_HUB_OFFLINE to download it")),
+        }
+    }
+
+    fn repo(&self, model: &Reference, revision: &str) -> hf_hub::api::sync::ApiRepo {
+        self.api.repo(Repo::with_revision(model.repo.clone(), RepoType::Model, revision.to_owned()))
+    }
+}
