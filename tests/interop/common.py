@@ -1,0 +1,92 @@
+"""What the checks share: where the binary is, how it is called, how a check reports and exits."""
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OK, FAILED, CANNOT_RUN = 0, 1, 77
+
+
+def cannot(reason):
+    """Ends the check: it could not run, which is neither a pass nor a failure."""
+    print(f"skipped: {reason}")
+    raise SystemExit(CANNOT_RUN)
+
+
+class QuantError(Exception):
+    """`quant` ended with an error; the message is what it printed on stderr."""
+
+
+def binary():
+    """Path of the binary under test: $QUANT_BIN, else the release build, else the debug build."""
+    named = os.environ.get("QUANT_BIN")
+    builds = [Path(named)] if named else [ROOT / "target" / kind / "quant" for kind in ("release", "debug")]
+    for path in builds:
+        if path.is_file():
+            return path
+    cannot(f"no binary at {' or '.join(map(str, builds))}; run `cargo build --release` or set QUANT_BIN")
+
+
+def quant(*arguments):
+    """Runs `quant` and returns its stdout; raises QuantError when it fails or is killed."""
+    command = [binary(), *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    if done.returncode:
+        said = done.stderr.strip() or "nothing on stderr"
+        raise QuantError(f"exit status {done.returncode}: {said}")
+    return done.stdout
+
+
+def convert(source, target, output, *options):
+    quant("convert", source, "--to", target, "-o", output, "--threads", 2, *options)
+    return Path(output)
+
+
+# The file types llama_model_quantize knows, for when the binary cannot list its own presets.
+PRESETS = ("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q2_k_s q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k "
+           "iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq2_m iq3_xxs iq3_xs iq3_s iq3_m iq4_nl iq4_xs tq1_0 tq2_0 mxfp4_moe "
+           "q1_0 q2_0").split()
+
+
+def presets():
+    """Names of the binary's presets."""
+    try:
+        listed = json.loads(quant("list", "presets", "--json"))
+    except (QuantError, ValueError):
+        return list(PRESETS)
+    rows = listed.get("presets", []) if isinstance(listed, dict) else listed
+    return [row["name"] if isinstance(row, dict) else row for row in rows]
+
+
+class Report:
+    """Rows of a check, printed as they come, and the line of counts at the end."""
+
+    def __init__(self, title, *columns):
+        self.title, self.columns = title, columns
+        self.counts = {"ok": 0, "FAIL": 0, "skipped": 0}
+        print(f"## {title}")
+        print(f"| status | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
+
+    def row(self, status, *cells):
+        """One result; status is "ok", "FAIL" or "skipped"."""
+        self.counts[status] += 1
+        clean = (re.sub(r"\s+", " ", str(cell)).replace("|", "/") for cell in cells)
+        print(f"| {status} | {' | '.join(clean)} |", flush=True)
+
+    def finish(self):
+        """Prints the counts and returns the exit status."""
+        done = self.counts["ok"] + self.counts["FAIL"]
+        print(f"\n{self.title}: {done} checked, {self.counts['ok']} ok, {self.counts['FAIL']} failed, "
+              f"{self.counts['skipped']} skipped", flush=True)
+        return FAILED if self.counts["FAIL"] else OK if done else CANNOT_RUN
+
+
+def main(function):
+    """Runs a check's main function with a readable end when a package is missing."""
+    try:
+        sys.exit(function())
+    except ModuleNotFoundError as error:
+        cannot(f"{error}; run with the Python that tests/interop/env.py prints")
