@@ -58,6 +58,9 @@ impl Error {
     pub fn message(&self) -> &str {
         &self.message
     }
+    pub fn advice(&self) -> Option<&str> {
+        self.help.as_deref()
+    }
     pub fn places(&self) -> &[String] {
         &self.at
     }

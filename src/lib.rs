@@ -16,3 +16,7 @@ pub mod container;
 pub mod recipe;
 
 pub mod calibrate;
+
+pub mod convert;
+
+pub mod cli;

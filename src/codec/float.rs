@@ -8,7 +8,7 @@ use super::cpu::{self, Cpu, Decoder};
 
 pub static CODECS: &[&dyn Codec] = &[&F32, &F16, &BF16, &F64, &I8, &I16, &I32, &I64];
 
-static F32: Block = Block {
+pub static F32: Block = Block {
     name: "f32",
     about: "IEEE 754 single precision",
     ggml: Some(0),

@@ -10,7 +10,7 @@ pub mod sniff;
 use std::path::Path;
 
 pub use crate::arch::Convention;
-use crate::arch::WeightId;
+use crate::arch::{Arch, ModelSpec, Transform, WeightId};
 use crate::codec::Codec;
 use crate::error::{At, Result};
 use crate::metadata::Metadata;
@@ -74,6 +74,9 @@ pub trait Checkpoint: Send + Sync {
     fn convention(&self) -> Convention;
     /// GGUF's name of the architecture: `llama`.
     fn arch(&self) -> &str;
+    /// The family and this model's facts. `None`: a GGUF file of a family that `quant` does not know, which can still be
+    /// requantized.
+    fn family(&self) -> Option<(&'static Arch, &ModelSpec)>;
     fn tensors(&self) -> &[Tensor];
     /// Source tensors that `tensors` leaves out.
     fn dropped(&self) -> &[Dropped];
@@ -89,6 +92,21 @@ impl dyn Checkpoint + '_ {
     pub fn find(&self, name: &str) -> Option<usize> {
         self.tensors().iter().position(|t| t.name == name)
     }
+
+    /// How the values of tensor `name` change on the way to `convention`.
+    pub fn transform(&self, name: &str, convention: Convention) -> Transform {
+        match self.family() {
+            Some((arch, spec)) => arch.transform(name, self.convention(), convention, spec),
+            None => Transform::IDENTITY,
+        }
+    }
+}
+
+/// What a user may have to say about a model that its files do not.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// llama.cpp's name of the pre-tokenizer.
+    pub pre: Option<String>,
 }
 
 /// A row of the table of containers.
@@ -98,17 +116,17 @@ pub struct Container {
     pub about: &'static str,
     /// Whether an existing path looks like one; reads no more than its first bytes.
     pub detect: fn(&Path) -> bool,
-    pub open: fn(&Path) -> Result<Box<dyn Checkpoint>>,
+    pub open: fn(&Path, &OpenOptions) -> Result<Box<dyn Checkpoint>>,
 }
 
 /// Every container that `quant` opens.
 pub static CONTAINERS: &[Container] = &[gguf::CONTAINER];
 
 /// Opens a Hugging Face folder or a GGUF file (the first shard, if split).
-pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
+pub fn open(path: &Path, options: &OpenOptions) -> Result<Box<dyn Checkpoint>> {
     std::fs::metadata(path).at(|| path.display().to_string())?;
     match CONTAINERS.iter().find(|c| (c.detect)(path)) {
-        Some(container) => (container.open)(path),
+        Some(container) => (container.open)(path, options),
         None => Err(sniff::explain(path).at(path.display().to_string())),
     }
 }

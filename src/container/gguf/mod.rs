@@ -24,7 +24,7 @@ pub const CONTAINER: Container = Container {
     name: "gguf",
     about: "llama.cpp's single file (ggml docs/gguf.md); of a split one, the first shard",
     detect: |path| path.is_file() && sniff::first_bytes(path).is_ok_and(|b| b.starts_with(MAGIC)),
-    open: |path| Ok(Box::new(Gguf::open(path)?)),
+    open: |path, _| Ok(Box::new(Gguf::open(path)?)),
 };
 
 pub const MAGIC: &[u8; 4] = b"GGUF";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use super::{Header, TensorInfo, header, shards};
-use crate::arch::WeightId;
+use crate::arch::{Arch, ModelSpec, WeightId};
 use crate::container::{Checkpoint, Convention, Dropped, Tensor, Weight};
 use crate::error::{At, Error, Result};
 use crate::metadata::Metadata;
@@ -23,6 +23,7 @@ const F32: u32 = 0;
 /// `.input_scale` companions are there too, beside being applied by `read`.
 pub struct Gguf {
     arch: String,
+    family: Option<(&'static Arch, ModelSpec)>,
     metadata: Metadata,
     shards: Vec<Mapped>,
     tensors: Vec<Tensor>,
@@ -80,7 +81,8 @@ impl Gguf {
             }
             shards.push(shard);
         }
-        let mut gguf = Gguf { arch, metadata, shards, tensors, places, contiguous };
+        let family = ModelSpec::from_metadata(&metadata).ok();
+        let mut gguf = Gguf { arch, family, metadata, shards, tensors, places, contiguous };
         gguf.attach_scales(&by_name)?;
         Ok(gguf)
     }
@@ -146,6 +148,10 @@ impl Checkpoint for Gguf {
 
     fn arch(&self) -> &str {
         &self.arch
+    }
+
+    fn family(&self) -> Option<(&'static Arch, &ModelSpec)> {
+        self.family.as_ref().map(|(arch, spec)| (*arch, spec))
     }
 
     fn tensors(&self) -> &[Tensor] {

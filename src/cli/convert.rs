@@ -1,0 +1,246 @@
+//! `quant convert` and `quant plan`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::report::{Reporter, table};
+use super::size::Size;
+use super::{Common, model};
+use crate::calibrate::imatrix::Imatrix;
+use crate::container::OpenOptions;
+use crate::convert::{self, Output, Plan, Planned, Request};
+use crate::error::{At, Error, Result};
+use crate::recipe::Recipe;
+
+#[derive(Args)]
+pub struct Convert {
+    /// A Hugging Face folder, a GGUF file (its first shard, if split) or hf:org/name[@revision]
+    model: String,
+    /// What to make: presets (`quant list presets`) or recipe files, separated by commas; each weight is read once for all
+    #[arg(long, required = true, value_delimiter = ',', value_name = "TARGET")]
+    to: Vec<String>,
+    /// Output file, or a folder for several targets [default: NAME-TARGET.gguf beside the model]
+    #[arg(short, long, value_name = "FILE|DIR")]
+    output: Option<PathBuf>,
+    /// Importance matrix made by llama-imatrix, GGUF or the older .dat
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// How codes are chosen: `rtn` ignores the importance matrix, `imatrix` demands one, `auto` uses it if given
+    #[arg(long, value_enum, default_value_t)]
+    method: Method,
+    /// Change the recipe, e.g. --set output=q8_0 --set 'fallback.q4_k=q8_0' (recipes/README.md has the language)
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Quantize again what is quantized already: quality suffers
+    #[arg(long)]
+    allow_requantize: bool,
+    /// Split the output into files of at most this size, e.g. 4GiB
+    #[arg(long, value_name = "SIZE")]
+    split_max_size: Option<Size>,
+    /// Refuse to start if the buffers would take more than this
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+    /// llama.cpp's name of the pre-tokenizer, where quant cannot recognise it
+    #[arg(long, value_name = "NAME")]
+    pre: Option<String>,
+    /// Show the plan, write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
+enum Method {
+    #[default]
+    Auto,
+    Rtn,
+    Imatrix,
+}
+
+impl Convert {
+    pub fn run(&self, common: &Common, reporter: &Reporter, dry_run: bool) -> Result<bool> {
+        let model = model::open(&self.model, &OpenOptions { pre: self.pre.clone() }, reporter)?;
+        let imatrix = self.imatrix()?;
+        let request = Request {
+            source: model.checkpoint.as_ref(),
+            imatrix: imatrix.as_ref().map(|(m, file)| (m, file.as_str())),
+            allow_requantize: self.allow_requantize,
+            split_max_bytes: self.split_max_size.map(|s| s.0),
+        };
+        let paths = self.paths(&model.name, &model.beside)?;
+        let plans = self
+            .to
+            .iter()
+            .zip(&paths)
+            .map(|(to, path)| Plan::new(&request, &self.recipe(to)?, path))
+            .collect::<Result<Vec<_>>>()?;
+        let threads = common.threads();
+        self.check_memory(&plans, threads)?;
+        if dry_run || self.dry_run {
+            return self.print_plans(&plans, threads, reporter).map(|()| true);
+        }
+        for plan in &plans {
+            reporter.note(&fallback_note(plan));
+        }
+        let bytes = model.checkpoint.tensors().iter().map(|t| t.bytes as u64).sum();
+        let bar = reporter.progress("convert", bytes);
+        let outputs = convert::run(&request, &plans, threads, &|n| bar.advance(n))?;
+        bar.finish();
+        print_outputs(&plans, &outputs, reporter).map(|()| true)
+    }
+
+    fn imatrix(&self) -> Result<Option<(Imatrix, String)>> {
+        match (&self.imatrix, self.method) {
+            (None, Method::Imatrix) => Err(Error::request("--method imatrix needs an importance matrix")
+                .help("pass --imatrix FILE, as llama-imatrix writes it")),
+            (None, _) | (_, Method::Rtn) => Ok(None),
+            (Some(path), _) => Ok(Some((Imatrix::open(path)?, path.display().to_string()))),
+        }
+    }
+
+    fn recipe(&self, target: &str) -> Result<Recipe> {
+        let mut recipe = Recipe::load(target)?;
+        self.set.iter().try_for_each(|assignment| recipe.set(assignment))?;
+        Ok(recipe)
+    }
+
+    /// One path per target.
+    fn paths(&self, name: &str, beside: &Path) -> Result<Vec<PathBuf>> {
+        let file = |target: &str| {
+            let stem = Path::new(target).file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+            format!("{name}-{stem}.gguf")
+        };
+        let paths: Vec<PathBuf> = match &self.output {
+            None => self.to.iter().map(|t| beside.join(file(t))).collect(),
+            Some(o) if o.is_dir() || self.to.len() > 1 => {
+                std::fs::create_dir_all(o).at(|| o.display().to_string())?;
+                self.to.iter().map(|t| o.join(file(t))).collect()
+            }
+            Some(o) => vec![o.clone()],
+        };
+        let mut seen = BTreeMap::new();
+        for (path, target) in paths.iter().zip(&self.to) {
+            if let Some(other) = seen.insert(path, target) {
+                return Err(Error::request(format!("{other} and {target} would both be written to {}", path.display())));
+            }
+        }
+        Ok(paths)
+    }
+
+    fn check_memory(&self, plans: &[Plan], threads: usize) -> Result<()> {
+        let needed: u64 = plans.iter().map(|p| p.peak_memory(threads)).max().unwrap_or(0);
+        match self.memory {
+            Some(Size(limit)) if needed > limit => Err(Error::limits(format!(
+                "needs {} of buffers, --memory allows {}",
+                Size(needed),
+                Size(limit)
+            ))
+            .help("fewer --threads need less")),
+            _ => Ok(()),
+        }
+    }
+
+    fn print_plans(&self, plans: &[Plan], threads: usize, reporter: &Reporter) -> Result<()> {
+        if reporter.json {
+            let outputs: Vec<Value> = plans
+                .iter()
+                .map(|p| {
+                    json!({"path": p.path, "target": p.target, "bytes": p.layout.bytes(), "bpw": p.bpw(),
+                        "disk": p.layout.bytes(), "memory": p.peak_memory(threads), "tensors": tensors_json(p)})
+                })
+                .collect();
+            return reporter.value(&json!({ "outputs": outputs }));
+        }
+        for plan in plans {
+            let rows = plan.tensors.iter().map(|t| {
+                vec![
+                    t.spec.name.clone(),
+                    format!("{:?}", t.spec.shape),
+                    t.spec.codec.name().to_owned(),
+                    Size(t.bytes as u64).to_string(),
+                    why(t),
+                ]
+            });
+            reporter.text(&table(&["tensor", "shape", "format", "size", "because"], &[3], rows))?;
+            reporter.text("")?;
+            let rows = by_codec(plan).into_iter().map(|(codec, (tensors, weights, bytes))| {
+                vec![codec.to_owned(), tensors.to_string(), weights.to_string(), Size(bytes).to_string()]
+            });
+            reporter.text(&table(&["format", "tensors", "weights", "size"], &[1, 2, 3], rows))?;
+            reporter.text(&format!(
+                "\n{}: {} in {} file(s), {:.2} bits per weight, {} of buffers with {threads} threads\n{}",
+                plan.path.display(),
+                Size(plan.layout.bytes()),
+                plan.layout.shards.len(),
+                plan.bpw(),
+                Size(plan.peak_memory(threads)),
+                fallback_note(plan),
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+/// What decided, in words.
+fn why(t: &Planned) -> String {
+    match &t.choice.fallback {
+        Some(f) => format!("{}; {}", t.choice.reason, f.because),
+        None => t.choice.reason.clone(),
+    }
+}
+
+fn by_codec(plan: &Plan) -> BTreeMap<&'static str, (usize, usize, u64)> {
+    let mut sums = BTreeMap::new();
+    for t in &plan.tensors {
+        let sum: &mut (usize, usize, u64) = sums.entry(t.spec.codec.name()).or_default();
+        sum.0 += 1;
+        sum.1 += t.spec.shape.iter().product::<usize>();
+        sum.2 += t.bytes as u64;
+    }
+    sums
+}
+
+fn fallback_note(plan: &Plan) -> String {
+    let fallen = plan.tensors.iter().filter(|t| t.choice.fallback.is_some()).count();
+    let quantized = plan.tensors.iter().filter(|t| t.choice.keeps.is_none()).count();
+    match fallen {
+        0 => format!("{}: {quantized} tensors get their format, none falls back", plan.target),
+        n => format!("{}: {n} of {quantized} tensors fall back to another format: their rows are no multiple of its block (`quant plan` lists them)", plan.target),
+    }
+}
+
+fn tensors_json(plan: &Plan) -> Vec<Value> {
+    plan.tensors
+        .iter()
+        .map(|t| {
+            json!({"name": t.spec.name, "codec": t.spec.codec.name(), "shape": t.spec.shape, "bytes": t.bytes,
+                "because": why(t), "fallback": t.choice.fallback.as_ref().map(|f| f.wanted.name()),
+                "importance": t.weighted})
+        })
+        .collect()
+}
+
+fn print_outputs(plans: &[Plan], outputs: &[Output], reporter: &Reporter) -> Result<()> {
+    if reporter.json {
+        let outputs: Vec<Value> = plans
+            .iter()
+            .zip(outputs)
+            .map(|(p, o)| {
+                json!({"path": o.paths[0], "paths": o.paths, "target": p.target, "bytes": o.bytes, "bpw": p.bpw(),
+                    "seconds": o.seconds, "tensors": tensors_json(p)})
+            })
+            .collect();
+        return reporter.value(&json!({ "outputs": outputs }));
+    }
+    let rows = plans.iter().zip(outputs).map(|(p, o)| {
+        vec![
+            o.paths[0].display().to_string(),
+            Size(o.bytes).to_string(),
+            format!("{:.2}", p.bpw()),
+            format!("{:.1} s", o.seconds),
+        ]
+    });
+    reporter.text(&table(&["file", "size", "bits/weight", "time"], &[1, 2, 3], rows))
+}

@@ -1,0 +1,89 @@
+//! `quant list`: the tables that everything else walks.
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::report::{Reporter, table};
+use crate::codec::{self, Importance};
+use crate::error::Result;
+use crate::{arch, container, recipe};
+
+#[derive(Args)]
+pub struct List {
+    /// What to list [default: everything]
+    what: Option<What>,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum What {
+    Formats,
+    Presets,
+    Archs,
+    Containers,
+}
+
+const ALL: &[What] = &[What::Presets, What::Formats, What::Archs, What::Containers];
+
+impl List {
+    pub fn run(&self, reporter: &Reporter) -> Result<bool> {
+        let chosen: Vec<What> = self.what.map_or_else(|| ALL.to_vec(), |w| vec![w]);
+        let mut all = serde_json::Map::new();
+        for what in chosen {
+            let (name, header, rows) = what.rows();
+            if reporter.json {
+                let rows: Vec<Value> = rows
+                    .into_iter()
+                    .map(|row| header.iter().zip(row).map(|(k, v)| ((*k).to_owned(), json!(v))).collect())
+                    .collect();
+                all.insert(name.to_owned(), Value::Array(rows));
+            } else {
+                reporter.text(&table(header, &[], rows))?;
+                reporter.text("")?;
+            }
+        }
+        if reporter.json {
+            reporter.value(&Value::Object(all))?;
+        }
+        Ok(true)
+    }
+}
+
+impl What {
+    fn rows(self) -> (&'static str, &'static [&'static str], Vec<Vec<String>>) {
+        match self {
+            What::Formats => ("formats", &["format", "bits", "block", "written", "importance", "about"], formats()),
+            What::Presets => ("presets", &["preset", "about"], presets()),
+            What::Archs => ("archs", &["arch", "classes"], archs()),
+            What::Containers => ("containers", &["container", "about"], containers()),
+        }
+    }
+}
+
+fn formats() -> Vec<Vec<String>> {
+    let row = |c: &'static dyn codec::Codec| {
+        let block = c.block();
+        let bits = block.map_or(String::new(), |b| format!("{:.4}", b.bytes as f64 * 8.0 / b.weights as f64));
+        let encode = block.and_then(|b| b.encode);
+        let importance = match encode.map(|e| e.importance) {
+            Some(Importance::Used) => "used",
+            Some(Importance::Required) => "required",
+            _ => "",
+        };
+        let weights = block.map_or(String::new(), |b| b.weights.to_string());
+        let written = if encode.is_some() { "yes" } else { "no" };
+        vec![c.name().into(), bits, weights, written.into(), importance.into(), c.about().into()]
+    };
+    codec::all().map(row).collect()
+}
+
+fn presets() -> Vec<Vec<String>> {
+    recipe::list().unwrap_or_default().into_iter().map(|p| vec![p.name, p.about]).collect()
+}
+
+fn archs() -> Vec<Vec<String>> {
+    arch::ARCHES.iter().map(|a| vec![a.name.to_owned(), a.classes.join(", ")]).collect()
+}
+
+fn containers() -> Vec<Vec<String>> {
+    container::CONTAINERS.iter().map(|c| vec![c.name.to_owned(), c.about.to_owned()]).collect()
+}

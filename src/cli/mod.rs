@@ -1,0 +1,88 @@
+//! The command line: one file a command. `report` is the only module that prints.
+
+mod convert;
+mod inspect;
+mod list;
+mod model;
+mod report;
+mod shell;
+mod size;
+mod verify;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::{Kind, Result};
+use report::Reporter;
+
+#[derive(Parser)]
+#[command(name = "quant", version, about, max_term_width = 110, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Clone)]
+struct Common {
+    /// Print one JSON object to stdout instead of tables
+    #[arg(long, global = true)]
+    json: bool,
+    /// No progress on stderr
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Worker threads [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    threads: Option<u16>,
+}
+
+impl Common {
+    fn threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(all, usize::from)
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Turn a model into one or several quantized files
+    Convert(convert::Convert),
+    /// Show what convert would write: codecs, fallbacks, sizes, memory, disk
+    Plan(convert::Convert),
+    /// Show what a model or artifact holds
+    Inspect(inspect::Inspect),
+    /// Check a file, and against its source: structure, values, completeness, tokenizer, chat template
+    Verify(verify::Verify),
+    /// List formats, presets and architectures
+    List(list::List),
+    /// Print a completion script or the manual page
+    #[command(hide = true)]
+    Shell(shell::Shell),
+}
+
+/// Runs the program; returns the exit code: 0 done, 1 failed, 2 wrong usage.
+pub fn main() -> u8 {
+    let cli = Cli::parse();
+    let reporter = Reporter::new(cli.common.json, cli.common.quiet);
+    let outcome: Result<bool> = match &cli.command {
+        Command::Convert(c) => c.run(&cli.common, &reporter, false),
+        Command::Plan(c) => c.run(&cli.common, &reporter, true),
+        Command::Inspect(c) => c.run(&cli.common, &reporter),
+        Command::Verify(c) => c.run(&cli.common, &reporter),
+        Command::List(c) => c.run(&reporter),
+        Command::Shell(c) => c.run(),
+    };
+    match outcome {
+        Ok(true) => 0,
+        Ok(false) => 1,
+        Err(e) => {
+            reporter.error(&e);
+            if e.kind == Kind::Request { 2 } else { 1 }
+        }
+    }
+}
+
+fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}

@@ -1,0 +1,88 @@
+//! A MODEL argument: a Hugging Face folder, a GGUF file or `hf:org/name[@revision]`.
+
+use std::path::{Path, PathBuf};
+#[cfg(feature = "hub")]
+use std::sync::Mutex;
+
+#[cfg(feature = "hub")]
+use super::report::Progress;
+use super::report::Reporter;
+use crate::container::{self, Checkpoint, OpenOptions};
+use crate::error::{Error, Result};
+
+pub struct Model {
+    pub checkpoint: Box<dyn Checkpoint>,
+    /// What its artifacts are called: the folder's or the file's name without its suffix.
+    pub name: String,
+    /// Where its artifacts go by default: beside it; downloaded models leave theirs in the current folder.
+    pub beside: PathBuf,
+}
+
+pub fn open(argument: &str, options: &OpenOptions, reporter: &Reporter) -> Result<Model> {
+    if let Some(id) = argument.strip_prefix("hf:") {
+        let path = download(argument, reporter)?;
+        let name = id.split('@').next().unwrap_or(id).rsplit('/').next().unwrap_or(id);
+        let name = name.strip_suffix(".gguf").unwrap_or(name).to_owned();
+        return Ok(Model { checkpoint: container::open(&path, options)?, name, beside: PathBuf::new() });
+    }
+    let path = Path::new(argument);
+    let checkpoint = container::open(path, options)?;
+    // `.` and `..` have no name of their own
+    let full = std::path::absolute(path)?;
+    let full = if full.file_name().is_none() { full.canonicalize()? } else { full };
+    let stem = if full.is_dir() { full.file_name() } else { full.file_stem() };
+    let name = stem.map_or_else(|| "model".to_owned(), |s| s.to_string_lossy().into_owned());
+    Ok(Model { checkpoint, name: strip_shard(&name).to_owned(), beside: full.parent().unwrap_or(&full).to_owned() })
+}
+
+/// `model-00001-of-00004` -> `model`
+fn strip_shard(name: &str) -> &str {
+    let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+    let parts: Vec<&str> = name.rsplitn(4, '-').collect();
+    match parts[..] {
+        [count, "of", number, base] if digits(count) && digits(number) => base,
+        _ => name,
+    }
+}
+
+#[cfg(feature = "hub")]
+fn download(id: &str, reporter: &Reporter) -> Result<PathBuf> {
+    use container::hub::{Event, Hub, Reference, Settings};
+    let Some(reference) = Reference::parse(id).transpose()? else {
+        return Err(Error::request(format!("{id:?} is not a model on the hub")));
+    };
+    let bars = Mutex::new(None::<(String, Progress)>);
+    let path = Hub::new(Settings::from_env()?)?.fetch(&reference, &|event| {
+        let mut bars = bars.lock().unwrap_or_else(|p| p.into_inner());
+        match event {
+            Event::Offline => reporter.note("the hub is out of reach: using what was downloaded before"),
+            Event::Plan { files, cached } => reporter.note(&format!("{reference}: {files} files, {cached} here already")),
+            Event::Retry { name, reason } => reporter.note(&format!("{name}: {reason}; going on where it stopped")),
+            Event::File { name, done, total } => {
+                if bars.as_ref().is_none_or(|(current, _)| current != name) {
+                    *bars = Some((name.to_owned(), reporter.progress(name, total)));
+                }
+                if let Some((_, bar)) = bars.as_ref() {
+                    bar.set(done);
+                }
+            }
+        }
+    })?;
+    Ok(path)
+}
+
+#[cfg(not(feature = "hub"))]
+fn download(id: &str, _: &Reporter) -> Result<PathBuf> {
+    Err(Error::unsupported(format!("cannot download {id}: this build has no hub support"))
+        .help("build with `--features hub`, or download the model yourself and pass its folder"))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn shard_suffixes_are_no_part_of_a_name() {
+        for (file, name) in [("m-00001-of-00004", "m"), ("a-b-00002-of-00002", "a-b"), ("m-1-of-2", "m-1-of-2"), ("m", "m")] {
+            assert_eq!(super::strip_shard(file), name);
+        }
+    }
+}

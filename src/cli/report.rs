@@ -1,0 +1,112 @@
+//! The only module that prints: results to stdout, progress and errors to stderr.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::error::{Error, Result};
+
+pub struct Reporter {
+    pub json: bool,
+    quiet: bool,
+}
+
+impl Reporter {
+    pub fn new(json: bool, quiet: bool) -> Self {
+        Reporter { json, quiet }
+    }
+
+    /// Results. A closed pipe (`quant list | head`) is the reader's choice, not an error.
+    pub fn text(&self, text: &str) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    pub fn value(&self, value: &serde_json::Value) -> Result<()> {
+        self.text(&format!("{value:#}"))
+    }
+
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    pub fn error(&self, error: &Error) {
+        if self.json {
+            let value = serde_json::json!({"error": {
+                "kind": format!("{:?}", error.kind).to_lowercase(), "message": error.message(), "at": error.places(),
+                "help": error.advice() }});
+            println!("{value:#}");
+        }
+        eprintln!("error: {error}");
+    }
+
+    /// A bar on a terminal; elsewhere a plain line every ten seconds.
+    pub fn progress(&self, what: &str, bytes: u64) -> Progress {
+        let bar = ProgressBar::new(bytes);
+        let terminal = std::io::stderr().is_terminal();
+        if self.quiet || !terminal {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(what.to_owned());
+        let lines = (!self.quiet && !terminal).then(|| Mutex::new(Instant::now()));
+        Progress { bar, lines }
+    }
+}
+
+pub struct Progress {
+    bar: ProgressBar,
+    lines: Option<Mutex<Instant>>,
+}
+
+impl Progress {
+    pub fn advance(&self, bytes: u64) {
+        self.bar.inc(bytes);
+        let Some(lines) = &self.lines else { return };
+        let Ok(mut last) = lines.try_lock() else { return };
+        if last.elapsed() >= Duration::from_secs(10) {
+            *last = Instant::now();
+            let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0).max(1));
+            let percent = done as f64 * 100.0 / total as f64;
+            let (rate, eta) = (self.bar.per_sec() / 1e6, self.bar.eta().as_secs());
+            eprintln!("{}: {percent:.0} %, {rate:.0} MB/s, {eta} s left", self.bar.message());
+        }
+    }
+
+    pub fn set(&self, position: u64) {
+        self.advance(position.saturating_sub(self.bar.position()));
+    }
+
+    pub fn finish(self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// An interrupted run leaves no half-drawn bar in front of its error.
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A plain table; columns named in `right` are aligned right.
+pub fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().copied());
+    table.add_rows(rows);
+    for &i in right {
+        if let Some(column) = table.column_mut(i) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}

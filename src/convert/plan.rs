@@ -1,0 +1,149 @@
+//! The plan: for every tensor its codec, size and, where it falls back, why. Made from headers alone.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::arch::{self, Transform};
+use crate::calibrate::imatrix::Imatrix;
+use crate::codec::{self, Codec, Importance};
+use crate::container::gguf::{self, TensorSpec};
+use crate::container::{Checkpoint, Convention, Tensor};
+use crate::error::{At, Error, Result};
+use crate::metadata::Metadata;
+use crate::recipe::{self, Choice, Recipe};
+
+use super::CHUNK_WEIGHTS;
+
+/// One tensor of the output.
+#[derive(Debug)]
+pub struct Planned {
+    /// Index in the source's tensors.
+    pub source: usize,
+    pub spec: TensorSpec,
+    pub choice: Choice,
+    /// From the source's rows and offsets to the output's.
+    pub transform: Transform,
+    pub bytes: usize,
+    /// The source's own bytes go over unchanged.
+    pub copied: bool,
+    /// The importance file has an entry that the encoder uses.
+    pub weighted: bool,
+}
+
+/// One output file (or set of shards), fixed before a byte is written.
+#[derive(Debug)]
+pub struct Plan {
+    pub target: String,
+    pub path: PathBuf,
+    pub metadata: Metadata,
+    pub tensors: Vec<Planned>,
+    pub layout: gguf::Layout,
+}
+
+/// What a plan is made from.
+pub struct Request<'a> {
+    pub source: &'a dyn Checkpoint,
+    /// And the path it came from, which the output records.
+    pub imatrix: Option<(&'a Imatrix, &'a str)>,
+    pub allow_requantize: bool,
+    pub split_max_bytes: Option<u64>,
+}
+
+impl Plan {
+    pub fn new(request: &Request<'_>, recipe: &Recipe, path: &Path) -> Result<Plan> {
+        let source = request.source;
+        let mut metadata = source.metadata()?;
+        let facts = recipe::ModelFacts::of(&metadata, request.imatrix.is_some())?;
+        let sources: Vec<recipe::Source<'_>> = source.tensors().iter().map(|t| described(source, t)).collect();
+        let choices = recipe::choose(recipe, &facts, &sources)?;
+
+        let index: HashMap<&str, usize> =
+            source.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+        let mut tensors = Vec::with_capacity(choices.len());
+        for choice in choices {
+            let i = index[choice.name.as_str()];
+            tensors.push(planned(request, i, choice)?);
+        }
+
+        if let Some(file_type) = recipe.file_type {
+            metadata.set("general.file_type", file_type);
+            metadata.set("general.quantization_version", 2u32);
+        }
+        if let Some((imatrix, file)) = request.imatrix {
+            metadata.extend(imatrix.metadata(file));
+        }
+        let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec.clone()).collect();
+        let layout = gguf::layout(&metadata, &specs, request.split_max_bytes)?;
+        Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), metadata, tensors, layout })
+    }
+
+    /// Weights in the model, norms and biases included.
+    pub fn weights(&self) -> u64 {
+        self.tensors.iter().map(|t| t.spec.shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+    }
+
+    /// Bytes of tensor data.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes as u64).sum()
+    }
+
+    /// Bits per weight, over all tensors, as llama-quantize counts them.
+    pub fn bpw(&self) -> f64 {
+        self.bytes() as f64 * 8.0 / self.weights().max(1) as f64
+    }
+
+    /// Buffers that the conversion holds at its peak, in bytes. The source is mapped and not counted.
+    pub fn peak_memory(&self, threads: usize) -> u64 {
+        let chunk = |t: &Planned| {
+            let cols = t.spec.shape.last().copied().unwrap_or(1);
+            let weights = CHUNK_WEIGHTS.max(cols) as u64;
+            // Decoded, moved and encoded; the last is never the largest.
+            weights * 4 * 3
+        };
+        threads as u64 * self.tensors.iter().map(chunk).max().unwrap_or(0)
+    }
+}
+
+/// A tensor as llama.cpp's quantizer would meet it: of a Hugging Face model, after its converter.
+fn described<'a>(source: &dyn Checkpoint, t: &'a Tensor) -> recipe::Source<'a> {
+    let float32 = source.convention() == Convention::HuggingFace && arch::always_f32(&t.name, &t.shape);
+    recipe::Source { name: &t.name, shape: &t.shape, codec: if float32 { &codec::float::F32 } else { t.codec } }
+}
+
+fn planned(request: &Request<'_>, index: usize, choice: Choice) -> Result<Planned> {
+    let t = &request.source.tensors()[index];
+    let place = || format!("{} ({} in {})", t.name, t.source, t.file);
+    let transform = request.source.transform(&t.name, Convention::Gguf);
+    transform.check(if t.shape.len() > 1 { t.dims().rows } else { t.len() }).at(place)?;
+    let bytes = choice.size.bytes as usize;
+    let copied = t.codec == choice.codec && transform.is_identity();
+    if !copied {
+        refuse_requantize(request, t.codec, choice.codec).at(place)?;
+    }
+    let entry = request.imatrix.and_then(|(imatrix, _)| imatrix.get(&t.name));
+    let weighted = !copied && entry.is_some() && uses_importance(choice.codec);
+    if let Some(entry) = entry.filter(|_| weighted) {
+        entry.plane(0, t.planes(), t.dims().cols).at(place)?;
+    }
+    if choice.needs_importance && !weighted {
+        return Err(Error::request(format!("{} needs importance, and the matrix has none for it", choice.codec.name()))
+            .at(place())
+            .help("collect it on more text, or give this weight another format with --set"));
+    }
+    let spec = TensorSpec { name: t.name.clone(), shape: t.shape.clone(), codec: choice.codec };
+    Ok(Planned { source: index, spec, choice, transform, bytes, copied, weighted })
+}
+
+/// llama.cpp's rule: quantizing what was quantized before costs more than anyone expects.
+fn refuse_requantize(request: &Request<'_>, from: &dyn Codec, to: &dyn Codec) -> Result<()> {
+    let quantized = from.block().is_some_and(|b| b.weights > 1);
+    if quantized && !request.allow_requantize {
+        return Err(Error::request(format!("already quantized: {} would become {}", from.name(), to.name()))
+            .help("start from the original model, or pass --allow-requantize and accept the added loss"));
+    }
+    Ok(())
+}
+
+fn uses_importance(codec: &dyn Codec) -> bool {
+    codec.block().and_then(|b| b.encode).is_some_and(|e| e.importance != Importance::Ignored)
+}

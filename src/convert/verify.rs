@@ -1,0 +1,192 @@
+//! Does a file hold what it should? Structure, values, every source tensor accounted for, tokenizer and chat template.
+
+use std::sync::Mutex;
+
+use super::{Plan, Progress, check_finite, each_unit, units};
+use crate::container::Checkpoint;
+use crate::error::{At, Error, Result};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+#[derive(Debug, serde::Serialize)]
+pub struct Check {
+    pub name: &'static str,
+    pub status: Status,
+    pub detail: String,
+}
+
+/// Error of one weight against its source: `|w - w'| / |w|` over all its values.
+#[derive(Debug, serde::Serialize)]
+pub struct WeightError {
+    pub name: String,
+    pub codec: &'static str,
+    pub relative: f64,
+}
+
+#[derive(Debug, Default, serde::Serialize)]
+pub struct Report {
+    pub checks: Vec<Check>,
+    pub weights: Vec<WeightError>,
+}
+
+impl Report {
+    pub fn passed(&self) -> bool {
+        self.checks.iter().all(|c| c.status != Status::Failed)
+    }
+
+    fn add(&mut self, name: &'static str, outcome: Result<String>) {
+        let (status, detail) = match outcome {
+            Ok(detail) => (Status::Passed, detail),
+            Err(e) => (Status::Failed, e.to_string()),
+        };
+        self.checks.push(Check { name, status, detail });
+    }
+
+    fn skip(&mut self, name: &'static str, why: &str) {
+        self.checks.push(Check { name, status: Status::Skipped, detail: why.to_owned() });
+    }
+}
+
+/// A finished file, read back, has exactly the planned tensors.
+pub fn structure(artifact: &dyn Checkpoint, plan: &Plan) -> Result<()> {
+    let found = artifact.tensors();
+    if found.len() != plan.tensors.len() {
+        return Err(Error::input(format!("{} tensors were planned, {} are there", plan.tensors.len(), found.len())));
+    }
+    for (t, p) in found.iter().zip(&plan.tensors) {
+        if t.name != p.spec.name || t.shape != p.spec.shape || t.codec != p.spec.codec {
+            return Err(Error::input(format!(
+                "planned {} {:?} as {}, found {} {:?} as {}",
+                p.spec.name,
+                p.spec.shape,
+                p.spec.codec.name(),
+                t.name,
+                t.shape,
+                t.codec.name()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Everything that can be said about `artifact` alone and, if given, against the model it was made from.
+pub fn verify(
+    artifact: &dyn Checkpoint,
+    source: Option<&dyn Checkpoint>,
+    threads: usize,
+    progress: Progress<'_>,
+) -> Report {
+    let mut report = Report::default();
+    report.add("structure", Ok(format!("{} tensors, every offset and size in bounds", artifact.tensors().len())));
+    report.add("finite", finite(artifact, threads, progress));
+    match source {
+        Some(source) => {
+            report.add("accounted", accounted(artifact, source));
+            match weight_errors(artifact, source, threads, progress) {
+                Ok(errors) => {
+                    let worst = errors.iter().map(|e| e.relative).fold(0.0, f64::max);
+                    report.weights = errors;
+                    let detail = format!("largest relative error of a tensor: {worst:.4}");
+                    // Even one bit per weight keeps most of the energy; more loss than this is another matrix.
+                    let outcome = if worst < 0.95 { Ok(detail) } else { Err(Error::input(detail)) };
+                    report.add("weights", outcome);
+                }
+                Err(e) => report.add("weights", Err(e)),
+            }
+        }
+        None => {
+            report.skip("accounted", "needs --source");
+            report.skip("weights", "needs --source");
+        }
+    }
+    report
+}
+
+fn finite(artifact: &dyn Checkpoint, threads: usize, progress: Progress<'_>) -> Result<String> {
+    let tensors = artifact.tensors();
+    each_unit(&units(artifact), threads, |unit, scratch| {
+        let t = &tensors[unit.tensor];
+        let weight = artifact.read(unit.tensor, unit.plane)?;
+        let cols = weight.packed.dims.cols;
+        scratch.source.resize(unit.rows.len() * cols, 0.0);
+        weight.codec.decode(&weight.packed, unit.rows.clone(), &mut scratch.source);
+        progress((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64);
+        check_finite(&scratch.source, cols, unit).at(|| format!("{} in {}", t.name, t.file))
+    })?;
+    Ok(format!("{} weights decoded", tensors.iter().map(|t| t.len() as u64).sum::<u64>()))
+}
+
+/// Every tensor of the source is in the artifact with its shape, or was left out for a stated reason; nothing is new.
+fn accounted(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<String> {
+    for t in source.tensors() {
+        let found = artifact.find(&t.name).map(|i| &artifact.tensors()[i]);
+        let found = found.ok_or_else(|| Error::input(format!("{} ({}) is missing", t.name, t.source)))?;
+        if found.shape != t.shape {
+            return Err(Error::input(format!("{} is {:?}, its source {:?}", t.name, found.shape, t.shape)));
+        }
+    }
+    if let Some(new) = artifact.tensors().iter().find(|t| source.find(&t.name).is_none()) {
+        return Err(Error::input(format!("{} is not in the source", new.name)));
+    }
+    let dropped: Vec<String> = source.dropped().iter().map(|d| format!("{} ({})", d.source, d.reason)).collect();
+    let left_out = if dropped.is_empty() { String::new() } else { format!("; left out: {}", dropped.join(", ")) };
+    Ok(format!("{} tensors written{left_out}", source.tensors().len()))
+}
+
+/// Compares every weight with its source, in the artifact's row order.
+fn weight_errors(
+    artifact: &dyn Checkpoint,
+    source: &dyn Checkpoint,
+    threads: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<WeightError>> {
+    let tensors = artifact.tensors();
+    let sums = Mutex::new(vec![(0f64, 0f64); tensors.len()]);
+    each_unit(&units(artifact), threads, |unit, scratch| {
+        let t = &tensors[unit.tensor];
+        let Some(original) = source.find(&t.name) else { return Ok(()) };
+        let transform = source.transform(&t.name, artifact.convention());
+        let weight = artifact.read(unit.tensor, unit.plane)?;
+        let reference = source.read(original, unit.plane)?;
+        let cols = weight.packed.dims.cols;
+        scratch.source.resize(cols, 0.0);
+        scratch.moved.resize(cols, 0.0);
+        let vector = t.shape.len() == 1;
+        let (mut energy, mut error) = (0f64, 0f64);
+        for row in unit.rows.clone() {
+            weight.codec.decode(&weight.packed, row..row + 1, &mut scratch.source);
+            let from = if vector { row } else { transform.source_row(row) };
+            reference.codec.decode(&reference.packed, from..from + 1, &mut scratch.moved);
+            if vector {
+                let moved = (0..cols).map(|i| scratch.moved[transform.source_row(i)]).collect();
+                scratch.moved = moved;
+            }
+            for (w, r) in scratch.source.iter().zip(&scratch.moved) {
+                let r = f64::from(*r * reference.scale + transform.add);
+                energy += r * r;
+                error += (f64::from(*w * weight.scale) - r).powi(2);
+            }
+        }
+        let mut sums = sums.lock().unwrap_or_else(|p| p.into_inner());
+        sums[unit.tensor].0 += energy;
+        sums[unit.tensor].1 += error;
+        progress((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64);
+        Ok(())
+    })?;
+    let sums = sums.into_inner().unwrap_or_else(|p| p.into_inner());
+    Ok(tensors
+        .iter()
+        .zip(sums)
+        .map(|(t, (energy, error))| WeightError {
+            name: t.name.clone(),
+            codec: t.codec.name(),
+            relative: if energy > 0.0 { (error / energy).sqrt() } else { error.sqrt() },
+        })
+        .collect())
+}

@@ -1,0 +1,172 @@
+//! The main job, through the binary: a folder in, GGUF files out, the same bytes however it is run.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{DENSE, MOE, ODD, Shape, quant_fails, quant_ok, write_model};
+use quant::container::{OpenOptions, open};
+use quant::recipe;
+use serde_json::Value;
+
+fn convert(model: &Path, to: &str, out: &Path, more: &[&str]) -> Value {
+    let (model, out) = (model.to_str().unwrap(), out.to_str().unwrap());
+    let mut args = vec!["convert", model, "--to", to, "-o", out, "--json", "--quiet"];
+    args.extend(more);
+    serde_json::from_str(&quant_ok(&args)).unwrap()
+}
+
+/// Presets whose every format can be written without an importance matrix.
+fn plain_presets(model: &Path) -> Vec<String> {
+    let writable = |name: &String| {
+        let out = common::quant(&["plan", model.to_str().unwrap(), "--to", name, "--quiet"]);
+        out.status.success()
+    };
+    recipe::list().into_iter().map(|p| p.name).filter(writable).collect()
+}
+
+#[test]
+fn every_preset_converts_every_shape_and_verifies_against_its_source() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, shape) in [("dense", DENSE), ("odd", ODD), ("moe", MOE)] {
+        let model = write_model(&dir.path().join(name), &shape);
+        let presets = plain_presets(&model);
+        assert!(presets.len() >= 20, "{presets:?}");
+        let out = dir.path().join(format!("{name}-out"));
+        let report = convert(&model, &presets.join(","), &out, &[]);
+        for output in report["outputs"].as_array().unwrap() {
+            let path = output["path"].as_str().unwrap();
+            let args = ["verify", path, "--source", model.to_str().unwrap(), "--json", "--quiet"];
+            let verified: Value = serde_json::from_str(&quant_ok(&args)).unwrap();
+            for check in verified["checks"].as_array().unwrap() {
+                assert_eq!(check["status"], "passed", "{path}: {check}");
+            }
+        }
+    }
+}
+
+#[test]
+fn same_bytes_with_one_and_two_threads_alone_and_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = write_model(&dir.path().join("m"), &DENSE);
+    let alone = dir.path().join("alone.gguf");
+    convert(&model, "q4_k_m", &alone, &["--threads", "1"]);
+    let together = dir.path().join("together");
+    convert(&model, "q4_k_m,q8_0,q2_k", &together, &["--threads", "2"]);
+    assert!(fs::read(&alone).unwrap() == fs::read(together.join("m-q4_k_m.gguf")).unwrap());
+}
+
+#[test]
+fn quantizing_from_a_gguf_equals_quantizing_from_the_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, shape) in [("dense", DENSE), ("odd", ODD), ("moe", MOE)] {
+        let model = write_model(&dir.path().join(name), &shape);
+        let f32 = dir.path().join(format!("{name}-f32.gguf"));
+        convert(&model, "f32", &f32, &[]);
+        let (direct, via) = (dir.path().join("direct.gguf"), dir.path().join("via.gguf"));
+        convert(&model, "q4_k_m", &direct, &[]);
+        convert(&f32, "q4_k_m", &via, &[]);
+        let (direct, via) =
+            (open(&direct, &OpenOptions::default()).unwrap(), open(&via, &OpenOptions::default()).unwrap());
+        assert_eq!(direct.tensors().len(), via.tensors().len());
+        for (i, (a, b)) in direct.tensors().iter().zip(via.tensors()).enumerate() {
+            assert_eq!((&a.name, a.codec.name()), (&b.name, b.codec.name()));
+            for plane in 0..a.planes() {
+                let (a, b) = (direct.read(i, plane).unwrap(), via.read(i, plane).unwrap());
+                assert_eq!(a.packed.parts, b.packed.parts);
+            }
+        }
+    }
+}
+
+#[test]
+fn splits_load_as_one_model_with_the_same_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = write_model(&dir.path().join("m"), &DENSE);
+    let whole = dir.path().join("whole.gguf");
+    convert(&model, "q8_0", &whole, &[]);
+    let report = convert(&model, "q8_0", &dir.path().join("split.gguf"), &["--split-max-size", "1MiB"]);
+    let paths = report["outputs"][0]["paths"].as_array().unwrap();
+    assert!(paths.len() > 2, "{paths:?}");
+    let split = open(Path::new(paths[0].as_str().unwrap()), &OpenOptions::default()).unwrap();
+    let whole = open(&whole, &OpenOptions::default()).unwrap();
+    assert_eq!(whole.tensors().len(), split.tensors().len());
+    for (i, t) in whole.tensors().iter().enumerate() {
+        let j = split.find(&t.name).unwrap();
+        assert_eq!(whole.read(i, 0).unwrap().packed.parts, split.read(j, 0).unwrap().packed.parts);
+    }
+}
+
+#[test]
+fn quantized_input_is_refused_unless_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = write_model(&dir.path().join("m"), &DENSE);
+    let q8 = dir.path().join("q8.gguf");
+    convert(&model, "q8_0", &q8, &[]);
+    let again = dir.path().join("again.gguf");
+    let args = ["convert", q8.to_str().unwrap(), "--to", "q4_0", "-o", again.to_str().unwrap()];
+    let error = quant_fails(&args);
+    assert!(error.contains("--allow-requantize"), "{error}");
+    assert!(!again.exists());
+    convert(&q8, "q4_0", &again, &["--allow-requantize"]);
+    assert!(again.exists());
+}
+
+#[test]
+fn a_plan_predicts_the_file_to_the_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = write_model(&dir.path().join("m"), &ODD);
+    let out = dir.path().join("m.gguf");
+    let args = ["plan", model.to_str().unwrap(), "--to", "q4_k_m", "-o", out.to_str().unwrap(), "--json"];
+    let plan: Value = serde_json::from_str(&quant_ok(&args)).unwrap();
+    assert!(!out.exists());
+    let done = convert(&model, "q4_k_m", &out, &[]);
+    assert_eq!(plan["outputs"][0]["bytes"].as_u64().unwrap(), fs::metadata(&out).unwrap().len());
+    assert_eq!(plan["outputs"][0]["tensors"], done["outputs"][0]["tensors"]);
+    let fallbacks = plan["outputs"][0]["tensors"].as_array().unwrap().iter().filter(|t| !t["fallback"].is_null());
+    assert!(fallbacks.count() > 10, "96 is no multiple of 256");
+}
+
+#[test]
+fn a_weight_that_is_not_a_number_is_named_and_nothing_is_left_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    for bad in [f32::NAN, f32::INFINITY] {
+        let shape = Shape { layers: 1, ..DENSE };
+        let mut tensors = common::tensors(&shape);
+        tensors.get_mut("model.layers.0.mlp.up_proj.weight").unwrap().values[3 * 256 + 7] = bad;
+        let model = common::write_tensors(&dir.path().join("bad"), &common::config(&shape), &tensors);
+        let out = dir.path().join("bad.gguf");
+        let error = quant_fails(&["convert", model.to_str().unwrap(), "--to", "q4_k_m", "-o", out.to_str().unwrap()]);
+        assert!(error.contains("row 3, column 7") && error.contains("mlp.up_proj.weight"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the model is there");
+    }
+}
+
+#[test]
+fn output_equal_to_input_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = write_model(&dir.path().join("m"), &DENSE);
+    let f16 = dir.path().join("m.gguf");
+    convert(&model, "f16", &f16, &[]);
+    let before = fs::read(&f16).unwrap();
+    let path = f16.to_str().unwrap();
+    quant_fails(&["convert", path, "--to", "q8_0", "-o", path]);
+    #[cfg(unix)]
+    {
+        let link = dir.path().join("link.gguf");
+        std::os::unix::fs::symlink(&f16, &link).unwrap();
+        quant_fails(&["convert", path, "--to", "q8_0", "-o", link.to_str().unwrap()]);
+    }
+    assert!(before == fs::read(&f16).unwrap());
+}
+
+#[test]
+fn usage_errors_exit_with_two_and_say_what_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = write_model(&dir.path().join("m"), &ODD);
+    let out = common::quant(&["convert", model.to_str().unwrap(), "--to", "q4_k_xxl"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("q4_k_m"));
+    assert_eq!(common::quant(&["convert"]).status.code(), Some(2));
+}
