@@ -1,7 +1,7 @@
 //! K-quants whose groups have a scale and a minimum: Q2_K, Q4_K, Q5_K.
 
 use super::lanes::{Ints, Lanes, clamp, energy, nearest, sum};
-use super::pack::{Out, bytes, nibbles, pairs, plane, words};
+use super::pack::{Out, bytes, four_by_four, nibbles, pairs, plane, words};
 use super::search::{ScaleMin, Trials, WEIGHTED, positive, scale_min};
 use super::{Blocks, Kernel};
 
@@ -250,8 +250,8 @@ impl Kernel for Two {
         for j in 0..16 {
             packed[j] = (scales.codes[j] | mins.codes[j] << 4) & byte;
         }
-        for i in 0..4 {
-            out.word(4 * i, bytes([packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]]));
+        for (i, word) in four_by_four(packed).into_iter().enumerate() {
+            out.word(4 * i, word);
         }
         out.word(80, d | dmin << 16);
 

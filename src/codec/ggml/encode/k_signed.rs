@@ -2,7 +2,7 @@
 
 use super::k::two_bit;
 use super::lanes::{Ints, Lanes, clamp, energy, extreme, nearest, sum};
-use super::pack::{Out, bytes, nibbles, pairs, plane, words};
+use super::pack::{Out, four_by_four, nibbles, pairs, plane, words};
 use super::search::{Signed, TINY, signed, signed_descent};
 use super::{Blocks, Kernel};
 
@@ -94,8 +94,7 @@ impl Kernel for Three {
             Some(importance) => Self::fit_weighted(blocks, importance, &mut chosen),
         };
         // Low nibbles of scales 0..8 and 8..16 share bytes, then the upper two bits, four to a byte.
-        let four = |j: usize| bytes([scales[j], scales[j + 1], scales[j + 2], scales[j + 3]]);
-        let s = [four(0), four(4), four(8), four(12)];
+        let s = four_by_four(scales);
         out.word(96, nibbles(s[0], s[2]));
         out.word(100, nibbles(s[1], s[3]));
         out.word(104, pairs([s[0] >> 4, s[1] >> 4, s[2] >> 4, s[3] >> 4]));
@@ -161,15 +160,16 @@ impl Kernel for Six {
             let chosen = |i: usize| L::select(none, zero, groups[j].code(x[i]));
             round(x, d * scale, 32.0, chosen, &mut codes[4 * j..4 * j + 4]);
         }
-        for i in 0..4 {
-            out.word(192 + 4 * i, bytes([stored[4 * i], stored[4 * i + 1], stored[4 * i + 2], stored[4 * i + 3]]));
+        for (i, word) in four_by_four(stored).into_iter().enumerate() {
+            out.word(192 + 4 * i, word);
         }
         for half in 0..2 {
             for k in 0..8 {
-                let c = |quarter: usize| codes[32 * half + 8 * quarter + k];
-                out.word(64 * half + 4 * k, nibbles(c(0), c(2)));
-                out.word(64 * half + 32 + 4 * k, nibbles(c(1), c(3)));
-                out.word(128 + 32 * half + 4 * k, pairs([c(0) >> 4, c(1) >> 4, c(2) >> 4, c(3) >> 4]));
+                let i = 32 * half + k;
+                let c = [codes[i], codes[i + 8], codes[i + 16], codes[i + 24]];
+                out.word(64 * half + 4 * k, nibbles(c[0], c[2]));
+                out.word(64 * half + 32 + 4 * k, nibbles(c[1], c[3]));
+                out.word(128 + 32 * half + 4 * k, pairs([c[0] >> 4, c[1] >> 4, c[2] >> 4, c[3] >> 4]));
             }
         }
     }

@@ -24,6 +24,8 @@ pub trait Lanes:
     type Mask: Copy + BitAnd<Output = Self::Mask> + BitOr<Output = Self::Mask> + Not<Output = Self::Mask>;
 
     fn splat(x: f32) -> Self;
+    /// The first `N`.
+    fn from_array(lanes: &[f32; MAX_LANES]) -> Self;
 
     /// `if self < other { self } else { other }`: says which of two zeros, and which operand when one is NaN.
     fn min(self, other: Self) -> Self;
