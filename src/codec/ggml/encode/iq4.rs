@@ -139,8 +139,8 @@ impl Kernel for Block256 {
             let l = clamp(nearest(per_unit * scale), -32.0, 31.0);
             store(x, inverse(d * l), 8 + 16 * j, out);
             let l = (l + L::splat(32.0)).truncate();
-            low = low | (l & L::Int::splat(0xf)) << 4 * j as u32;
-            high = high | l >> 4 << 2 * j as u32;
+            low = low | (l & L::Int::splat(0xf)) << (4 * j as u32);
+            high = high | l >> 4 << (2 * j as u32);
         }
         out.word(0, d.to_half() | high << 16);
         out.word(4, low);

@@ -247,8 +247,8 @@ impl Kernel for Two {
         let (d, dmin) = (scales.unit.to_half(), mins.unit.to_half());
         let (nibble, byte) = (L::Int::splat(0xf), L::Int::splat(0xff));
         let mut packed = [L::Int::splat(0); 16];
-        for j in 0..16 {
-            packed[j] = (scales.codes[j] | mins.codes[j] << 4) & byte;
+        for (packed, (&scale, &min)) in packed.iter_mut().zip(scales.codes.iter().zip(&mins.codes)) {
+            *packed = (scale | min << 4) & byte;
         }
         for (i, word) in four_by_four(packed).into_iter().enumerate() {
             out.word(4 * i, word);

@@ -106,7 +106,7 @@ fn importance(cols: usize, seed: u32) -> Vec<f32> {
 /// Nothing, what `make.py` uses, all zero, one column in sixteen, and tiny.
 fn importances(cols: usize, seed: u32) -> Vec<Option<Vec<f32>>> {
     let usual = importance(cols, seed);
-    let sparse = (0..cols).map(|i| if scramble(i, seed) % 16 == 0 { 1.0 } else { 0.0 }).collect();
+    let sparse = (0..cols).map(|i| if scramble(i, seed).is_multiple_of(16) { 1.0 } else { 0.0 }).collect();
     let tiny = usual.iter().map(|x| x * 1e-38).collect();
     vec![None, Some(usual), Some(vec![0.0; cols]), Some(sparse), Some(tiny)]
 }

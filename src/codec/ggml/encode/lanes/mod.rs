@@ -78,7 +78,8 @@ pub trait Ints:
 #[inline(always)]
 fn check_gather<L: Lanes>(source: &[f32], at: &[usize; MAX_LANES], columns: &[L]) {
     assert!(
-        columns.len() % 4 == 0 && at[..L::N].iter().all(|&a| a <= source.len() && source.len() - a >= columns.len())
+        columns.len().is_multiple_of(4)
+            && at[..L::N].iter().all(|&a| a <= source.len() && source.len() - a >= columns.len())
     );
 }
 
