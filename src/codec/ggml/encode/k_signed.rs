@@ -8,19 +8,14 @@ use super::{Blocks, Kernel};
 
 const GROUPS: usize = 16;
 
-/// Codes of a group under its stored scale, or `chosen` where that is zero.
+/// Codes of a group under its stored scale, in `0..2 * half`.
 #[inline(always)]
-fn round<L: Lanes>(x: &[L; 16], scale: L, half: f32, chosen: impl Fn(usize) -> L, out: &mut [L::Int]) {
-    let zero = scale.eq(L::splat(0.0));
-    let any_zero = L::any(zero);
-    let mut codes = [L::splat(0.0); 16];
-    for i in 0..16 {
-        codes[i] = clamp(nearest(x[i] / scale), -half, half - 1.0) + L::splat(half);
-        if any_zero {
-            codes[i] = L::select(zero, chosen(i), codes[i]);
-        }
+fn round<L: Lanes>(x: &[L; 16], scale: L, half: f32) -> [L; 16] {
+    let mut codes = *x;
+    for code in &mut codes {
+        *code = clamp(nearest(*code / scale), -half, half - 1.0) + L::splat(half);
     }
-    words(&codes, out);
+    codes
 }
 
 /// Sixteen groups of 16, six-bit signed scales: Q3_K.
@@ -105,7 +100,14 @@ impl Kernel for Three {
         let mut codes = [L::Int::splat(0); 64];
         for (j, x) in x.iter().enumerate() {
             let scale = d * (L::from_int(scales[j]) - L::splat(32.0));
-            round(x, scale, Self::HALF, |i| chosen[j][i], &mut codes[4 * j..4 * j + 4]);
+            let zero = scale.eq(L::splat(0.0));
+            let mut rounded = round(x, scale, Self::HALF);
+            if L::any(zero) {
+                for i in 0..16 {
+                    rounded[i] = L::select(zero, chosen[j][i], rounded[i]);
+                }
+            }
+            words(&rounded, &mut codes[4 * j..4 * j + 4]);
         }
         for k in 0..8 {
             let mut high = L::Int::splat(0);
@@ -157,8 +159,16 @@ impl Kernel for Six {
         for (j, x) in x.iter().enumerate() {
             let scale = L::select(none, zero, L::splat(127.0).min(nearest(inverse * scales[j])));
             stored[j] = scale.truncate();
-            let chosen = |i: usize| L::select(none, zero, groups[j].code(x[i]));
-            round(x, d * scale, 32.0, chosen, &mut codes[4 * j..4 * j + 4]);
+            let scale = d * scale;
+            let mut rounded = round(x, scale, 32.0);
+            let unscaled = scale.eq(zero);
+            if L::any(unscaled) {
+                for i in 0..16 {
+                    let chosen = L::select(none, zero, groups[j].code(x[i]));
+                    rounded[i] = L::select(unscaled, chosen, rounded[i]);
+                }
+            }
+            words(&rounded, &mut codes[4 * j..4 * j + 4]);
         }
         for (i, word) in four_by_four(stored).into_iter().enumerate() {
             out.word(192 + 4 * i, word);

@@ -50,7 +50,8 @@ trait Kernel {
     const NEEDS_ROW: bool = false;
 
     /// Encodes one block in each lane. Implementations are `#[inline(always)]`, as is all they call: only so do they become
-    /// vector code inside the entry points that enable it.
+    /// vector code inside the entry points that enable it. Closures and functions passed as values may stay outside, where
+    /// every operation is a call; the kernels use neither.
     fn encode<L: Lanes>(blocks: &Blocks<'_, L>, out: &mut Out<'_>);
 }
 

@@ -75,6 +75,7 @@ pub trait Ints:
 }
 
 /// Every element that [`Lanes::gather`] reads exists.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn check_gather<L: Lanes>(source: &[f32], at: &[usize; MAX_LANES], columns: &[L]) {
     assert!(
