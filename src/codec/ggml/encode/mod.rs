@@ -50,12 +50,12 @@ trait Kernel {
     const NEEDS_ROW: bool = false;
 
     /// Encodes one block in each lane. Implementations are `#[inline(always)]`, as is all they call: only so do they become
-    /// vector code inside the entry points that enable it. Closures and functions passed as values may stay outside, where
-    /// every operation is a call; the kernels use neither.
+    /// vector code inside the entry points that enable it. Closures over lanes and functions passed as values may stay
+    /// outside, where every operation is a call; the kernels use neither.
     fn encode<L: Lanes>(blocks: &Blocks<'_, L>, out: &mut Out<'_>);
 }
 
-/// Larger than any block.
+/// Weights of the largest block.
 const MAX_WEIGHTS: usize = 256;
 
 /// As many blocks as there are lanes, transposed.
@@ -90,6 +90,7 @@ fn run<K: Kernel>(w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut 
 /// Encodes whole rows, `L::N` blocks at a time. At the ragged end the last block fills the lanes left over.
 #[inline(always)]
 fn drive<K: Kernel, L: Lanes>(w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+    const { assert!(K::WEIGHTS <= MAX_WEIGHTS && K::WEIGHTS % 4 == 0) };
     if out.is_empty() {
         return;
     }
