@@ -20,16 +20,17 @@ fn code<L: Lanes>(x: L, scale: L) -> L::Int {
     best.truncate() | L::keep(x.lt(zero) & zero.lt(best), L::Int::splat(8))
 }
 
+#[inline(always)]
+fn four<L: Lanes>(x: &[L; 4], scale: L) -> L::Int {
+    bytes([code(x[0], scale), code(x[1], scale), code(x[2], scale), code(x[3], scale)])
+}
+
 /// Codes at this offset: code `j` with code `j + x.len() / 2` in one byte.
 #[inline(always)]
 fn store<L: Lanes>(x: &[L], scale: L, at: usize, out: &mut Out<'_>) {
-    let half = x.len() / 8;
-    let four = |k: usize| {
-        let x = &x[4 * k..4 * k + 4];
-        bytes([code(x[0], scale), code(x[1], scale), code(x[2], scale), code(x[3], scale)])
-    };
-    for k in 0..half {
-        out.word(at + 4 * k, nibbles(four(k), four(k + half)));
+    let (low, high) = x.split_at(x.len() / 2);
+    for (k, (l, h)) in low.as_chunks::<4>().0.iter().zip(high.as_chunks::<4>().0).enumerate() {
+        out.word(at + 4 * k, nibbles(four(l, scale), four(h, scale)));
     }
 }
 
@@ -67,7 +68,7 @@ fn floor_log2<L: Lanes>(x: L) -> L::Int {
     let end = L::select(end.lt(L::splat(0.0)), L::splat(1.0) - end, end);
     // Half the spacing of floats from `above` on, over that of log2 in units of 2^-24: `above / 2 * ln 2`.
     let mut units = L::Int::splat(0);
-    for (above, more) in [(2., 1), (4., 1), (8., 3), (16., 6), (32., 11), (64., 22)] {
+    for (above, more) in [(2., 1), (4., 1), (8., 3), (16., 6), (32., 11), (64., 22), (128., 44)] {
         units = units + L::keep(L::splat(above).lt(end), L::Int::splat(more));
     }
     ((bits + units) >> 23) - shift
@@ -107,4 +108,55 @@ fn e4m3<L: Lanes>(x: L) -> (L::Int, L) {
     let normal = L::from_bits((byte + bias) << 20) * L::splat(0.5);
     let denormal = code * L::splat(1.0 / 1024.0);
     (byte, L::select(code.lt(L::splat(8.0)), denormal, normal))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floor_of_the_rounded_logarithm() {
+        for exponent in -149..=127 {
+            let power = 2f64.powi(exponent) as f32;
+            for ulps in -200..=200 {
+                let x = f32::from_bits(power.to_bits().saturating_add_signed(ulps));
+                if x == 0.0 || !x.is_finite() {
+                    continue;
+                }
+                let want = (f64::from(x).log2() as f32).floor() as i32;
+                assert_eq!(floor_log2(x).to_array()[0], want, "{x:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn code_is_the_first_nearest() {
+        let values = MAGNITUDES.map(|m| -m);
+        let values = [MAGNITUDES, values].concat();
+        for scale in [0.5f32, 1.375] {
+            for i in -4000..=4000 {
+                let x = i as f32 / 256.0;
+                let mut best = 0;
+                for (i, value) in values.iter().enumerate() {
+                    if (value * scale - x).abs() < (values[best] * scale - x).abs() {
+                        best = i;
+                    }
+                }
+                assert_eq!(code(x, scale).to_array()[0], best as i32, "{x} under {scale}");
+            }
+        }
+    }
+
+    #[test]
+    fn e4m3_keeps_what_it_holds() {
+        for byte in 0..=126u8 {
+            let (exponent, mantissa) = (i32::from(byte >> 3), f32::from(byte & 7));
+            let value = if exponent == 0 { mantissa / 512.0 } else { (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7) };
+            let (stored, half) = e4m3(value);
+            // From 256 on, ggml stores nothing but its largest.
+            let want = if exponent == 15 { 126 } else { i32::from(byte) };
+            assert_eq!(stored.to_array()[0], want);
+            assert_eq!(half, if exponent == 15 { 224.0 } else { value / 2.0 });
+        }
+    }
 }

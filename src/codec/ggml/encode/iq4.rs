@@ -41,21 +41,11 @@ fn index<L: Lanes>(x: L) -> L::Int {
 fn search<L: Lanes>(x: &[L; 32], w: &[L; 32]) -> L {
     let zero = L::splat(0.0);
     let (max, magnitude) = extreme(x);
-    let products = |inverse: L| {
-        let (mut sum_qx, mut sum_q2) = (zero, zero);
-        for i in 0..32 {
-            let q = L::lookup(&TABLE, index(inverse * x[i]));
-            let wq = w[i] * q;
-            sum_qx = sum_qx + wq * x[i];
-            sum_q2 = sum_q2 + wq * q;
-        }
-        (sum_qx, sum_q2)
-    };
-    let (sum_qx, sum_q2) = products(L::splat(1.0) / (-max / L::splat(VALUES[0])));
+    let (sum_qx, sum_q2) = products(x, w, L::splat(1.0) / (-max / L::splat(VALUES[0])));
     let mut scale = L::select(zero.lt(sum_q2), sum_qx / sum_q2, zero);
     let mut best = scale * sum_qx;
     for trial in -7..=7 {
-        let (sum_qx, sum_q2) = products(L::splat(trial as f32 + VALUES[0]) / max);
+        let (sum_qx, sum_q2) = products(x, w, L::splat(trial as f32 + VALUES[0]) / max);
         let better = zero.lt(sum_q2) & (best * sum_q2).lt(sum_qx * sum_qx);
         if L::any(better) {
             scale = L::select(better, sum_qx / sum_q2, scale);
@@ -63,6 +53,19 @@ fn search<L: Lanes>(x: &[L; 32], w: &[L; 32]) -> L {
         }
     }
     L::select(magnitude.lt(L::splat(TINY)), zero, scale)
+}
+
+/// Sums of `w q x` and `w q q` over the values of one trial.
+#[inline(always)]
+fn products<L: Lanes>(x: &[L; 32], w: &[L; 32], inverse: L) -> (L, L) {
+    let (mut sum_qx, mut sum_q2) = (L::splat(0.0), L::splat(0.0));
+    for i in 0..32 {
+        let q = L::lookup(&TABLE, index(inverse * x[i]));
+        let wq = w[i] * q;
+        sum_qx = sum_qx + wq * x[i];
+        sum_q2 = sum_q2 + wq * q;
+    }
+    (sum_qx, sum_q2)
 }
 
 /// Weights of the errors: the squares, or the importance mixed with the magnitude around `spread`.
@@ -136,10 +139,49 @@ impl Kernel for Block256 {
             let l = clamp(nearest(per_unit * scale), -32.0, 31.0);
             store(x, inverse(d * l), 8 + 16 * j, out);
             let l = (l + L::splat(32.0)).truncate();
-            low = low | (l & L::Int::splat(0xf)) << 4 * j as u32;
-            high = high | l >> 4 << 2 * j as u32;
+            low = low | (l & L::Int::splat(0xf)) << (4 * j as u32);
+            high = high | l >> 4 << (2 * j as u32);
         }
         out.word(0, d.to_half() | high << 16);
         out.word(4, low);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By distances to both neighbours, rounded, as the reference has it.
+    fn by_distance(x: f32) -> usize {
+        if x <= VALUES[0] {
+            return 0;
+        }
+        if x >= VALUES[15] {
+            return 15;
+        }
+        let upper = (1..15).find(|&i| x < VALUES[i]).unwrap_or(15);
+        if x - VALUES[upper - 1] < VALUES[upper] - x { upper - 1 } else { upper }
+    }
+
+    fn check(x: f32) {
+        assert_eq!(index(x).to_array()[0] as usize, by_distance(x), "{x}");
+    }
+
+    #[test]
+    fn index_is_that_of_the_nearest_value() {
+        for pair in VALUES.windows(2) {
+            for x in [pair[0], (pair[0] + pair[1]) / 2.0] {
+                for ulps in -20_000..=20_000 {
+                    check(f32::from_bits(x.to_bits().wrapping_add_signed(ulps)));
+                }
+            }
+        }
+        // Every float is a multiple of some step here, from the denormals to infinity and NaN.
+        for bits in (0..=u32::MAX).step_by(40_009) {
+            check(f32::from_bits(bits));
+        }
+        for x in [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            check(x);
+        }
     }
 }

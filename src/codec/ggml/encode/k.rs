@@ -1,7 +1,7 @@
 //! K-quants whose groups have a scale and a minimum: Q2_K, Q4_K, Q5_K.
 
 use super::lanes::{Ints, Lanes, clamp, energy, nearest, sum};
-use super::pack::{Out, bytes, nibbles, pairs, plane, words};
+use super::pack::{Out, bytes, four_by_four, nibbles, pairs, plane, words};
 use super::search::{ScaleMin, Trials, WEIGHTED, positive, scale_min};
 use super::{Blocks, Kernel};
 
@@ -46,11 +46,10 @@ struct Fitted<L: Lanes, const GROUPS: usize> {
     mins: Scales<L, GROUPS>,
 }
 
-/// Without importance. `weigh` fills in the weights of one group's errors.
+/// Without importance: errors weigh by magnitude, squared errors by that and the group's root mean square.
 #[inline(always)]
 fn fit<L: Lanes, const N: usize, const GROUPS: usize, const ABSOLUTE: bool>(
     x: &[[L; N]],
-    weigh: impl Fn(&[L; N], &mut [L; N]),
     (top, scale_top): (f32, f32),
     trials: Trials,
 ) -> Fitted<L, GROUPS> {
@@ -58,7 +57,10 @@ fn fit<L: Lanes, const N: usize, const GROUPS: usize, const ABSOLUTE: bool>(
     let (mut scales, mut mins) = ([L::splat(0.0); GROUPS], [L::splat(0.0); GROUPS]);
     let mut w = [L::splat(0.0); N];
     for (j, x) in x.iter().enumerate() {
-        weigh(x, &mut w);
+        let rms = if ABSOLUTE { L::splat(0.0) } else { (energy(x) / L::splat(N as f32)).sqrt() };
+        for i in 0..N {
+            w[i] = rms + x[i].abs();
+        }
         groups[j] = scale_min::<L, N, ABSOLUTE>(x, &w, top, trials);
         (scales[j], mins[j]) = (groups[j].scale, -groups[j].low);
     }
@@ -121,21 +123,12 @@ impl<const BITS: usize> FourOrFive<BITS> {
     fn fit<L: Lanes>(blocks: &Blocks<'_, L>) -> Fitted<L, 8> {
         let (x, _) = blocks.x.as_chunks::<32>();
         match blocks.importance {
-            None => fit::<L, 32, 8, false>(x, weigh_by_magnitude, (Self::TOP, 63.0), Self::TRIALS),
+            None => fit::<L, 32, 8, false>(x, (Self::TOP, 63.0), Self::TRIALS),
             Some(importance) => {
                 let spread = L::splat(2.0) * energy(blocks.x) / L::splat(256.0);
                 fit_weighted(x, importance, spread, (Self::TOP, 63.0))
             }
         }
-    }
-}
-
-/// Root mean square of the group plus the weight's magnitude.
-#[inline(always)]
-fn weigh_by_magnitude<L: Lanes>(x: &[L; 32], w: &mut [L; 32]) {
-    let rms = (energy(x) / L::splat(32.0)).sqrt();
-    for (w, x) in w.iter_mut().zip(x) {
-        *w = rms + x.abs();
     }
 }
 
@@ -220,20 +213,13 @@ impl Two {
         match blocks.importance {
             None => {
                 let trials = Trials { first: -0.5, step: 0.1, last: 15 };
-                fit::<L, 16, 16, true>(x, weigh_by_value, (Self::TOP, 15.0), trials)
+                fit::<L, 16, 16, true>(x, (Self::TOP, 15.0), trials)
             }
             Some(importance) => {
                 let spread = energy(blocks.x) / L::splat(256.0);
                 fit_weighted(x, importance, spread, (Self::TOP, 15.0))
             }
         }
-    }
-}
-
-#[inline(always)]
-fn weigh_by_value<L: Lanes>(x: &[L; 16], w: &mut [L; 16]) {
-    for (w, x) in w.iter_mut().zip(x) {
-        *w = x.abs();
     }
 }
 
@@ -247,11 +233,11 @@ impl Kernel for Two {
         let (d, dmin) = (scales.unit.to_half(), mins.unit.to_half());
         let (nibble, byte) = (L::Int::splat(0xf), L::Int::splat(0xff));
         let mut packed = [L::Int::splat(0); 16];
-        for j in 0..16 {
-            packed[j] = (scales.codes[j] | mins.codes[j] << 4) & byte;
+        for (packed, (&scale, &min)) in packed.iter_mut().zip(scales.codes.iter().zip(&mins.codes)) {
+            *packed = (scale | min << 4) & byte;
         }
-        for i in 0..4 {
-            out.word(4 * i, bytes([packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]]));
+        for (i, word) in four_by_four(packed).into_iter().enumerate() {
+            out.word(4 * i, word);
         }
         out.word(80, d | dmin << 16);
 

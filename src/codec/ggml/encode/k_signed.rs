@@ -2,25 +2,20 @@
 
 use super::k::two_bit;
 use super::lanes::{Ints, Lanes, clamp, energy, extreme, nearest, sum};
-use super::pack::{Out, bytes, nibbles, pairs, plane, words};
+use super::pack::{Out, four_by_four, nibbles, pairs, plane, words};
 use super::search::{Signed, TINY, signed, signed_descent};
 use super::{Blocks, Kernel};
 
 const GROUPS: usize = 16;
 
-/// Codes of a group under its stored scale, or `chosen` where that is zero.
+/// Codes of a group under its stored scale, in `0..2 * half`.
 #[inline(always)]
-fn round<L: Lanes>(x: &[L; 16], scale: L, half: f32, chosen: impl Fn(usize) -> L, out: &mut [L::Int]) {
-    let zero = scale.eq(L::splat(0.0));
-    let any_zero = L::any(zero);
-    let mut codes = [L::splat(0.0); 16];
-    for i in 0..16 {
-        codes[i] = clamp(nearest(x[i] / scale), -half, half - 1.0) + L::splat(half);
-        if any_zero {
-            codes[i] = L::select(zero, chosen(i), codes[i]);
-        }
+fn round<L: Lanes>(x: &[L; 16], scale: L, half: f32) -> [L; 16] {
+    let mut codes = *x;
+    for code in &mut codes {
+        *code = clamp(nearest(*code / scale), -half, half - 1.0) + L::splat(half);
     }
-    words(&codes, out);
+    codes
 }
 
 /// Sixteen groups of 16, six-bit signed scales: Q3_K.
@@ -94,8 +89,7 @@ impl Kernel for Three {
             Some(importance) => Self::fit_weighted(blocks, importance, &mut chosen),
         };
         // Low nibbles of scales 0..8 and 8..16 share bytes, then the upper two bits, four to a byte.
-        let four = |j: usize| bytes([scales[j], scales[j + 1], scales[j + 2], scales[j + 3]]);
-        let s = [four(0), four(4), four(8), four(12)];
+        let s = four_by_four(scales);
         out.word(96, nibbles(s[0], s[2]));
         out.word(100, nibbles(s[1], s[3]));
         out.word(104, pairs([s[0] >> 4, s[1] >> 4, s[2] >> 4, s[3] >> 4]));
@@ -106,7 +100,14 @@ impl Kernel for Three {
         let mut codes = [L::Int::splat(0); 64];
         for (j, x) in x.iter().enumerate() {
             let scale = d * (L::from_int(scales[j]) - L::splat(32.0));
-            round(x, scale, Self::HALF, |i| chosen[j][i], &mut codes[4 * j..4 * j + 4]);
+            let zero = scale.eq(L::splat(0.0));
+            let mut rounded = round(x, scale, Self::HALF);
+            if L::any(zero) {
+                for i in 0..16 {
+                    rounded[i] = L::select(zero, chosen[j][i], rounded[i]);
+                }
+            }
+            words(&rounded, &mut codes[4 * j..4 * j + 4]);
         }
         for k in 0..8 {
             let mut high = L::Int::splat(0);
@@ -158,18 +159,27 @@ impl Kernel for Six {
         for (j, x) in x.iter().enumerate() {
             let scale = L::select(none, zero, L::splat(127.0).min(nearest(inverse * scales[j])));
             stored[j] = scale.truncate();
-            let chosen = |i: usize| L::select(none, zero, groups[j].code(x[i]));
-            round(x, d * scale, 32.0, chosen, &mut codes[4 * j..4 * j + 4]);
+            let scale = d * scale;
+            let mut rounded = round(x, scale, 32.0);
+            let unscaled = scale.eq(zero);
+            if L::any(unscaled) {
+                for i in 0..16 {
+                    let chosen = L::select(none, zero, groups[j].code(x[i]));
+                    rounded[i] = L::select(unscaled, chosen, rounded[i]);
+                }
+            }
+            words(&rounded, &mut codes[4 * j..4 * j + 4]);
         }
-        for i in 0..4 {
-            out.word(192 + 4 * i, bytes([stored[4 * i], stored[4 * i + 1], stored[4 * i + 2], stored[4 * i + 3]]));
+        for (i, word) in four_by_four(stored).into_iter().enumerate() {
+            out.word(192 + 4 * i, word);
         }
         for half in 0..2 {
             for k in 0..8 {
-                let c = |quarter: usize| codes[32 * half + 8 * quarter + k];
-                out.word(64 * half + 4 * k, nibbles(c(0), c(2)));
-                out.word(64 * half + 32 + 4 * k, nibbles(c(1), c(3)));
-                out.word(128 + 32 * half + 4 * k, pairs([c(0) >> 4, c(1) >> 4, c(2) >> 4, c(3) >> 4]));
+                let i = 32 * half + k;
+                let c = [codes[i], codes[i + 8], codes[i + 16], codes[i + 24]];
+                out.word(64 * half + 4 * k, nibbles(c[0], c[2]));
+                out.word(64 * half + 32 + 4 * k, nibbles(c[1], c[3]));
+                out.word(128 + 32 * half + 4 * k, pairs([c[0] >> 4, c[1] >> 4, c[2] >> 4, c[3] >> 4]));
             }
         }
     }

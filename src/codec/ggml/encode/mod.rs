@@ -17,7 +17,7 @@ mod ternary;
 mod tests;
 
 use crate::codec::block::{Encode, Importance};
-use lanes::{Lanes, MAX_LANES};
+use lanes::{Ints, Lanes, MAX_LANES};
 use pack::Out;
 
 pub const Q1_0: Encode = encoder::<simple::Sign>();
@@ -50,11 +50,12 @@ trait Kernel {
     const NEEDS_ROW: bool = false;
 
     /// Encodes one block in each lane. Implementations are `#[inline(always)]`, as is all they call: only so do they become
-    /// vector code inside the entry points that enable it.
+    /// vector code inside the entry points that enable it. Closures over lanes and functions passed as values may stay
+    /// outside, where every operation is a call; the kernels use neither.
     fn encode<L: Lanes>(blocks: &Blocks<'_, L>, out: &mut Out<'_>);
 }
 
-/// Larger than any block.
+/// Weights of the largest block.
 const MAX_WEIGHTS: usize = 256;
 
 /// As many blocks as there are lanes, transposed.
@@ -89,6 +90,10 @@ fn run<K: Kernel>(w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut 
 /// Encodes whole rows, `L::N` blocks at a time. At the ragged end the last block fills the lanes left over.
 #[inline(always)]
 fn drive<K: Kernel, L: Lanes>(w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+    const { assert!(K::WEIGHTS <= MAX_WEIGHTS && K::WEIGHTS % 4 == 0) };
+    if out.is_empty() {
+        return;
+    }
     let importance = importance.filter(|_| K::IMPORTANCE != Importance::Ignored);
     let squares = match importance {
         Some(_) if K::NEEDS_ROW => mean_squares::<L>(w, cols),
@@ -97,52 +102,49 @@ fn drive<K: Kernel, L: Lanes>(w: &[f32], cols: usize, importance: Option<&[f32]>
     let per_row = cols / K::WEIGHTS;
     let mut x = [L::splat(0.0); MAX_WEIGHTS];
     let mut columns = [L::splat(0.0); MAX_WEIGHTS];
-    let mut row = [L::splat(0.0); 4];
     for (group, bytes) in out.chunks_mut(L::N * K::BYTES).enumerate() {
-        let mut at = [0; MAX_LANES];
-        let mut column = [0; MAX_LANES];
-        let mut of_row = [0; MAX_LANES];
+        let (mut at, mut column) = ([0; MAX_LANES], [0; MAX_LANES]);
+        let mut row = [0.0; MAX_LANES];
         for lane in 0..L::N {
             let block = group * L::N + lane.min(bytes.len() / K::BYTES - 1);
-            (at[lane], column[lane], of_row[lane]) =
-                (block * K::WEIGHTS, block % per_row * K::WEIGHTS, block / per_row * 4);
+            at[lane] = block * K::WEIGHTS;
+            column[lane] = block % per_row * K::WEIGHTS;
+            row[lane] = squares.get(block / per_row).copied().unwrap_or_default();
         }
         L::gather(w, &at, &mut x[..K::WEIGHTS]);
         if let Some(importance) = importance {
             L::gather(importance, &column, &mut columns[..K::WEIGHTS]);
-            if K::NEEDS_ROW {
-                L::gather(&squares, &of_row, &mut row);
-            }
         }
-        let blocks =
-            Blocks { x: &x[..K::WEIGHTS], importance: importance.map(|_| &columns[..K::WEIGHTS]), row: row[0] };
+        let blocks = Blocks {
+            x: &x[..K::WEIGHTS],
+            importance: importance.map(|_| &columns[..K::WEIGHTS]),
+            row: L::from_array(&row),
+        };
         K::encode(&blocks, &mut Out::new(bytes, K::BYTES));
     }
 }
 
-/// Mean square of each row (summed in order), four times over so that [`Lanes::gather`] can read it.
+/// Mean square of each row, summed in order.
 #[inline(always)]
 fn mean_squares<L: Lanes>(w: &[f32], cols: usize) -> Vec<f32> {
     const STEP: usize = 32;
     let rows = w.len() / cols;
-    let mut means = Vec::with_capacity(4 * (rows + L::N));
+    let mut means = Vec::with_capacity(rows + L::N);
     let mut x = [L::splat(0.0); STEP];
     for first in (0..rows).step_by(L::N) {
         let mut sum = L::splat(0.0);
         for column in (0..cols).step_by(STEP) {
             let mut at = [0; MAX_LANES];
-            for lane in 0..L::N {
-                at[lane] = (first + lane).min(rows - 1) * cols + column;
+            for (lane, at) in at[..L::N].iter_mut().enumerate() {
+                *at = (first + lane).min(rows - 1) * cols + column;
             }
             L::gather(w, &at, &mut x);
             for &x in &x {
                 sum = sum + x * x;
             }
         }
-        let mean = (sum / L::splat(cols as f32)).bits();
-        for bits in &lanes::Ints::to_array(mean)[..L::N] {
-            means.extend([f32::from_bits(*bits as u32); 4]);
-        }
+        let mean = (sum / L::splat(cols as f32)).bits().to_array();
+        means.extend(mean[..L::N].iter().map(|&bits| f32::from_bits(bits as u32)));
     }
     means
 }

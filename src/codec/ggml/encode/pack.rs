@@ -45,6 +45,16 @@ pub fn bytes<I: Ints>(b: [I; 4]) -> I {
     (b[0] & byte) | (b[1] & byte) << 8 | (b[2] & byte) << 16 | b[3] << 24
 }
 
+/// Sixteen bytes, four to a word.
+#[inline(always)]
+pub fn four_by_four<I: Ints>(b: [I; 16]) -> [I; 4] {
+    let mut words = [b[0]; 4];
+    for (word, four) in words.iter_mut().zip(b.as_chunks::<4>().0) {
+        *word = bytes(*four);
+    }
+    words
+}
+
 /// Codes as bytes, four to a word. Integral floats of at most 255.
 #[inline(always)]
 pub fn words<L: Lanes>(codes: &[L], words: &mut [L::Int]) {

@@ -61,21 +61,13 @@ pub fn scale_min<L: Lanes, const N: usize, const ABSOLUTE: bool>(
     let low = zero.min(min);
     let some = low.lt(max);
     let mut codes = [zero; N];
-    let error = |codes: &[L; N], scale: L, low: L| {
-        let mut error = zero;
-        for i in 0..N {
-            let e = scale * codes[i] + low - x[i];
-            error = error + w[i] * if ABSOLUTE { e.abs() } else { e * e };
-        }
-        error
-    };
 
     let inverse = L::splat(top) / (max - low);
     let mut best = ScaleMin { scale: one / inverse, low, inverse, origin: low, top };
     for i in 0..N {
         codes[i] = best.code(x[i]);
     }
-    let mut least = error(&codes, best.scale, low);
+    let mut least = error::<L, N, ABSOLUTE>(x, w, &codes, best.scale, low);
 
     for trial in 0..=trials.last {
         // From the best minimum so far, not from that of the data.
@@ -98,7 +90,7 @@ pub fn scale_min<L: Lanes, const N: usize, const ABSOLUTE: bool>(
             scale = L::select(positive, sum_xl / sum_l2, scale);
             low = L::select(positive, zero, low);
         }
-        let error = error(&codes, scale, low);
+        let error = error::<L, N, ABSOLUTE>(x, w, &codes, scale, low);
         let better = zero.lt(det) & error.lt(least);
         least = L::select(better, error, least);
         best.scale = L::select(better, scale, best.scale);
@@ -110,6 +102,23 @@ pub fn scale_min<L: Lanes, const N: usize, const ABSOLUTE: bool>(
     best.low = L::select(some, best.low, low);
     best.inverse = L::select(some, best.inverse, zero);
     best
+}
+
+/// Weighted error, absolute or squared, of `scale * codes + low`.
+#[inline(always)]
+fn error<L: Lanes, const N: usize, const ABSOLUTE: bool>(
+    x: &[L; N],
+    w: &[L; N],
+    codes: &[L; N],
+    scale: L,
+    low: L,
+) -> L {
+    let mut error = L::splat(0.0);
+    for i in 0..N {
+        let e = scale * codes[i] + low - x[i];
+        error = error + w[i] * if ABSOLUTE { e.abs() } else { e * e };
+    }
+    error
 }
 
 /// `x ~ scale * (code - half)` with codes `0..2 * half`.
@@ -146,23 +155,14 @@ pub fn signed<L: Lanes, const N: usize>(x: &[L; N], w: &[L; N], half: f32) -> Si
     for i in 0..N {
         wx[i] = w[i] * x[i];
     }
-    let products = |inverse: L| {
-        let (mut sum_lx, mut sum_l2) = (zero, zero);
-        for i in 0..N {
-            let l = clamp(nearest(inverse * x[i]), -half, half - 1.0);
-            sum_lx = sum_lx + wx[i] * l;
-            sum_l2 = sum_l2 + w[i] * l * l;
-        }
-        (sum_lx, sum_l2)
-    };
 
     let mut inverse = L::splat(-half) / max;
-    let (sum_lx, sum_l2) = products(inverse);
+    let (sum_lx, sum_l2) = products(x, w, &wx, inverse, half);
     let mut scale = L::select(sum_l2.eq(zero), zero, sum_lx / sum_l2);
     let mut best = scale * sum_lx;
     for trial in (-9..=9).filter(|&t| t != 0) {
         let try_inverse = L::splat(-(half + 0.1 * trial as f32)) / max;
-        let (sum_lx, sum_l2) = products(try_inverse);
+        let (sum_lx, sum_l2) = products(x, w, &wx, try_inverse, half);
         let better = zero.lt(sum_l2) & (best * sum_l2).lt(sum_lx * sum_lx);
         if L::any(better) {
             scale = L::select(better, sum_lx / sum_l2, scale);
@@ -171,6 +171,18 @@ pub fn signed<L: Lanes, const N: usize>(x: &[L; N], w: &[L; N], half: f32) -> Si
         }
     }
     Signed { scale: L::select(some, scale, zero), inverse, some, half }
+}
+
+/// Sums of `w x l` and `w l l` over the codes of one trial.
+#[inline(always)]
+fn products<L: Lanes, const N: usize>(x: &[L; N], w: &[L; N], wx: &[L; N], inverse: L, half: f32) -> (L, L) {
+    let (mut sum_lx, mut sum_l2) = (L::splat(0.0), L::splat(0.0));
+    for i in 0..N {
+        let l = clamp(nearest(inverse * x[i]), -half, half - 1.0);
+        sum_lx = sum_lx + wx[i] * l;
+        sum_l2 = sum_l2 + w[i] * l * l;
+    }
+    (sum_lx, sum_l2)
 }
 
 /// One code at a time towards the least squared error, from codes that the largest value alone sets. Returns the scale and

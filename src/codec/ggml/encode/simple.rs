@@ -31,7 +31,7 @@ fn store<L: Lanes>(codes: &[L::Int; 32], bits: usize, mut at: usize, out: &mut O
     if bits == 5 {
         let mut high = L::Int::splat(0);
         for (k, &word) in words.iter().enumerate() {
-            high = high | squeeze(plane(word, 4)) << 4 * k as u32;
+            high = high | squeeze(plane(word, 4)) << (4 * k as u32);
         }
         out.word(at, high);
         at += 4;
@@ -180,7 +180,7 @@ impl Kernel for TwoBit {
             let mut word = L::Int::splat(0);
             for (j, &x) in x.iter().enumerate() {
                 let code = clamp(L::from_int(round_away(x * inverse)) + L::splat(1.0), 0.0, 3.0);
-                word = word | code.truncate() << 2 * j as u32;
+                word = word | code.truncate() << (2 * j as u32);
             }
             out.word(2 + 4 * k, word);
         }

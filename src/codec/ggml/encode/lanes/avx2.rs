@@ -123,6 +123,11 @@ impl Lanes for F32x8 {
         Self(unsafe { _mm256_set1_ps(x) })
     }
     #[inline(always)]
+    fn from_array(lanes: &[f32; MAX_LANES]) -> Self {
+        // SAFETY: see the module; the array fills more than one vector.
+        Self(unsafe { _mm256_loadu_ps(lanes.as_ptr()) })
+    }
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         // SAFETY: see the module.
         Self(unsafe { _mm256_min_ps(self.0, other.0) })

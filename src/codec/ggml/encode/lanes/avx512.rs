@@ -111,6 +111,11 @@ impl Lanes for F32x16 {
         Self(unsafe { _mm512_set1_ps(x) })
     }
     #[inline(always)]
+    fn from_array(lanes: &[f32; MAX_LANES]) -> Self {
+        // SAFETY: see the module; the array fills one vector.
+        Self(unsafe { _mm512_loadu_ps(lanes.as_ptr()) })
+    }
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         // SAFETY: see the module.
         Self(unsafe { _mm512_min_ps(self.0, other.0) })

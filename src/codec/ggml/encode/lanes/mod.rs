@@ -24,6 +24,8 @@ pub trait Lanes:
     type Mask: Copy + BitAnd<Output = Self::Mask> + BitOr<Output = Self::Mask> + Not<Output = Self::Mask>;
 
     fn splat(x: f32) -> Self;
+    /// The first `N`.
+    fn from_array(lanes: &[f32; MAX_LANES]) -> Self;
 
     /// `if self < other { self } else { other }`: says which of two zeros, and which operand when one is NaN.
     fn min(self, other: Self) -> Self;
@@ -73,10 +75,12 @@ pub trait Ints:
 }
 
 /// Every element that [`Lanes::gather`] reads exists.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn check_gather<L: Lanes>(source: &[f32], at: &[usize; MAX_LANES], columns: &[L]) {
     assert!(
-        columns.len() % 4 == 0 && at[..L::N].iter().all(|&a| a <= source.len() && source.len() - a >= columns.len())
+        columns.len().is_multiple_of(4)
+            && at[..L::N].iter().all(|&a| a <= source.len() && source.len() - a >= columns.len())
     );
 }
 

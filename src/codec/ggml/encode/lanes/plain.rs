@@ -14,6 +14,10 @@ impl Lanes for f32 {
         x
     }
     #[inline(always)]
+    fn from_array(lanes: &[f32; MAX_LANES]) -> f32 {
+        lanes[0]
+    }
+    #[inline(always)]
     fn min(self, other: f32) -> f32 {
         if self < other { self } else { other }
     }
