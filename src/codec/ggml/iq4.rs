@@ -2,8 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::simple::nibbles;
-use super::{Values, block};
+use super::{Values, block, fill, planes};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
@@ -60,7 +59,6 @@ impl Values<256> for BlockIq4Xs {
 
 #[inline(always)]
 fn levels<C: Cpu>(d: f32, qs: &[u8; 16], out: &mut [f32; 32]) {
-    for (o, level) in out.iter_mut().zip(C::pick(&LEVELS, nibbles(qs))) {
-        *o = d * f32::from(level);
-    }
+    let levels = C::pick(&LEVELS, &planes::<4, 16, _, 32>(qs));
+    fill(out, &C::floats(&levels), |level| d * level);
 }

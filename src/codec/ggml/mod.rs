@@ -79,12 +79,25 @@ impl<B: Values<N>, const N: usize> Decoder for Blocks<B, N> {
     }
 }
 
-/// Negates where `signs` has a bit set, the first by the lowest.
+/// Unpacks codes of `BITS` bits: each `GROUP` bytes hold planes of that many consecutive codes, the first in the lowest bits.
 #[inline(always)]
-fn signed(values: [f32; 8], signs: u8) -> [f32; 8] {
-    let mut out = values;
-    for (j, o) in out.iter_mut().enumerate() {
-        *o = f32::from_bits(o.to_bits() ^ (u32::from(signs) >> j & 1) << 31);
+fn planes<const BITS: usize, const GROUP: usize, const B: usize, const N: usize>(bytes: &[u8; B]) -> [i8; N] {
+    const { assert!(N * BITS == B * 8 && B % GROUP == 0) };
+    let mut codes = [0; N];
+    for (bytes, planes) in bytes.as_chunks::<GROUP>().0.iter().zip(codes.chunks_exact_mut(GROUP * 8 / BITS)) {
+        for (i, codes) in planes.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+            for (c, b) in codes.iter_mut().zip(bytes) {
+                *c = (b >> (i * BITS) & ((1 << BITS) - 1)) as i8;
+            }
+        }
     }
-    out
+    codes
+}
+
+/// The last step of most decoders. A loop over slices vectorizes where arrays' own iterators and `map` do not.
+#[inline(always)]
+fn fill<const N: usize>(out: &mut [f32; N], codes: &[f32; N], value: impl Fn(f32) -> f32) {
+    for (o, q) in out.iter_mut().zip(codes) {
+        *o = value(*q);
+    }
 }

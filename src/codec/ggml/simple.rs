@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Values, block};
+use super::{Values, block, fill, planes};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
@@ -71,9 +71,8 @@ impl Values<32> for BlockQ4_0 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let d = C::half(self.d);
-        for (o, q) in out.iter_mut().zip(nibbles(&self.qs)) {
-            *o = f32::from(q as i8 - 8) * d;
-        }
+        let q = planes::<4, 16, _, 32>(&self.qs);
+        fill(out, &C::floats(&q), |q| (q - 8.0) * d);
     }
 }
 
@@ -81,9 +80,8 @@ impl Values<32> for BlockQ4_1 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let (d, m) = (C::half(self.d), C::half(self.m));
-        for (o, q) in out.iter_mut().zip(nibbles(&self.qs)) {
-            *o = f32::from(q) * d + m;
-        }
+        let q = planes::<4, 16, _, 32>(&self.qs);
+        fill(out, &C::floats(&q), |q| q * d + m);
     }
 }
 
@@ -91,9 +89,7 @@ impl Values<32> for BlockQ5_0 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let d = C::half(self.d);
-        for (o, q) in out.iter_mut().zip(fives(&self.qs, self.qh)) {
-            *o = f32::from(q as i8 - 16) * d;
-        }
+        fill(out, &C::floats(&fives::<C>(&self.qs, &self.qh)), |q| (q - 16.0) * d);
     }
 }
 
@@ -101,9 +97,7 @@ impl Values<32> for BlockQ5_1 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let (d, m) = (C::half(self.d), C::half(self.m));
-        for (o, q) in out.iter_mut().zip(fives(&self.qs, self.qh)) {
-            *o = f32::from(q) * d + m;
-        }
+        fill(out, &C::floats(&fives::<C>(&self.qs, &self.qh)), |q| q * d + m);
     }
 }
 
@@ -111,29 +105,15 @@ impl Values<32> for BlockQ8_0 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let d = C::half(self.d);
-        for (o, q) in out.iter_mut().zip(self.qs) {
-            *o = f32::from(q) * d;
-        }
+        fill(out, &C::floats(&self.qs), |q| q * d);
     }
 }
 
-/// Low nibbles, then high ones.
 #[inline(always)]
-pub(super) fn nibbles(qs: &[u8; 16]) -> [u8; 32] {
-    let mut q = [0; 32];
-    for j in 0..16 {
-        q[j] = qs[j] & 15;
-        q[j + 16] = qs[j] >> 4;
-    }
-    q
-}
-
-#[inline(always)]
-fn fives(qs: &[u8; 16], qh: [u8; 4]) -> [u8; 32] {
-    let mut q = nibbles(qs);
-    let high = u32::from_le_bytes(qh);
-    for (j, q) in q.iter_mut().enumerate() {
-        *q |= ((high >> j & 1) << 4) as u8;
+fn fives<C: Cpu>(qs: &[u8; 16], qh: &[u8; 4]) -> [i8; 32] {
+    let mut q = planes::<4, 16, _, 32>(qs);
+    for (q, mask) in q.iter_mut().zip(&C::masks::<4, 32>(qh)) {
+        *q |= mask & 16;
     }
     q
 }
