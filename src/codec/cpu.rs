@@ -140,7 +140,7 @@ mod x86 {
 
         #[inline(always)]
         fn pick<const N: usize>(table: &[i8; 16], codes: &[i8; N]) -> [i8; N] {
-            const { assert!(N % 16 == 0) };
+            const { assert!(N.is_multiple_of(16)) };
             let mut out = [0; N];
             let (codes, _) = codes.as_chunks::<16>();
             let (outs, _) = out.as_chunks_mut::<16>();
@@ -157,7 +157,7 @@ mod x86 {
 
         #[inline(always)]
         fn floats<const N: usize>(codes: &[i8; N]) -> [f32; N] {
-            const { assert!(N % 8 == 0) };
+            const { assert!(N.is_multiple_of(8)) };
             let mut out = [0.0; N];
             let (codes, _) = codes.as_chunks::<8>();
             let (outs, _) = out.as_chunks_mut::<8>();
@@ -173,7 +173,7 @@ mod x86 {
 
         #[inline(always)]
         fn masks<const B: usize, const N: usize>(bits: &[u8; B]) -> [i8; N] {
-            const { assert!(N == 8 * B && B % 4 == 0) };
+            const { assert!(N == 8 * B && B.is_multiple_of(4)) };
             let mut out = [0; N];
             for (b, o) in bits.as_chunks::<4>().0.iter().zip(out.as_chunks_mut::<32>().0) {
                 // SAFETY: AVX2 is there; the output has the vector's size and unaligned access is used.

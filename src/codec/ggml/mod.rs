@@ -82,7 +82,7 @@ impl<B: Values<N>, const N: usize> Decoder for Blocks<B, N> {
 /// Unpacks codes of `BITS` bits: each `GROUP` bytes hold planes of that many consecutive codes, the first in the lowest bits.
 #[inline(always)]
 fn planes<const BITS: usize, const GROUP: usize, const B: usize, const N: usize>(bytes: &[u8; B]) -> [i8; N] {
-    const { assert!(N * BITS == B * 8 && B % GROUP == 0) };
+    const { assert!(N * BITS == B * 8 && B.is_multiple_of(GROUP)) };
     let mut codes = [0; N];
     for (bytes, planes) in bytes.as_chunks::<GROUP>().0.iter().zip(codes.chunks_exact_mut(GROUP * 8 / BITS)) {
         for (i, codes) in planes.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
