@@ -13,6 +13,8 @@ use std::marker::PhantomData;
 
 use bytemuck::AnyBitPattern;
 
+pub mod encode;
+
 use super::Codec;
 use super::block::Block;
 use super::cpu::{self, Cpu, Decoder};
