@@ -16,7 +16,7 @@ use bytemuck::AnyBitPattern;
 pub mod encode;
 
 use super::Codec;
-use super::block::Block;
+use super::block::{Block, Encode};
 use super::cpu::{self, Cpu, Decoder};
 
 pub static CODECS: &[&dyn Codec] = &[
@@ -52,8 +52,13 @@ trait Values<const N: usize>: AnyBitPattern {
     fn values<C: Cpu>(&self, out: &mut [f32; N]);
 }
 
-/// A row of the table. Encoders are added by struct update.
-const fn block<B: Values<N>, const N: usize>(name: &'static str, ggml: u32, about: &'static str) -> Block {
+/// A row of the table.
+const fn block<B: Values<N>, const N: usize>(
+    name: &'static str,
+    ggml: u32,
+    about: &'static str,
+    encode: Option<Encode>,
+) -> Block {
     Block {
         name,
         about,
@@ -62,7 +67,7 @@ const fn block<B: Values<N>, const N: usize>(name: &'static str, ggml: u32, abou
         bytes: size_of::<B>(),
         decode: cpu::fastest::<Blocks<B, N>>,
         decode_plain: cpu::plain::<Blocks<B, N>>,
-        encode: None,
+        encode,
     }
 }
 

@@ -2,14 +2,18 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Values, block, fill, planes};
+use super::{Values, block, encode, fill, planes};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
-pub static Q1_0: Block = block::<BlockQ1_0, 128>("q1_0", 41, "1 bit, w = d or -d, 128 a block (ggml)");
-pub static Q2_0: Block = block::<BlockQ2_0, 64>("q2_0", 42, "2 bits, w = d (q - 1), 64 a block (ggml)");
-pub static TQ1_0: Block = block::<BlockTq1_0, 256>("tq1_0", 34, "ternary, 5 weights a byte, w = d (q - 1) (ggml)");
-pub static TQ2_0: Block = block::<BlockTq2_0, 256>("tq2_0", 35, "ternary, 4 weights a byte, w = d (q - 1) (ggml)");
+pub static Q1_0: Block =
+    block::<BlockQ1_0, 128>("q1_0", 41, "1 bit, w = d or -d, 128 a block (ggml)", Some(encode::Q1_0));
+pub static Q2_0: Block =
+    block::<BlockQ2_0, 64>("q2_0", 42, "2 bits, w = d (q - 1), 64 a block (ggml)", Some(encode::Q2_0));
+pub static TQ1_0: Block =
+    block::<BlockTq1_0, 256>("tq1_0", 34, "ternary, 5 weights a byte, w = d (q - 1) (ggml)", Some(encode::TQ1_0));
+pub static TQ2_0: Block =
+    block::<BlockTq2_0, 256>("tq2_0", 35, "ternary, 4 weights a byte, w = d (q - 1) (ggml)", Some(encode::TQ2_0));
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
