@@ -123,3 +123,25 @@ fn floats_survive_decoding_and_encoding() {
         }
     }
 }
+
+/// Bits buy accuracy: the error on even noise is a small multiple of what the bits are worth (at most 2.3, where they are ternary).
+#[test]
+fn what_was_encoded_decodes_to_about_the_same() {
+    let (rows, cols) = (2, 1024);
+    let step = |x: &u64| Some(x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407));
+    let noise = std::iter::successors(Some(1), step).map(|x| (x >> 40) as f32 / (1 << 24) as f32 - 0.5);
+    let weights: Vec<f32> = noise.take(rows * cols).collect();
+    let importance = vec![1.0; cols];
+    let squares = |w: &mut dyn Iterator<Item = f32>| w.map(|x| x * x).sum::<f32>();
+    for block in blocks().filter(|b| b.weights > 1) {
+        let Some(encode) = block.encode else { continue };
+        let mut bytes = vec![0; rows * block.row_bytes(cols)];
+        (encode.run)(&weights, cols, Some(&importance), &mut bytes);
+        let mut decoded = vec![0.0; weights.len()];
+        (block.decode)(&bytes, &mut decoded);
+        let noise = squares(&mut weights.iter().zip(&decoded).map(|(w, d)| w - d));
+        let error = (noise / squares(&mut weights.iter().copied())).sqrt();
+        let step = 2f32.powf(-((8 * block.bytes) as f32) / block.weights as f32);
+        assert!(error < 3.0 * step, "{}: relative error {error}, bits worth {step}", block.name);
+    }
+}

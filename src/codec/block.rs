@@ -70,7 +70,7 @@ impl Codec for Block {
     }
 
     fn layout(&self, dims: Dims) -> Result<Vec<Part>> {
-        if dims.cols % self.weights != 0 {
+        if !dims.cols.is_multiple_of(self.weights) {
             return Err(Error::request(format!(
                 "{} needs rows in multiples of {}, this weight has {}",
                 self.name, self.weights, dims.cols

@@ -7,7 +7,16 @@ pub trait Cpu {
     fn halves<const N: usize>(bits: [u16; N]) -> [f32; N];
 
     /// `table[code]` for each code. Codes are below 16.
-    fn pick<const N: usize>(table: &[i8; 16], codes: [u8; N]) -> [i8; N];
+    fn pick<const N: usize>(table: &[i8; 16], codes: &[i8; N]) -> [i8; N];
+
+    /// Widens. Loops could, but next to the loops that unpack the codes they end up as single elements or shuffles.
+    fn floats<const N: usize>(codes: &[i8; N]) -> [f32; N];
+
+    /// -1 for each set bit, else 0; the lowest bit first. `N` is eight times `B`.
+    fn masks<const B: usize, const N: usize>(bits: &[u8; B]) -> [i8; N];
+
+    /// Negates the codes where a bit is set.
+    fn negate(codes: &[i8; 32], bits: &[u8; 4]) -> [i8; 32];
 
     #[inline(always)]
     fn half(bytes: [u8; 2]) -> f32 {
@@ -47,12 +56,49 @@ struct Plain;
 impl Cpu for Plain {
     #[inline(always)]
     fn halves<const N: usize>(bits: [u16; N]) -> [f32; N] {
-        bits.map(half)
+        let mut out = [0.0; N];
+        for (o, b) in out.iter_mut().zip(&bits) {
+            *o = half(*b);
+        }
+        out
     }
 
     #[inline(always)]
-    fn pick<const N: usize>(table: &[i8; 16], codes: [u8; N]) -> [i8; N] {
-        codes.map(|c| table[(c & 15) as usize])
+    fn pick<const N: usize>(table: &[i8; 16], codes: &[i8; N]) -> [i8; N] {
+        let mut out = [0; N];
+        for (o, c) in out.iter_mut().zip(codes) {
+            *o = table[(c & 15) as usize];
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn floats<const N: usize>(codes: &[i8; N]) -> [f32; N] {
+        let mut out = [0.0; N];
+        for (o, c) in out.iter_mut().zip(codes) {
+            *o = f32::from(*c);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn masks<const B: usize, const N: usize>(bits: &[u8; B]) -> [i8; N] {
+        let mut out = [0; N];
+        for (b, o) in bits.iter().zip(out.as_chunks_mut::<8>().0) {
+            for (i, o) in o.iter_mut().enumerate() {
+                *o = -((b >> i & 1) as i8);
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn negate(codes: &[i8; 32], bits: &[u8; 4]) -> [i8; 32] {
+        let mut out = *codes;
+        for (o, mask) in out.iter_mut().zip(&Self::masks::<4, 32>(bits)) {
+            *o = (*o ^ mask).wrapping_sub(*mask);
+        }
+        out
     }
 }
 
@@ -93,8 +139,8 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn pick<const N: usize>(table: &[i8; 16], codes: [u8; N]) -> [i8; N] {
-            const { assert!(N % 16 == 0) };
+        fn pick<const N: usize>(table: &[i8; 16], codes: &[i8; N]) -> [i8; N] {
+            const { assert!(N.is_multiple_of(16)) };
             let mut out = [0; N];
             let (codes, _) = codes.as_chunks::<16>();
             let (outs, _) = out.as_chunks_mut::<16>();
@@ -108,6 +154,56 @@ mod x86 {
             }
             out
         }
+
+        #[inline(always)]
+        fn floats<const N: usize>(codes: &[i8; N]) -> [f32; N] {
+            const { assert!(N.is_multiple_of(8)) };
+            let mut out = [0.0; N];
+            let (codes, _) = codes.as_chunks::<8>();
+            let (outs, _) = out.as_chunks_mut::<8>();
+            for (c, o) in codes.iter().zip(outs) {
+                // SAFETY: AVX2 is there; the arrays have the vectors' sizes and unaligned access is used.
+                unsafe {
+                    let wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(c.as_ptr().cast()));
+                    _mm256_storeu_ps(o.as_mut_ptr(), _mm256_cvtepi32_ps(wide));
+                }
+            }
+            out
+        }
+
+        #[inline(always)]
+        fn masks<const B: usize, const N: usize>(bits: &[u8; B]) -> [i8; N] {
+            const { assert!(N == 8 * B && B.is_multiple_of(4)) };
+            let mut out = [0; N];
+            for (b, o) in bits.as_chunks::<4>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+                // SAFETY: AVX2 is there; the output has the vector's size and unaligned access is used.
+                unsafe { _mm256_storeu_si256(o.as_mut_ptr().cast(), masks(*b)) };
+            }
+            out
+        }
+
+        #[inline(always)]
+        fn negate(codes: &[i8; 32], bits: &[u8; 4]) -> [i8; 32] {
+            let mut out = [0; 32];
+            // SAFETY: AVX2 is there; both arrays have the vector's size and unaligned access is used.
+            unsafe {
+                let masks = masks(*bits);
+                let flipped = _mm256_xor_si256(_mm256_loadu_si256(codes.as_ptr().cast()), masks);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_sub_epi8(flipped, masks));
+            }
+            out
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn masks(bits: [u8; 4]) -> __m256i {
+        // Eight copies of each byte keep a bit each. The shuffle stays within 128-bit lanes; all four bytes are in both.
+        let ones = 0x0101_0101_0101_0101;
+        let copies = _mm256_setr_epi64x(0, ones, 2 * ones, 3 * ones);
+        let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(bits)), copies);
+        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit)
     }
 }
 

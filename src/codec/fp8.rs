@@ -1,5 +1,6 @@
 //! Eight-bit floats of Hugging Face checkpoints: dense, and with a scale for each square of weights. Read only.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::block::{Block, DecodeFn};
@@ -13,15 +14,15 @@ pub static CODECS: &[&dyn Codec] = &[&F8_E4M3, &F8_E5M2, &BLOCK_FP8];
 pub static F8_E4M3: Block = dense(
     "f8_e4m3",
     "8-bit float of 4 exponent and 3 mantissa bits, no infinities (e4m3fn, OCP OFP8)",
-    cpu::fastest::<E4m3>,
-    cpu::plain::<E4m3>,
+    cpu::fastest::<Eights<E4m3>>,
+    cpu::plain::<Eights<E4m3>>,
 );
 
 pub static F8_E5M2: Block = dense(
     "f8_e5m2",
     "8-bit float of 5 exponent and 2 mantissa bits (OCP OFP8)",
-    cpu::fastest::<E5m2>,
-    cpu::plain::<E5m2>,
+    cpu::fastest::<Eights<E5m2>>,
+    cpu::plain::<Eights<E5m2>>,
 );
 
 pub static BLOCK_FP8: BlockFp8 = BlockFp8 {
@@ -81,40 +82,56 @@ const fn dense(name: &'static str, about: &'static str, decode: DecodeFn, decode
     Block { name, about, ggml: None, weights: 1, bytes: 1, decode, decode_plain, encode: None }
 }
 
-struct E4m3;
+/// A kind of 8-bit float, eight at a time.
+trait Eight {
+    fn values<C: Cpu>(x: &[u8; 8]) -> [f32; 8];
+}
 
-impl Decoder for E4m3 {
+struct Eights<F>(PhantomData<F>);
+
+impl<F: Eight> Decoder for Eights<F> {
     #[inline(always)]
     fn run<C: Cpu>(bytes: &[u8], out: &mut [f32]) {
-        eights(bytes, out, |x| {
-            // A half's exponent has one bit more and a bias 8 higher.
-            let halves = C::halves(x.map(|x| u16::from(x & 0x80) << 8 | u16::from(x & 0x7f) << 7));
-            let mut out = halves.map(|h| h * 256.0);
-            for (o, x) in out.iter_mut().zip(x) {
-                *o = if x & 0x7f == 0x7f { f32::NAN } else { *o };
-            }
-            out
-        });
+        let ((bytes, rest), (outs, out_rest)) = (bytes.as_chunks::<8>(), out.as_chunks_mut::<8>());
+        for (b, o) in bytes.iter().zip(outs) {
+            *o = F::values::<C>(b);
+        }
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        out_rest.copy_from_slice(&F::values::<C>(&last)[..out_rest.len()]);
+    }
+}
+
+struct E4m3;
+
+impl Eight for E4m3 {
+    /// A half's exponent has one bit more and a bias higher by 8.
+    #[inline(always)]
+    fn values<C: Cpu>(x: &[u8; 8]) -> [f32; 8] {
+        let mut halves = [0; 8];
+        for (h, x) in halves.iter_mut().zip(x) {
+            let magnitude = u16::from(x & 0x7f);
+            let nan = if magnitude == 0x7f { 0x7c00 } else { 0 };
+            *h = u16::from(x & 0x80) << 8 | magnitude << 7 | nan;
+        }
+        let mut out = C::halves(halves);
+        for o in &mut out {
+            *o *= 256.0;
+        }
+        out
     }
 }
 
 struct E5m2;
 
-impl Decoder for E5m2 {
+impl Eight for E5m2 {
+    /// The upper byte of a half.
     #[inline(always)]
-    fn run<C: Cpu>(bytes: &[u8], out: &mut [f32]) {
-        // The upper byte of a half.
-        eights(bytes, out, |x| C::halves(x.map(|x| u16::from(x) << 8)));
+    fn values<C: Cpu>(x: &[u8; 8]) -> [f32; 8] {
+        let mut halves = [0; 8];
+        for (h, x) in halves.iter_mut().zip(x) {
+            *h = u16::from(*x) << 8;
+        }
+        C::halves(halves)
     }
-}
-
-#[inline(always)]
-fn eights(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; 8]) -> [f32; 8]) {
-    let ((bytes, rest), (outs, out_rest)) = (bytes.as_chunks::<8>(), out.as_chunks_mut::<8>());
-    for (b, o) in bytes.iter().zip(outs) {
-        *o = value(*b);
-    }
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    out_rest.copy_from_slice(&value(last)[..out_rest.len()]);
 }

@@ -3,16 +3,18 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::simple::nibbles;
-use super::{Values, block, encode};
+use super::{Values, block, encode, fill, planes};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
 pub static MXFP4: Block =
-    block::<BlockMxfp4, 32>("mxfp4", 39, "E2M1 floats, 32 a power-of-two scale (OCP MX, ggml)").written(encode::MXFP4);
-pub static NVFP4: Block =
-    block::<BlockNvfp4, 64>("nvfp4", 40, "E2M1 floats, 16 an E4M3 scale, under a tensor scale (NVIDIA, ggml)")
-        .written(encode::NVFP4);
+    block::<BlockMxfp4, 32>("mxfp4", 39, "E2M1 floats, 32 a power-of-two scale (OCP MX, ggml)", Some(encode::MXFP4));
+pub static NVFP4: Block = block::<BlockNvfp4, 64>(
+    "nvfp4",
+    40,
+    "E2M1 floats, 16 an E4M3 scale, under a tensor scale (NVIDIA, ggml)",
+    Some(encode::NVFP4),
+);
 
 /// E2M1 values, doubled to be whole; the scales below are halved to match. Bit 3 is the sign; minus zero reads as zero.
 pub const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
@@ -32,7 +34,7 @@ pub struct BlockNvfp4 {
     /// Unsigned E4M3, one for each 16 weights.
     pub d: [u8; 4],
     /// Eight bytes a scale: element `j < 8` is the low nibble of byte `j`, `j + 8` the high one.
-    pub qs: [[u8; 8]; 4],
+    pub qs: [u8; 32],
 }
 
 const _: () = assert!(size_of::<BlockMxfp4>() == 17);
@@ -42,27 +44,20 @@ impl Values<32> for BlockMxfp4 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let d = half_e8m0(self.e);
-        let q = C::pick(&E2M1_DOUBLED, nibbles(&self.qs));
-        for (o, q) in out.iter_mut().zip(q) {
-            *o = f32::from(q) * d;
-        }
+        let q = C::pick(&E2M1_DOUBLED, &planes::<4, 16, _, 32>(&self.qs));
+        fill(out, &C::floats(&q), |q| q * d);
     }
 }
 
 impl Values<64> for BlockNvfp4 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 64]) {
+        let q = C::pick(&E2M1_DOUBLED, &planes::<4, 8, _, 64>(&self.qs));
+        let (q, _) = q.as_chunks::<16>();
         let (outs, _) = out.as_chunks_mut::<16>();
-        for (out, (d, qs)) in outs.iter_mut().zip(self.d.iter().zip(&self.qs)) {
-            let d = HALF_UE4M3[*d as usize];
-            let mut codes = [0; 16];
-            for j in 0..8 {
-                codes[j] = qs[j] & 15;
-                codes[j + 8] = qs[j] >> 4;
-            }
-            for (o, q) in out.iter_mut().zip(C::pick(&E2M1_DOUBLED, codes)) {
-                *o = f32::from(q) * d;
-            }
+        for ((out, q), d) in outs.iter_mut().zip(q).zip(self.d) {
+            let d = HALF_UE4M3[d as usize];
+            fill(out, &C::floats(q), |q| q * d);
         }
     }
 }

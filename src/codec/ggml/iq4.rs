@@ -2,16 +2,18 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::simple::nibbles;
-use super::{Values, block, encode};
+use super::{Values, block, encode, fill, planes};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
 pub static IQ4_NL: Block =
-    block::<BlockIq4Nl, 32>("iq4_nl", 20, "4 bits, w = d level[q], 32 a block (ggml)").written(encode::IQ4_NL);
-pub static IQ4_XS: Block =
-    block::<BlockIq4Xs, 256>("iq4_xs", 23, "4 bits, w = d s level[q], 32 weights a 6-bit s (ggml)")
-        .written(encode::IQ4_XS);
+    block::<BlockIq4Nl, 32>("iq4_nl", 20, "4 bits, w = d level[q], 32 a block (ggml)", Some(encode::IQ4_NL));
+pub static IQ4_XS: Block = block::<BlockIq4Xs, 256>(
+    "iq4_xs",
+    23,
+    "4 bits, w = d s level[q], 32 weights a 6-bit s (ggml)",
+    Some(encode::IQ4_XS),
+);
 
 pub const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
@@ -62,7 +64,6 @@ impl Values<256> for BlockIq4Xs {
 
 #[inline(always)]
 fn levels<C: Cpu>(d: f32, qs: &[u8; 16], out: &mut [f32; 32]) {
-    for (o, level) in out.iter_mut().zip(C::pick(&LEVELS, nibbles(qs))) {
-        *o = d * f32::from(level);
-    }
+    let levels = C::pick(&LEVELS, &planes::<4, 16, _, 32>(qs));
+    fill(out, &C::floats(&levels), |level| d * level);
 }

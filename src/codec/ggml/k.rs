@@ -2,23 +2,32 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Values, block, encode};
+use super::{Values, block, encode, fill, planes};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
-pub static Q2_K: Block =
-    block::<BlockQ2K, 256>("q2_k", 10, "2 bits, w = d s q - dmin m, 16 weights a 4-bit s and m (ggml)")
-        .written(encode::Q2_K);
+pub static Q2_K: Block = block::<BlockQ2K, 256>(
+    "q2_k",
+    10,
+    "2 bits, w = d s q - dmin m, 16 weights a 4-bit s and m (ggml)",
+    Some(encode::Q2_K),
+);
 pub static Q3_K: Block =
-    block::<BlockQ3K, 256>("q3_k", 11, "3 bits, w = d s (q - 4), 16 weights a 6-bit s (ggml)").written(encode::Q3_K);
-pub static Q4_K: Block =
-    block::<BlockQ4K, 256>("q4_k", 12, "4 bits, w = d s q - dmin m, 32 weights a 6-bit s and m (ggml)")
-        .written(encode::Q4_K);
-pub static Q5_K: Block =
-    block::<BlockQ5K, 256>("q5_k", 13, "5 bits, w = d s q - dmin m, 32 weights a 6-bit s and m (ggml)")
-        .written(encode::Q5_K);
+    block::<BlockQ3K, 256>("q3_k", 11, "3 bits, w = d s (q - 4), 16 weights a 6-bit s (ggml)", Some(encode::Q3_K));
+pub static Q4_K: Block = block::<BlockQ4K, 256>(
+    "q4_k",
+    12,
+    "4 bits, w = d s q - dmin m, 32 weights a 6-bit s and m (ggml)",
+    Some(encode::Q4_K),
+);
+pub static Q5_K: Block = block::<BlockQ5K, 256>(
+    "q5_k",
+    13,
+    "5 bits, w = d s q - dmin m, 32 weights a 6-bit s and m (ggml)",
+    Some(encode::Q5_K),
+);
 pub static Q6_K: Block =
-    block::<BlockQ6K, 256>("q6_k", 14, "6 bits, w = d s (q - 32), 16 weights an 8-bit s (ggml)").written(encode::Q6_K);
+    block::<BlockQ6K, 256>("q6_k", 14, "6 bits, w = d s (q - 32), 16 weights an 8-bit s (ggml)", Some(encode::Q6_K));
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -97,12 +106,10 @@ impl Values<256> for BlockQ2K {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 256]) {
         let (d, dmin) = (C::half(self.d), C::half(self.dmin));
-        let scales = self.scales.map(|s| (d * f32::from(s & 15), dmin * f32::from(s >> 4)));
-        let (outs, _) = out.as_chunks_mut::<16>();
-        for (i, (out, (scale, min))) in outs.iter_mut().zip(scales).enumerate() {
-            for (o, q) in out.iter_mut().zip(twos(&self.qs, i)) {
-                *o = scale * f32::from(q) - min;
-            }
+        let q = planes::<2, 32, _, 256>(&self.qs);
+        for (i, (out, q)) in groups::<16>(out, &q) {
+            let (scale, min) = (d * f32::from(self.scales[i] & 15), dmin * f32::from(self.scales[i] >> 4));
+            fill(out, &C::floats(q), |q| scale * q - min);
         }
     }
 }
@@ -111,15 +118,11 @@ impl Values<256> for BlockQ3K {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 256]) {
         let d = C::half(self.d);
-        let scales = q3_scales(&self.scales).map(|s| d * f32::from(s));
-        let (masks, _) = self.hmask.as_chunks::<16>();
-        let (outs, _) = out.as_chunks_mut::<16>();
-        for (i, (out, scale)) in outs.iter_mut().zip(scales).enumerate() {
-            let (low, mask) = (twos(&self.qs, i), &masks[i % 2]);
-            for l in 0..16 {
-                let q = low[l] | (mask[l] >> (i / 2) & 1) << 2;
-                out[l] = scale * f32::from(q as i8 - 4);
-            }
+        let scales = q3_scales(&self.scales);
+        let q = join(planes::<2, 32, _, 256>(&self.qs), planes::<1, 32, _, 256>(&self.hmask), 2);
+        for (i, (out, q)) in groups::<16>(out, &q) {
+            let scale = d * f32::from(scales[i]);
+            fill(out, &C::floats(q), |q| scale * (q - 4.0));
         }
     }
 }
@@ -129,12 +132,10 @@ impl Values<256> for BlockQ4K {
     fn values<C: Cpu>(&self, out: &mut [f32; 256]) {
         let (d, dmin) = (C::half(self.d), C::half(self.dmin));
         let (scales, mins) = scales_and_mins(&self.scales);
-        let (outs, _) = out.as_chunks_mut::<32>();
-        for (j, out) in outs.iter_mut().enumerate() {
-            let (scale, min) = (d * f32::from(scales[j]), dmin * f32::from(mins[j]));
-            for (o, q) in out.iter_mut().zip(fours(&self.qs, j)) {
-                *o = scale * f32::from(q) - min;
-            }
+        let q = planes::<4, 32, _, 256>(&self.qs);
+        for (i, (out, q)) in groups::<32>(out, &q) {
+            let (scale, min) = (d * f32::from(scales[i]), dmin * f32::from(mins[i]));
+            fill(out, &C::floats(q), |q| scale * q - min);
         }
     }
 }
@@ -144,14 +145,10 @@ impl Values<256> for BlockQ5K {
     fn values<C: Cpu>(&self, out: &mut [f32; 256]) {
         let (d, dmin) = (C::half(self.d), C::half(self.dmin));
         let (scales, mins) = scales_and_mins(&self.scales);
-        let (outs, _) = out.as_chunks_mut::<32>();
-        for (j, out) in outs.iter_mut().enumerate() {
-            let (scale, min) = (d * f32::from(scales[j]), dmin * f32::from(mins[j]));
-            let low = fours(&self.qs, j);
-            for l in 0..32 {
-                let q = low[l] | (self.qh[l] >> j & 1) << 4;
-                out[l] = scale * f32::from(q) - min;
-            }
+        let q = join(planes::<4, 32, _, 256>(&self.qs), planes::<1, 32, _, 256>(&self.qh), 4);
+        for (i, (out, q)) in groups::<32>(out, &q) {
+            let (scale, min) = (d * f32::from(scales[i]), dmin * f32::from(mins[i]));
+            fill(out, &C::floats(q), |q| scale * q - min);
         }
     }
 }
@@ -160,33 +157,30 @@ impl Values<256> for BlockQ6K {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 256]) {
         let d = C::half(self.d);
-        let scales = self.scales.map(|s| d * f32::from(s));
-        let (ql, _) = self.ql.as_chunks::<16>();
-        let (outs, _) = out.as_chunks_mut::<16>();
-        for (i, (out, scale)) in outs.iter_mut().zip(scales).enumerate() {
-            // 16 weights are an eighth of a half; the half's low nibbles come before its high ones.
-            let (low, shift) = (&ql[i / 8 * 4 + i % 4], i % 8 / 4 * 4);
-            let high = twos(&self.qh, i);
-            for l in 0..16 {
-                let q = low[l] >> shift & 15 | high[l] << 4;
-                out[l] = scale * f32::from(q as i8 - 32);
-            }
+        let q = join(planes::<4, 64, _, 256>(&self.ql), planes::<2, 32, _, 256>(&self.qh), 4);
+        for (i, (out, q)) in groups::<16>(out, &q) {
+            let scale = d * f32::from(self.scales[i]);
+            fill(out, &C::floats(q), |q| scale * (q - 32.0));
         }
     }
 }
 
-/// Sixteen 2-bit codes: the `i`-th sub-block of the order described at [`BlockQ2K::qs`].
+/// Sub-blocks of weights and codes, numbered.
 #[inline(always)]
-fn twos(qs: &[u8; 64], i: usize) -> [u8; 16] {
-    let (qs, _) = qs.as_chunks::<16>();
-    qs[i / 8 * 2 + i % 2].map(|b| b >> (i % 8 / 2 * 2) & 3)
+fn groups<'a, const G: usize>(
+    out: &'a mut [f32; 256],
+    q: &'a [i8; 256],
+) -> impl Iterator<Item = (usize, (&'a mut [f32; G], &'a [i8; G]))> {
+    out.as_chunks_mut().0.iter_mut().zip(q.as_chunks().0).enumerate()
 }
 
-/// Thirty-two 4-bit codes: the `j`-th sub-block of the order described at [`BlockQ4K::qs`].
+/// Codes whose upper bits lie apart.
 #[inline(always)]
-fn fours(qs: &[u8; 128], j: usize) -> [u8; 32] {
-    let (qs, _) = qs.as_chunks::<32>();
-    qs[j / 2].map(|b| b >> (j % 2 * 4) & 15)
+fn join(mut low: [i8; 256], high: [i8; 256], shift: u32) -> [i8; 256] {
+    for (l, h) in low.iter_mut().zip(&high) {
+        *l |= h << shift;
+    }
+    low
 }
 
 /// Eight 6-bit scales and minima of Q4_K and Q5_K. Bytes 0..4 hold scales 0..4 and bytes 4..8 minima 0..4, six bits each; their

@@ -16,7 +16,7 @@ use bytemuck::AnyBitPattern;
 pub mod encode;
 
 use super::Codec;
-use super::block::Block;
+use super::block::{Block, Encode};
 use super::cpu::{self, Cpu, Decoder};
 
 pub static CODECS: &[&dyn Codec] = &[
@@ -52,8 +52,13 @@ trait Values<const N: usize>: AnyBitPattern {
     fn values<C: Cpu>(&self, out: &mut [f32; N]);
 }
 
-/// A row of the table; [`Block::written`] adds the encoder.
-const fn block<B: Values<N>, const N: usize>(name: &'static str, ggml: u32, about: &'static str) -> Block {
+/// A row of the table.
+const fn block<B: Values<N>, const N: usize>(
+    name: &'static str,
+    ggml: u32,
+    about: &'static str,
+    encode: Option<Encode>,
+) -> Block {
     Block {
         name,
         about,
@@ -62,7 +67,7 @@ const fn block<B: Values<N>, const N: usize>(name: &'static str, ggml: u32, abou
         bytes: size_of::<B>(),
         decode: cpu::fastest::<Blocks<B, N>>,
         decode_plain: cpu::plain::<Blocks<B, N>>,
-        encode: None,
+        encode,
     }
 }
 
@@ -81,12 +86,25 @@ impl<B: Values<N>, const N: usize> Decoder for Blocks<B, N> {
     }
 }
 
-/// Negates where `signs` has a bit set, the first by the lowest.
+/// Unpacks codes of `BITS` bits: each `GROUP` bytes hold planes of that many consecutive codes, the first in the lowest bits.
 #[inline(always)]
-fn signed(values: [f32; 8], signs: u8) -> [f32; 8] {
-    let mut out = values;
-    for (j, o) in out.iter_mut().enumerate() {
-        *o = f32::from_bits(o.to_bits() ^ (u32::from(signs) >> j & 1) << 31);
+fn planes<const BITS: usize, const GROUP: usize, const B: usize, const N: usize>(bytes: &[u8; B]) -> [i8; N] {
+    const { assert!(N * BITS == B * 8 && B.is_multiple_of(GROUP)) };
+    let mut codes = [0; N];
+    for (bytes, planes) in bytes.as_chunks::<GROUP>().0.iter().zip(codes.chunks_exact_mut(GROUP * 8 / BITS)) {
+        for (i, codes) in planes.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+            for (c, b) in codes.iter_mut().zip(bytes) {
+                *c = (b >> (i * BITS) & ((1 << BITS) - 1)) as i8;
+            }
+        }
     }
-    out
+    codes
+}
+
+/// The last step of most decoders. A loop over slices vectorizes where arrays' own iterators and `map` do not.
+#[inline(always)]
+fn fill<const N: usize>(out: &mut [f32; N], codes: &[f32; N], value: impl Fn(f32) -> f32) {
+    for (o, q) in out.iter_mut().zip(codes) {
+        *o = value(*q);
+    }
 }

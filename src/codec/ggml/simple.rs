@@ -3,19 +3,19 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Values, block, encode};
+use super::{Values, block, encode, fill, planes};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
 pub static Q4_0: Block =
-    block::<BlockQ4_0, 32>("q4_0", 2, "4 bits, w = d (q - 8), 32 a block (ggml)").written(encode::Q4_0);
+    block::<BlockQ4_0, 32>("q4_0", 2, "4 bits, w = d (q - 8), 32 a block (ggml)", Some(encode::Q4_0));
 pub static Q4_1: Block =
-    block::<BlockQ4_1, 32>("q4_1", 3, "4 bits, w = d q + m, 32 a block (ggml)").written(encode::Q4_1);
+    block::<BlockQ4_1, 32>("q4_1", 3, "4 bits, w = d q + m, 32 a block (ggml)", Some(encode::Q4_1));
 pub static Q5_0: Block =
-    block::<BlockQ5_0, 32>("q5_0", 6, "5 bits, w = d (q - 16), 32 a block (ggml)").written(encode::Q5_0);
+    block::<BlockQ5_0, 32>("q5_0", 6, "5 bits, w = d (q - 16), 32 a block (ggml)", Some(encode::Q5_0));
 pub static Q5_1: Block =
-    block::<BlockQ5_1, 32>("q5_1", 7, "5 bits, w = d q + m, 32 a block (ggml)").written(encode::Q5_1);
-pub static Q8_0: Block = block::<BlockQ8_0, 32>("q8_0", 8, "8 bits, w = d q, 32 a block (ggml)").written(encode::Q8_0);
+    block::<BlockQ5_1, 32>("q5_1", 7, "5 bits, w = d q + m, 32 a block (ggml)", Some(encode::Q5_1));
+pub static Q8_0: Block = block::<BlockQ8_0, 32>("q8_0", 8, "8 bits, w = d q, 32 a block (ggml)", Some(encode::Q8_0));
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -75,9 +75,8 @@ impl Values<32> for BlockQ4_0 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let d = C::half(self.d);
-        for (o, q) in out.iter_mut().zip(nibbles(&self.qs)) {
-            *o = f32::from(q as i8 - 8) * d;
-        }
+        let q = planes::<4, 16, _, 32>(&self.qs);
+        fill(out, &C::floats(&q), |q| (q - 8.0) * d);
     }
 }
 
@@ -85,9 +84,8 @@ impl Values<32> for BlockQ4_1 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let (d, m) = (C::half(self.d), C::half(self.m));
-        for (o, q) in out.iter_mut().zip(nibbles(&self.qs)) {
-            *o = f32::from(q) * d + m;
-        }
+        let q = planes::<4, 16, _, 32>(&self.qs);
+        fill(out, &C::floats(&q), |q| q * d + m);
     }
 }
 
@@ -95,9 +93,7 @@ impl Values<32> for BlockQ5_0 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let d = C::half(self.d);
-        for (o, q) in out.iter_mut().zip(fives(&self.qs, self.qh)) {
-            *o = f32::from(q as i8 - 16) * d;
-        }
+        fill(out, &C::floats(&fives::<C>(&self.qs, &self.qh)), |q| (q - 16.0) * d);
     }
 }
 
@@ -105,9 +101,7 @@ impl Values<32> for BlockQ5_1 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let (d, m) = (C::half(self.d), C::half(self.m));
-        for (o, q) in out.iter_mut().zip(fives(&self.qs, self.qh)) {
-            *o = f32::from(q) * d + m;
-        }
+        fill(out, &C::floats(&fives::<C>(&self.qs, &self.qh)), |q| q * d + m);
     }
 }
 
@@ -115,29 +109,15 @@ impl Values<32> for BlockQ8_0 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 32]) {
         let d = C::half(self.d);
-        for (o, q) in out.iter_mut().zip(self.qs) {
-            *o = f32::from(q) * d;
-        }
+        fill(out, &C::floats(&self.qs), |q| q * d);
     }
 }
 
-/// Low nibbles, then high ones.
 #[inline(always)]
-pub(super) fn nibbles(qs: &[u8; 16]) -> [u8; 32] {
-    let mut q = [0; 32];
-    for j in 0..16 {
-        q[j] = qs[j] & 15;
-        q[j + 16] = qs[j] >> 4;
-    }
-    q
-}
-
-#[inline(always)]
-fn fives(qs: &[u8; 16], qh: [u8; 4]) -> [u8; 32] {
-    let mut q = nibbles(qs);
-    let high = u32::from_le_bytes(qh);
-    for (j, q) in q.iter_mut().enumerate() {
-        *q |= ((high >> j & 1) << 4) as u8;
+fn fives<C: Cpu>(qs: &[u8; 16], qh: &[u8; 4]) -> [i8; 32] {
+    let mut q = planes::<4, 16, _, 32>(qs);
+    for (q, mask) in q.iter_mut().zip(&C::masks::<4, 32>(qh)) {
+        *q |= mask & 16;
     }
     q
 }

@@ -2,18 +2,18 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Values, block, encode, signed};
+use super::{Values, block, encode, fill, planes};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
 pub static Q1_0: Block =
-    block::<BlockQ1_0, 128>("q1_0", 41, "1 bit, w = d or -d, 128 a block (ggml)").written(encode::Q1_0);
+    block::<BlockQ1_0, 128>("q1_0", 41, "1 bit, w = d or -d, 128 a block (ggml)", Some(encode::Q1_0));
 pub static Q2_0: Block =
-    block::<BlockQ2_0, 64>("q2_0", 42, "2 bits, w = d (q - 1), 64 a block (ggml)").written(encode::Q2_0);
+    block::<BlockQ2_0, 64>("q2_0", 42, "2 bits, w = d (q - 1), 64 a block (ggml)", Some(encode::Q2_0));
 pub static TQ1_0: Block =
-    block::<BlockTq1_0, 256>("tq1_0", 34, "ternary, 5 weights a byte, w = d (q - 1) (ggml)").written(encode::TQ1_0);
+    block::<BlockTq1_0, 256>("tq1_0", 34, "ternary, 5 weights a byte, w = d (q - 1) (ggml)", Some(encode::TQ1_0));
 pub static TQ2_0: Block =
-    block::<BlockTq2_0, 256>("tq2_0", 35, "ternary, 4 weights a byte, w = d (q - 1) (ggml)").written(encode::TQ2_0);
+    block::<BlockTq2_0, 256>("tq2_0", 35, "ternary, 4 weights a byte, w = d (q - 1) (ggml)", Some(encode::TQ2_0));
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -36,7 +36,7 @@ pub struct BlockQ2_0 {
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub struct BlockTq1_0 {
-    /// Five digits a byte, see [`digit`]. Weight `32 n + l` of the first 160: digit `n` of byte `l`; weight `160 + 16 n + l`: digit
+    /// Five digits a byte, see [`digits`]. Weight `32 n + l` of the first 160: digit `n` of byte `l`; weight `160 + 16 n + l`: digit
     /// `n` of byte `32 + l`.
     pub qs: [u8; 48],
     /// Weight `240 + 4 n + l`: digit `n < 4` of byte `l`.
@@ -63,10 +63,11 @@ impl Values<128> for BlockQ1_0 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 128]) {
         let d = C::half(self.d);
-        let (outs, _) = out.as_chunks_mut::<8>();
-        for (out, bits) in outs.iter_mut().zip(self.qs) {
-            *out = signed([d; 8], !bits);
+        let mut q = C::masks::<16, 128>(&self.qs);
+        for q in &mut q {
+            *q = -1 - 2 * *q; // -1 becomes 1, 0 becomes -1
         }
+        fill(out, &C::floats(&q), |q| q * d);
     }
 }
 
@@ -89,20 +90,14 @@ impl Values<256> for BlockTq1_0 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 256]) {
         let d = C::half(self.d);
-        let (first, rest) = out.split_at_mut(160);
+        let mut q = [0; 256];
+        let (first, rest) = q.split_at_mut(160);
         let (second, third) = rest.split_at_mut(80);
-        let (qs, _) = self.qs.as_chunks::<16>();
-        for (out, n) in first.as_chunks_mut::<32>().0.iter_mut().zip(0..) {
-            let (low, high) = out.split_at_mut(16);
-            digits(&qs[0], n, d, low);
-            digits(&qs[1], n, d, high);
-        }
-        for (out, n) in second.as_chunks_mut::<16>().0.iter_mut().zip(0..) {
-            digits(&qs[2], n, d, out);
-        }
-        for (out, n) in third.as_chunks_mut::<4>().0.iter_mut().zip(0..) {
-            digits(&self.qh, n, d, out);
-        }
+        let (first_bytes, second_bytes) = self.qs.split_at(32);
+        digits(first_bytes, first);
+        digits(second_bytes, second);
+        digits(&self.qh, third);
+        fill(out, &C::floats(&q), |q| (q - 1.0) * d);
     }
 }
 
@@ -110,27 +105,20 @@ impl Values<256> for BlockTq2_0 {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 256]) {
         let d = C::half(self.d);
-        let (qs, _) = self.qs.as_chunks::<32>();
-        let (outs, _) = out.as_chunks_mut::<32>();
-        for (i, out) in outs.iter_mut().enumerate() {
-            for (o, b) in out.iter_mut().zip(&qs[i / 4]) {
-                *o = f32::from((b >> (i % 4 * 2) & 3) as i8 - 1) * d;
-            }
+        let q = planes::<2, 32, _, 256>(&self.qs);
+        fill(out, &C::floats(&q), |q| (q - 1.0) * d);
+    }
+}
+
+/// Base-3 digits: the highest of all bytes, the next of all bytes ... A byte is the number as a fraction of 3^5, times 256,
+/// rounded up: multiplying by 3 carries the next digit out of it.
+#[inline(always)]
+fn digits(bytes: &[u8], out: &mut [i8]) {
+    for (i, out) in out.chunks_exact_mut(bytes.len()).enumerate() {
+        for (o, b) in out.iter_mut().zip(bytes) {
+            let fraction = b.wrapping_mul([1, 3, 9, 27, 81][i]);
+            // The carry of `3 * fraction`, without leaving the byte.
+            *o = i8::from(fraction > 85) + i8::from(fraction > 170);
         }
     }
-}
-
-#[inline(always)]
-fn digits(bytes: &[u8], n: usize, d: f32, out: &mut [f32]) {
-    for (o, b) in out.iter_mut().zip(bytes) {
-        *o = f32::from(digit(*b, n) as i8 - 1) * d;
-    }
-}
-
-/// Base-3 digit `n`, the highest first. A byte is the five-digit number as a fraction of 3^5, times 256, rounded up: multiplying
-/// by 3 carries the next digit out of the byte.
-#[inline(always)]
-fn digit(byte: u8, n: usize) -> u8 {
-    let fraction = byte.wrapping_mul([1, 3, 9, 27, 81][n]);
-    (u16::from(fraction) * 3 >> 8) as u8
 }
