@@ -19,6 +19,9 @@ pub enum Importance {
 /// Non-finite weights are refused before this is called.
 pub type EncodeFn = fn(w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]);
 
+/// Decodes whole blocks: any bytes, `out.len() / weights` of them.
+pub type DecodeFn = fn(&[u8], &mut [f32]);
+
 #[derive(Clone, Copy)]
 pub struct Encode {
     pub importance: Importance,
@@ -38,8 +41,10 @@ pub struct Block {
     pub weights: usize,
     /// Bytes per block.
     pub bytes: usize,
-    /// Decodes whole blocks: any bytes, `out.len() / weights` of them.
-    pub decode: fn(&[u8], &mut [f32]),
+    /// The fastest that this machine can run.
+    pub decode: DecodeFn,
+    /// The plain twin, bit-equal to `decode` (a NaN is a NaN).
+    pub decode_plain: DecodeFn,
     pub encode: Option<Encode>,
 }
 
@@ -59,7 +64,7 @@ impl Codec for Block {
     }
 
     fn layout(&self, dims: Dims) -> Result<Vec<Part>> {
-        if dims.cols % self.weights != 0 {
+        if !dims.cols.is_multiple_of(self.weights) {
             return Err(Error::request(format!(
                 "{} needs rows in multiples of {}, this weight has {}",
                 self.name, self.weights, dims.cols

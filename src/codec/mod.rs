@@ -2,7 +2,9 @@
 //! command line, the tests and the benches walk that list. A format's name is written in its own row and nowhere else.
 
 pub mod block;
+mod cpu;
 pub mod float;
+pub mod fp8;
 pub mod ggml;
 
 use std::ops::Range;
@@ -58,7 +60,7 @@ impl std::fmt::Debug for dyn Codec {
 }
 
 /// Every format that `quant` reads or writes.
-pub static CODECS: &[&[&dyn Codec]] = &[float::CODECS, ggml::CODECS];
+pub static CODECS: &[&[&dyn Codec]] = &[float::CODECS, fp8::CODECS, ggml::CODECS];
 
 pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
     CODECS.iter().flat_map(|group| group.iter().copied())
