@@ -16,7 +16,8 @@ struct Golden {
 
 #[derive(Default)]
 struct Run {
-    title: String,
+    /// Preset and options of runs that give the same.
+    titles: Vec<String>,
     otherwise: String,
     types: BTreeMap<String, String>,
     fallbacks: Option<usize>,
@@ -40,8 +41,11 @@ fn expand(pattern: &str) -> Vec<String> {
 fn read(path: &Path) -> Golden {
     let text = std::fs::read_to_string(path).unwrap();
     let mut golden = Golden::default();
+    let mut previous = "";
     for line in text.lines().filter(|l| !l.starts_with('#')) {
         let (word, rest) = line.trim_start().split_once(' ').unwrap_or((line.trim(), ""));
+        let starts = line.starts_with("run ") && !previous.starts_with("run ");
+        previous = line;
         let run = golden.runs.last_mut().filter(|_| line.starts_with(' '));
         match (word, run) {
             ("facts", None) => {
@@ -54,7 +58,8 @@ fn read(path: &Path) -> Golden {
                 let shape: Vec<_> = words.next().unwrap().split('x').map(|d| d.parse().unwrap()).collect();
                 golden.tensors.extend(words.flat_map(expand).map(|n| (n, (kind.to_owned(), shape.clone()))));
             }
-            ("run", None) => golden.runs.push(Run { title: rest.to_owned(), ..Run::default() }),
+            ("run", None) if starts => golden.runs.push(Run { titles: vec![rest.to_owned()], ..Run::default() }),
+            ("run", None) => golden.runs.last_mut().unwrap().titles.push(rest.to_owned()),
             ("else", Some(run)) => run.otherwise = rest.to_owned(),
             ("fallbacks", Some(run)) => run.fallbacks = Some(rest.parse().unwrap()),
             ("size", Some(run)) => run.size = Some(rest.parse().unwrap()),
@@ -67,9 +72,9 @@ fn read(path: &Path) -> Golden {
     golden
 }
 
-fn check(golden: &Golden, run: &Run) -> Result<usize, String> {
+fn check(golden: &Golden, run: &Run, title: &str) -> Result<usize, String> {
     let number = |key: &str| golden.facts[key].parse().unwrap();
-    let mut words = run.title.split(' ');
+    let mut words = title.split(' ');
     let mut recipe = Recipe::load(words.next().unwrap()).map_err(|e| e.to_string())?;
     let mut has_importance = false;
     while let Some(word) = words.next() {
@@ -136,11 +141,11 @@ fn types_are_llama_cpps() {
     for path in &files {
         let golden = read(path);
         assert!(!golden.runs.is_empty() && !golden.tensors.is_empty(), "{}", path.display());
-        for run in &golden.runs {
+        for (run, title) in golden.runs.iter().flat_map(|run| run.titles.iter().map(move |t| (run, t))) {
             runs += 1;
-            match check(&golden, run) {
+            match check(&golden, run, title) {
                 Ok(n) => types += n,
-                Err(e) => wrong.push(format!("{} {}: {e}", path.file_name().unwrap().display(), run.title)),
+                Err(e) => wrong.push(format!("{} {}: {e}", path.file_name().unwrap().display(), title)),
             }
         }
     }

@@ -3,7 +3,7 @@
     # where the types come from
     facts arch=llama layers=2 heads=8 kv_heads=2 experts=0
     tensor f16 8x256 output.weight blk.{0,1}.attn_q.weight      source type, shape outermost first, names
-    run q4_k_m importance --set pure=true                       preset and options; then, of this run:
+    run q4_k_m importance --set pure=true                       preset and options; several such lines share what follows:
       else q4_k                                                 the type of all tensors not listed below
       q6_k output.weight blk.{0}.attn_v.weight
       fallbacks 1                                               tensors whose shape ruled their type out (if known)
@@ -42,6 +42,7 @@ class Golden:
     def __init__(self, about, facts, tensors):
         """tensors: {name: (type, shape outermost first)}"""
         self.tensors = tensors
+        self.runs = {}
         self.lines = [f"# {line}" for line in about]
         self.lines.append("facts " + " ".join(f"{k}={v}" for k, v in facts.items()))
         groups = defaultdict(list)
@@ -51,25 +52,28 @@ class Golden:
 
     def run(self, title, types, fallbacks=None, size=None, wants=None):
         """types: {name: type}, or None for an error"""
-        self.lines.append(f"run {title}")
+        self.runs.setdefault(tuple(self.outcome(types, fallbacks, size, wants)), []).append(title)
+
+    def outcome(self, types, fallbacks, size, wants):
         if types is None:
-            self.lines.append("  error")
-            return
+            return ["  error"]
         assert types.keys() == self.tensors.keys(), types.keys() ^ self.tensors.keys()
         default = Counter(types.values()).most_common(1)[0][0]
-        self.lines.append(f"  else {default}")
         groups = defaultdict(list)
         for name, kind in types.items():
             if kind != default:
                 groups[kind].append(name)
-        self.lines += [f"  {kind} {compact(names)}" for kind, names in groups.items()]
+        lines = [f"  else {default}"] + [f"  {kind} {compact(names)}" for kind, names in groups.items()]
         if fallbacks is not None:
-            self.lines.append(f"  fallbacks {fallbacks}")
+            lines.append(f"  fallbacks {fallbacks}")
         if size is not None:
-            self.lines.append(f"  size {size}")
+            lines.append(f"  size {size}")
         if wants:
-            self.lines.append("  wants importance")
+            lines.append("  wants importance")
+        return lines
 
     def write(self, path):
-        with open(path, "w") as f:
-            f.write("\n".join(self.lines) + "\n")
+        lines = list(self.lines)
+        for outcome, titles in self.runs.items():
+            lines += [f"run {title}" for title in titles] + list(outcome)
+        path.write_text("\n".join(lines) + "\n")
