@@ -1,7 +1,7 @@
 //! Rotary embedding: its keys in config.json, and the per-frequency factors that GGUF stores as tensors.
 //! Source: llama.cpp `conversion/base.py` (TextModel), `conversion/llama.py` and `conversion/phi.py` (generate_extra_tensors).
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::config::Config;
 use super::{Arch, ModelSpec};
