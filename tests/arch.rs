@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quant::arch::{Arch, Convention, ModelSpec, Part, Placement, always_f32};
+use quant::arch::{self, Arch, Convention, Folder, ModelSpec, Part, Placement, Size, always_f32};
 use quant::metadata::{Metadata, Value};
 use serde_json::Value as Json;
 
@@ -25,6 +25,8 @@ fn expected(rows: &Json) -> Vec<(String, Value)> {
         "string" => Value::Str(v.as_str().unwrap().to_owned()),
         "uint32" => Value::U32(v.as_u64().unwrap() as u32),
         "bool" => Value::Bool(v.as_bool().unwrap()),
+        "int32" => Value::I32(v.as_i64().unwrap() as i32),
+        "array" => v.as_array().unwrap().iter().map(|s| s.as_str().unwrap().to_owned()).collect::<Vec<_>>().into(),
         "f32_bits" => Value::F32(f32::from_bits(v.as_u64().unwrap() as u32)),
         other => panic!("type {other}"),
     };
@@ -184,4 +186,36 @@ fn names_go_both_ways() {
             }
         }
     }
+}
+
+#[test]
+fn general_metadata_equals_the_converters() {
+    for (_, golden) in golden("general") {
+        for case in golden["cases"].as_array().unwrap() {
+            let tensors: Vec<_> =
+                case["tensors"].as_array().unwrap().iter().map(|t| (t[0].as_str().unwrap(), shape(&t[1]))).collect();
+            let folder = Folder {
+                name: case["folder"].as_str().unwrap(),
+                config: &case["config"],
+                generation: Some(&case["generation"]),
+                readme: case["readme"].as_str(),
+                size: Size::of(tensors.iter().map(|(name, shape)| (*name, &shape[..]))),
+            };
+            let ours = arch::general(&folder);
+            assert_eq!(pairs(&ours), expected(&case["metadata"]), "{}", case["name"]);
+        }
+    }
+}
+
+#[test]
+fn descriptions_start_as_the_converters() {
+    let phi = golden("arch").into_iter().find(|(name, _)| name == "phi-3-mini-128k").unwrap().1;
+    let (arch, spec) = ModelSpec::from_config(&phi["config"]).unwrap();
+    let mut general = Metadata::default();
+    general.set("general.type", "model");
+    let all = arch.describe(&spec, &general);
+    let keys: Vec<_> = all.iter().map(|(k, _)| k).collect();
+    let start = ["general.architecture", "phi3.rope.scaling.attn_factor", "general.type", "phi3.context_length"];
+    assert_eq!(keys[..4], start);
+    assert_eq!(keys.last(), Some(&"general.quantization_version"));
 }
