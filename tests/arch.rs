@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quant::arch::{self, Arch, Convention, Folder, ModelSpec, Part, Placement, Size, always_f32};
 use quant::metadata::{Metadata, Value};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 /// `(file stem, content)` of every golden file in `tests/golden/{folder}`.
 fn golden(folder: &str) -> Vec<(String, Json)> {
@@ -218,4 +218,147 @@ fn descriptions_start_as_the_converters() {
     let start = ["general.architecture", "phi3.rope.scaling.attn_factor", "general.type", "phi3.context_length"];
     assert_eq!(keys[..4], start);
     assert_eq!(keys.last(), Some(&"general.quantization_version"));
+}
+
+fn config(name: &str) -> Json {
+    golden("arch").into_iter().find(|(n, _)| n == name).unwrap().1["config"].take()
+}
+
+#[test]
+fn impossible_facts_are_named() {
+    let huge = u64::MAX;
+    let cases = [
+        ("num_hidden_layers", json!(null), "num_hidden_layers is missing or zero"),
+        ("num_hidden_layers", json!(0), "num_hidden_layers is missing or zero"),
+        ("num_hidden_layers", json!(100_000), "num_hidden_layers is 100000, more than any model has"),
+        ("num_attention_heads", json!(0), "num_attention_heads is missing or zero"),
+        ("num_attention_heads", json!(-1), "num_attention_heads is -1, expected a whole number below 2^32"),
+        ("num_attention_heads", json!(32.5), "num_attention_heads is 32.5, expected a whole number below 2^32"),
+        ("num_attention_heads", json!(8000), "8000 heads do not fit hidden_size 4096"),
+        ("num_key_value_heads", json!(0), "num_key_value_heads is missing or zero"),
+        ("num_key_value_heads", json!(5), "32 attention heads are no multiple of 5 key-value heads"),
+        ("hidden_size", json!("big"), "hidden_size is \"big\", expected a whole number below 2^32"),
+        ("hidden_size", json!(huge), "hidden_size is 18446744073709551615, expected a whole number below 2^32"),
+        ("head_dim", json!(33), "head_dim is 33, rotary embedding needs pairs"),
+        ("head_dim", json!(4_000_000_000u64), "head_dim is 4000000000, more than any model has"),
+        ("rms_norm_eps", json!(1e300), "rms_norm_eps is 1e+300, expected a number"),
+        ("rope_theta", json!([1]), "rope_theta is [1], expected a number"),
+        ("rope_scaling", json!("llama3"), "rope_scaling is \"llama3\", expected an object"),
+        ("rope_scaling", json!({"rope_type": "new"}), "unknown rope type \"new\""),
+        ("rope_scaling", json!({"rope_type": "linear"}), "rope type linear needs factor"),
+        ("rope_scaling", json!({"type": "yarn", "factor": 4}), "rope type yarn needs original_max_position_embeddings"),
+        ("rope_scaling", json!({"type": "llama3", "factor": 0}), "impossible llama3 rope scaling"),
+        ("tie_word_embeddings", json!(1), "tie_word_embeddings is 1, expected true or false"),
+        ("architectures", json!([]), "no model class in `architectures`"),
+        ("architectures", json!(["BertModel"]), "unknown architecture \"BertModel\""),
+    ];
+    for (key, value, message) in cases {
+        let mut config = config("llama-3.1-8b");
+        config[key] = value.clone();
+        let error = ModelSpec::from_config(&config).expect_err(&format!("{key} {value}"));
+        assert!(error.message().starts_with(message), "{key} {value}: {error}");
+    }
+    assert!(ModelSpec::from_config(&json!([])).is_err());
+}
+
+/// Junk in any place of any real config gives facts that everything accepts, or an error.
+#[test]
+fn junk_in_config_never_panics() {
+    let junk = [
+        json!(null),
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(0.5),
+        json!(1e308),
+        json!(u64::MAX),
+        json!(u32::MAX),
+        json!("x"),
+        json!(true),
+        json!([]),
+        json!([0, "x"]),
+        json!({}),
+        json!({"rope_type": "longrope"}),
+        json!({"type": "llama3"}),
+    ];
+    for (name, golden) in golden("arch") {
+        let top = golden["config"].as_object().unwrap();
+        let nested = ["text_config", "rope_scaling", "rope_parameters"];
+        let inner = nested.iter().filter_map(|k| Some((*k, top.get(*k)?.as_object()?)));
+        let paths: Vec<_> = top
+            .keys()
+            .map(|k| vec![k.clone()])
+            .chain(inner.flat_map(|(k, map)| map.keys().map(move |i| vec![k.to_owned(), i.clone()])))
+            .collect();
+        for (path, value) in paths.iter().flat_map(|p| junk.iter().map(move |j| (p, j))) {
+            let mut config = golden["config"].clone();
+            *path.iter().fold(&mut config, |at, key| &mut at[key]) = value.clone();
+            let Ok((arch, spec)) = ModelSpec::from_config(&config) else { continue };
+            let written = arch.metadata(&spec);
+            ModelSpec::from_metadata(&written).unwrap_or_else(|e| panic!("{name} {path:?} = {value}: {e}"));
+            for (tensor, values) in arch.extra_tensors(&spec) {
+                assert!(values.iter().all(|v| v.is_finite()), "{name} {path:?} = {value}: {tensor}");
+            }
+            for tensor in ["blk.0.attn_q.weight", "blk.0.attn_k.bias", "output_norm.weight"] {
+                let t = arch.transform(tensor, Convention::HuggingFace, Convention::Gguf, &spec);
+                t.source_row(12345);
+            }
+            let _ = arch.resolve("model.layers.0.mlp.experts.gate_up_proj", &spec);
+        }
+    }
+}
+
+#[test]
+fn unknown_tensors_are_named() {
+    let (arch, spec) = ModelSpec::from_config(&config("qwen3-30b-a3b")).unwrap();
+    let cases = [
+        ("model.layers.0.mlp.shared_expert.up_proj.weight", "qwen3moe has no tensor named"),
+        ("model.layers.48.mlp.gate.weight", "is beyond the 48 layers"),
+        ("model.layers.0.mlp.experts.128.up_proj.weight", "is beyond the 48 layers and 128 experts"),
+        ("model.layers.007.mlp.gate.weight", "qwen3moe has no tensor named"),
+        ("model.layers.+0.mlp.gate.weight", "qwen3moe has no tensor named"),
+        ("model.norm", "qwen3moe has no tensor named"),
+        ("model.layers.99999999999.mlp.gate.weight", "qwen3moe has no tensor named"),
+        ("", "qwen3moe has no tensor named"),
+    ];
+    for (name, message) in cases {
+        let error = arch.resolve(name, &spec).expect_err(name);
+        assert!(error.message().contains(message), "{error}");
+    }
+}
+
+#[test]
+fn tied_output_is_dropped() {
+    for (name, dropped) in [("qwen2.5-0.5b", true), ("llama-3.1-8b", false), ("gemma-2-2b", true)] {
+        let (arch, spec) = ModelSpec::from_config(&config(name)).unwrap();
+        let placement = arch.resolve("lm_head.weight", &spec).unwrap();
+        assert_eq!(matches!(placement, Placement::Drop(_)), dropped, "{name}");
+    }
+}
+
+#[test]
+fn mixtral_is_told_from_llama_by_its_experts() {
+    for (name, class) in [("mixtral-8x7b", "MixtralForCausalLM"), ("llama-3.1-8b", "LlamaForCausalLM")] {
+        let (arch, spec) = ModelSpec::from_config(&config(name)).unwrap();
+        let (again, _) = ModelSpec::from_metadata(&arch.metadata(&spec)).unwrap();
+        assert_eq!(again.classes[0], class);
+    }
+}
+
+#[test]
+fn rows_of_broken_heads_are_refused() {
+    let (arch, spec) = ModelSpec::from_config(&config("llama-3.1-8b")).unwrap();
+    let t = arch.transform("blk.0.attn_q.weight", Convention::HuggingFace, Convention::Gguf, &spec);
+    assert!(t.check(4096).is_ok());
+    assert!(t.check(4000).is_err());
+}
+
+#[test]
+fn every_architecture_has_a_golden_config_and_layout() {
+    for folder in ["arch", "layout"] {
+        let golden = golden(folder);
+        let covered = |a: &Arch| golden.iter().any(|(_, g)| g["config"]["architectures"][0] == a.classes[0]);
+        let missing: Vec<_> = arch::ARCHES.iter().filter(|a| !covered(a)).map(|a| a.classes[0]).collect();
+        assert!(missing.is_empty(), "{folder}: {missing:?}");
+    }
 }

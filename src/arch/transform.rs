@@ -73,7 +73,7 @@ impl Arch {
         let last = stem.rsplit_once('.').map_or(stem, |(_, last)| last);
         let head = spec.head_dim();
         let rows = match self.rope {
-            Rope::Norm if ROTATED.contains(&last) && head % 2 == 0 => {
+            Rope::Norm if ROTATED.contains(&last) && head.is_multiple_of(2) => {
                 if to_gguf {
                     RowOrder::Interleave { head }
                 } else {

@@ -25,8 +25,11 @@ fn finish(config: &Config<'_>, spec: &mut ModelSpec) -> Result<()> {
     if spec.attn_softcap.is_some() {
         return Err(Error::unsupported("gemma3 has no attn_logit_softcapping"));
     }
-    if config.count(&["sliding_window_pattern"])? == Some(1) {
-        (spec.sliding_window, spec.sliding_period) = (None, None);
+    if let Some(period) = config.count(&["sliding_window_pattern"])? {
+        spec.sliding_period = Some(period);
+    }
+    if spec.sliding_period == Some(1) {
+        spec.sliding_window = None;
     }
     Ok(())
 }
