@@ -125,14 +125,14 @@ impl ModelSpec {
         if self.heads > self.hidden && self.head_dim.is_none() {
             return Err(Error::input(format!("{} heads do not fit hidden_size {}", self.heads, self.hidden)));
         }
-        if self.heads % self.kv_heads() as u32 != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads() as u32) {
             let kv = self.kv_heads();
             return Err(Error::input(format!(
                 "{} attention heads are no multiple of {kv} key-value heads",
                 self.heads
             )));
         }
-        if arch.rope == Rope::Norm && self.head_dim() % 2 != 0 {
+        if arch.rope == Rope::Norm && !self.head_dim().is_multiple_of(2) {
             return Err(Error::input(format!("head_dim is {}, rotary embedding needs pairs", self.head_dim())));
         }
         // Far beyond any model; below, no product of two facts overflows and no table made from them is large.

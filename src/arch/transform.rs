@@ -49,7 +49,7 @@ impl Transform {
     /// Whether a weight (or vector) of `rows` rows consists of whole heads.
     pub fn check(&self, rows: usize) -> Result<()> {
         match self.rows {
-            RowOrder::Interleave { head } | RowOrder::Deinterleave { head } if rows % head != 0 => {
+            RowOrder::Interleave { head } | RowOrder::Deinterleave { head } if !rows.is_multiple_of(head) => {
                 Err(Error::input(format!("{rows} rows are no multiple of the head size {head}"))
                     .help("num_attention_heads, hidden_size or head_dim in config.json do not fit this weight"))
             }
