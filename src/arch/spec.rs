@@ -30,6 +30,8 @@ pub struct ModelSpec {
     pub experts_used: Option<u32>,
     /// Width of one expert, where it differs from `ffn`.
     pub expert_ffn: Option<u32>,
+    /// Width of the expert that every token visits.
+    pub shared_expert_ffn: Option<u32>,
     pub expert_groups: Option<u32>,
     pub expert_groups_used: Option<u32>,
     /// 1 softmax, 2 sigmoid.
