@@ -114,6 +114,8 @@ keys! {
     VOCAB_SIZE = "vocab_size" ["vocab_size"] MaybeCount vocab;
     ROPE_DIMENSION_COUNT = "rope.dimension_count" [] MaybeCount rope_dim;
     EXPERT_FEED_FORWARD_LENGTH = "expert_feed_forward_length" ["moe_intermediate_size"] MaybeCount expert_ffn;
+    EXPERT_SHARED_FEED_FORWARD_LENGTH =
+        "expert_shared_feed_forward_length" ["shared_expert_intermediate_size"] MaybeCount shared_expert_ffn;
     SLIDING_WINDOW = "attention.sliding_window" ["sliding_window"] MaybeCount sliding_window;
     ATTN_SOFTCAP = "attn_logit_softcapping" ["attn_logit_softcapping"] MaybeReal attn_softcap;
     FINAL_SOFTCAP = "final_logit_softcapping" ["final_logit_softcapping"] MaybeReal final_softcap;

@@ -6,6 +6,7 @@
 
 mod config;
 mod family;
+mod general;
 mod id;
 mod keys;
 mod names;
@@ -14,6 +15,7 @@ mod spec;
 mod transform;
 
 pub use config::Config;
+pub use general::{Folder, Size, general};
 pub use id::{Role, WeightId};
 pub use keys::Key;
 pub use names::{Name, Part, Place, Placement, Split};
@@ -104,6 +106,19 @@ impl Arch {
                 out.set(key.name(self), value);
             }
         }
+        out
+    }
+
+    /// All metadata of a GGUF file except the tokenizer and `general.file_type`, in the converter's order, where
+    /// `general` comes from [`general()`].
+    pub fn describe(&self, spec: &ModelSpec, general: &Metadata) -> Metadata {
+        let own = self.metadata(spec);
+        let mut out = Metadata::default();
+        // The converter finds the attention factor while it makes the factor tensors, before it writes anything else.
+        let early = ["general.architecture".to_owned(), keys::ROPE_ATTN_FACTOR.name(self)];
+        let first = own.iter().filter(|(k, _)| early.iter().any(|e| e == k));
+        out.extend(first.chain(general.iter()).chain(own.iter()).map(|(k, v)| (k, v.clone())));
+        out.set("general.quantization_version", 2u32);
         out
     }
 }

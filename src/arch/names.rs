@@ -152,8 +152,8 @@ fn index(digits: &str) -> Option<u32> {
 
 pub const EMBEDDING: &[Name] = &[name("model.embed_tokens", "token_embd"), name("model.norm", "output_norm")];
 pub const HEAD: &[Name] = &[name("lm_head", "output")];
+pub const ATTN_NORM: &[Name] = &[name("model.layers.{L}.input_layernorm", "blk.{L}.attn_norm")];
 pub const ATTENTION: &[Name] = &[
-    name("model.layers.{L}.input_layernorm", "blk.{L}.attn_norm"),
     name("model.layers.{L}.self_attn.q_proj", "blk.{L}.attn_q"),
     name("model.layers.{L}.self_attn.k_proj", "blk.{L}.attn_k"),
     name("model.layers.{L}.self_attn.v_proj", "blk.{L}.attn_v"),

@@ -1,7 +1,7 @@
 //! Rotary embedding: its keys in config.json, and the per-frequency factors that GGUF stores as tensors.
 //! Source: llama.cpp `conversion/base.py` (TextModel), `conversion/llama.py` and `conversion/phi.py` (generate_extra_tensors).
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::config::Config;
 use super::{Arch, ModelSpec};
@@ -116,13 +116,18 @@ pub fn read(config: &Config<'_>, spec: &mut ModelSpec) -> Result<()> {
             spec.rope_short = factors(&global, "short_factor")?;
         }
         llama3 if llama3.eq_ignore_ascii_case("llama3") => {
-            spec.llama3 = Some(Llama3 {
+            let rule = Llama3 {
                 base: base.unwrap_or(10000.0),
                 factor: global.real(&["factor"])?.unwrap_or(8.0),
                 low_freq_factor: global.real(&["low_freq_factor"])?.unwrap_or(1.0),
                 high_freq_factor: global.real(&["high_freq_factor"])?.unwrap_or(4.0),
                 original_context: original.map_or(8192.0, f64::from),
-            });
+            };
+            let all = [rule.base, rule.factor, rule.low_freq_factor, rule.original_context];
+            if all.iter().any(|x| *x <= 0.0) || rule.low_freq_factor >= rule.high_freq_factor {
+                return Err(Error::input(format!("impossible llama3 rope scaling: {rule:?}")).at("config.json"));
+            }
+            spec.llama3 = Some(rule);
         }
         other => return Err(Error::unsupported(format!("unknown rope type {other:?}")).at("config.json")),
     }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::config::Config;
 use super::keys::KEYS;
 use super::rope::{self, Llama3, RopeTensors};
-use super::{ARCHES, Arch, for_class};
+use super::{ARCHES, Arch, Rope, for_class};
 use crate::error::{Error, Result};
 use crate::metadata::Metadata;
 
@@ -23,13 +23,15 @@ pub struct ModelSpec {
     pub context: Option<u32>,
     pub rms_eps: f32,
     pub causal: Option<bool>,
-    /// `lm_head` is the embedding.
+    /// config.json says that `lm_head` is the embedding. GGUF says so by having no `output.weight`.
     pub tied: bool,
 
     pub experts: Option<u32>,
     pub experts_used: Option<u32>,
     /// Width of one expert, where it differs from `ffn`.
     pub expert_ffn: Option<u32>,
+    /// Width of the expert that every token visits.
+    pub shared_expert_ffn: Option<u32>,
     pub expert_groups: Option<u32>,
     pub expert_groups_used: Option<u32>,
     /// 1 softmax, 2 sigmoid.
@@ -68,7 +70,8 @@ impl ModelSpec {
         let defaults = serde_json::from_str(arch.defaults).map_err(|e| Error::input(e.to_string()).at(arch.name))?;
         let config = Config::new(config, &defaults)?;
         let mut spec = ModelSpec {
-            causal: config.bool("is_causal")?,
+            // Stated only where it is unusual.
+            causal: config.bool("is_causal")?.filter(|causal| !causal),
             tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
             sliding_period: arch.sliding_period,
             ..ModelSpec::default()
@@ -82,7 +85,7 @@ impl ModelSpec {
                 Error::unsupported(format!("{} models cannot carry llama3 rope scaling", arch.name)).at("config.json")
             );
         }
-        spec.check().map_err(|e| e.at("config.json"))?;
+        spec.check(arch).map_err(|e| e.at("config.json"))?;
         spec.kv_heads = spec.kv_heads.or(Some(spec.heads));
         (arch.finish)(&config, &mut spec).map_err(|e| e.at("config.json"))?;
         Ok((arch, spec))
@@ -104,12 +107,12 @@ impl ModelSpec {
                 (key.field)(&mut spec).set(value).map_err(|e| e.at(name))?;
             }
         }
-        spec.check()?;
+        spec.check(arch)?;
         Ok((arch, spec))
     }
 
     /// What every layer's arithmetic relies on.
-    fn check(&self) -> Result<()> {
+    fn check(&self, arch: &Arch) -> Result<()> {
         let positive = [
             ("num_hidden_layers", self.layers),
             ("hidden_size", self.hidden),
@@ -124,15 +127,25 @@ impl ModelSpec {
         if self.heads > self.hidden && self.head_dim.is_none() {
             return Err(Error::input(format!("{} heads do not fit hidden_size {}", self.heads, self.hidden)));
         }
-        if self.heads % self.kv_heads() as u32 != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads() as u32) {
             let kv = self.kv_heads();
             return Err(Error::input(format!(
                 "{} attention heads are no multiple of {kv} key-value heads",
                 self.heads
             )));
         }
-        let limits = [("num_hidden_layers", self.layers, 1 << 16), ("num_experts", self.experts(), 1 << 16)];
-        if let Some((name, v, _)) = limits.into_iter().find(|(_, v, limit)| v > limit) {
+        if arch.rope == Rope::Norm && !self.head_dim().is_multiple_of(2) {
+            return Err(Error::input(format!("head_dim is {}, rotary embedding needs pairs", self.head_dim())));
+        }
+        // Far beyond any model; below, no product of two facts overflows and no table made from them is large.
+        const MOST: u32 = 1 << 16;
+        let limited = [
+            ("num_hidden_layers", self.layers),
+            ("num_attention_heads", self.heads),
+            ("head_dim", self.head_dim() as u32),
+            ("num_experts", self.experts()),
+        ];
+        if let Some((name, v)) = limited.into_iter().find(|(_, v)| *v > MOST) {
             return Err(Error::input(format!("{name} is {v}, more than any model has")));
         }
         Ok(())
@@ -157,7 +170,7 @@ impl ModelSpec {
     }
     pub fn is_sliding(&self, layer: u32) -> bool {
         let windowed = self.sliding_window.is_some_and(|w| w > 0);
-        windowed && self.sliding_period.is_some_and(|p| p > 0 && (layer + 1) % p != 0)
+        windowed && self.sliding_period.is_some_and(|p| p > 0 && !(u64::from(layer) + 1).is_multiple_of(p.into()))
     }
 }
 

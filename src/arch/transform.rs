@@ -49,7 +49,7 @@ impl Transform {
     /// Whether a weight (or vector) of `rows` rows consists of whole heads.
     pub fn check(&self, rows: usize) -> Result<()> {
         match self.rows {
-            RowOrder::Interleave { head } | RowOrder::Deinterleave { head } if rows % head != 0 => {
+            RowOrder::Interleave { head } | RowOrder::Deinterleave { head } if !rows.is_multiple_of(head) => {
                 Err(Error::input(format!("{rows} rows are no multiple of the head size {head}"))
                     .help("num_attention_heads, hidden_size or head_dim in config.json do not fit this weight"))
             }
@@ -73,7 +73,7 @@ impl Arch {
         let last = stem.rsplit_once('.').map_or(stem, |(_, last)| last);
         let head = spec.head_dim();
         let rows = match self.rope {
-            Rope::Norm if ROTATED.contains(&last) && head % 2 == 0 => {
+            Rope::Norm if ROTATED.contains(&last) && head.is_multiple_of(2) => {
                 if to_gguf {
                     RowOrder::Interleave { head }
                 } else {

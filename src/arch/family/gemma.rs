@@ -22,7 +22,7 @@ pub const BASE: Arch = Arch {
     defaults: r#"{"vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
         "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true}"#,
-    names: &[EMBEDDING, ATTENTION, FFN_NORM, GATED_FFN],
+    names: &[EMBEDDING, ATTN_NORM, ATTENTION, FFN_NORM, GATED_FFN],
     rope: Rope::Neox,
     rope_tensors: RopeTensors::None,
     norm_offset: 1.0,

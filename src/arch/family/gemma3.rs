@@ -14,7 +14,7 @@ pub static GEMMA3: Arch = Arch {
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "tie_word_embeddings": true,
         "sliding_window": 4096}"#,
-    names: &[EMBEDDING, HEAD, ATTENTION, QK_NORM, FOUR_NORMS, GATED_FFN],
+    names: &[EMBEDDING, HEAD, ATTN_NORM, ATTENTION, QK_NORM, FOUR_NORMS, GATED_FFN],
     sliding_period: Some(6),
     keys: &[keys::BASE, &[keys::FINAL_SOFTCAP, keys::SLIDING_WINDOW]],
     finish,
@@ -25,8 +25,11 @@ fn finish(config: &Config<'_>, spec: &mut ModelSpec) -> Result<()> {
     if spec.attn_softcap.is_some() {
         return Err(Error::unsupported("gemma3 has no attn_logit_softcapping"));
     }
-    if config.count(&["sliding_window_pattern"])? == Some(1) {
-        (spec.sliding_window, spec.sliding_period) = (None, None);
+    if let Some(period) = config.count(&["sliding_window_pattern"])? {
+        spec.sliding_period = Some(period);
+    }
+    if spec.sliding_period == Some(1) {
+        spec.sliding_window = None;
     }
     Ok(())
 }

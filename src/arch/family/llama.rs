@@ -14,7 +14,7 @@ pub const BASE: Arch = Arch {
     classes: &["LlamaForCausalLM", "LLaMAForCausalLM"],
     defaults: r#"{"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
         "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}"#,
-    names: &[EMBEDDING, HEAD, ATTENTION, FFN_NORM, GATED_FFN],
+    names: &[EMBEDDING, HEAD, ATTN_NORM, ATTENTION, FFN_NORM, GATED_FFN],
     rope: Rope::Norm,
     rope_tensors: RopeTensors::Llama3,
     norm_offset: 0.0,

@@ -9,7 +9,7 @@ pub static MIXTRAL: Arch = Arch {
     defaults: r#"{"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
         "rope_theta": 1e6, "num_experts_per_tok": 2, "num_local_experts": 8}"#,
-    names: &[EMBEDDING, HEAD, ATTENTION, FFN_NORM, MOE, FUSED_EXPERTS],
+    names: &[EMBEDDING, HEAD, ATTN_NORM, ATTENTION, FFN_NORM, MOE, FUSED_EXPERTS],
     finish: llama::rope_over_whole_head,
     ..llama::BASE
 };

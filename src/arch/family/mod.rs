@@ -6,10 +6,13 @@ mod gemma3;
 mod llama;
 mod mistral;
 mod mixtral;
+mod olmo2;
 mod phi3;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
 mod qwen3moe;
+mod seed_oss;
 mod smollm3;
 
 use super::Arch;
@@ -20,10 +23,13 @@ pub static ALL: &[&Arch] = &[
     &mixtral::MIXTRAL,
     &smollm3::SMOLLM3,
     &qwen2::QWEN2,
+    &qwen2moe::QWEN2MOE,
     &qwen3::QWEN3,
     &qwen3moe::QWEN3MOE,
     &gemma::GEMMA,
     &gemma2::GEMMA2,
     &gemma3::GEMMA3,
     &phi3::PHI3,
+    &olmo2::OLMO2,
+    &seed_oss::SEED_OSS,
 ];
