@@ -1,6 +1,7 @@
 //! Models on disk. [`open`] turns any of them into a [`Checkpoint`]: source models and artifacts are one type.
 
 pub mod gguf;
+pub mod map;
 pub mod output;
 pub mod sniff;
 
