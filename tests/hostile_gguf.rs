@@ -728,6 +728,10 @@ fn legacy_importance_that_lies() {
 
 #[test]
 fn files_that_are_no_importance_matrix() {
+    let folder = folder();
+    refused(Imatrix::open(folder.path()), "not a regular file");
+    refused(Imatrix::open(&folder.path().join("none")), "none");
+    refused(Imatrix::open(&save(&folder, "empty", b"")), "ends inside");
     refused(Imatrix::parse(b""), "ends inside");
     refused(Imatrix::parse(b"version https://git-lfs.github.com/spec/v1"), "git lfs pull");
     refused(Imatrix::parse(b"a note about imatrix files"), "neither a GGUF nor a legacy");

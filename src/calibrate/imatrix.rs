@@ -2,11 +2,9 @@
 //! Source: llama.cpp `tools/imatrix` (both formats), `common/imatrix-loader.cpp`, `tools/quantize` (arithmetic).
 
 use std::collections::{BTreeMap, btree_map};
-use std::fs::File;
 use std::path::Path;
 
-use memmap2::Mmap;
-
+use crate::container::map::map;
 use crate::container::{gguf, sniff};
 use crate::error::{At, Error, Result};
 use crate::metadata::{Array, Metadata, Value};
@@ -50,13 +48,8 @@ pub struct Imatrix {
 impl Imatrix {
     /// Opens a GGUF importance matrix or a legacy `.dat`.
     pub fn open(path: &Path) -> Result<Imatrix> {
-        let opened = || -> Result<_> {
-            let file = File::open(path)?;
-            // SAFETY: the map is only read; see `container::gguf`.
-            let map = unsafe { Mmap::map(&file)? };
-            Imatrix::parse(&map)
-        };
-        opened().at(|| path.display().to_string())
+        let opened = map(path).and_then(|file| Imatrix::parse(&file));
+        opened.at(|| path.display().to_string())
     }
 
     /// The whole file's bytes to importance, with llama-quantize's arithmetic.
@@ -273,5 +266,55 @@ impl<'a> Rest<'a> {
         let bytes = self.take(len, what)?;
         let bytes = bytes.split(|b| *b == 0).next().unwrap_or_default();
         std::str::from_utf8(bytes).map_err(|e| Error::input(format!("{what} is not valid UTF-8: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn legacy(calls: i32, values: &[f32]) -> Vec<u8> {
+        let mut out = [1i32, 1].map(i32::to_le_bytes).concat();
+        out.push(b'w');
+        out.extend([calls, values.len() as i32].map(i32::to_le_bytes).concat());
+        out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        out
+    }
+
+    #[test]
+    fn legacy_sums_are_divided_by_calls() {
+        let values = |calls| Imatrix::parse(&legacy(calls, &[1.0, 2.0])).unwrap().get("w").unwrap().values.clone();
+        assert_eq!(values(3), [1.0f32 / 3.0, 2.0f32 / 3.0]);
+        assert_eq!(values(0), [1.0, 2.0]);
+        assert_eq!(values(-4), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn planes_follow_the_weight() {
+        let imatrix = Imatrix::parse(&legacy(1, &[1.0, 2.0, 3.0, 4.0])).unwrap();
+        let entry = imatrix.get("w").unwrap();
+        assert_eq!(entry.plane(1, 2, 2).unwrap(), [3.0, 4.0]);
+        assert_eq!(entry.plane(0, 1, 4).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+        for (plane, planes, cols) in [(0, 1, 2), (2, 2, 2), (0, 3, 2), (0, 0, 0), (0, usize::MAX, 4)] {
+            assert!(entry.plane(plane, planes, cols).is_err(), "{plane} {planes} {cols}");
+        }
+    }
+
+    #[test]
+    fn recorded_as_llama_quantize_does() {
+        let mut imatrix = Imatrix::parse(&legacy(1, &[1.0])).unwrap();
+        let keys = |m: &Imatrix| m.metadata("f").into_iter().map(|(k, _)| k).collect::<Vec<_>>();
+        assert_eq!(keys(&imatrix), ["quantize.imatrix.file", "quantize.imatrix.entries_count"]);
+        imatrix.chunk_count = 7;
+        imatrix.datasets = vec!["a.txt\0b".into(), "second".into()];
+        let long = format!("{}é", "x".repeat(126));
+        let expected = [
+            ("quantize.imatrix.file", Value::Str("x".repeat(126))),
+            ("quantize.imatrix.dataset", Value::Str("a.txt".into())),
+            ("quantize.imatrix.entries_count", Value::U32(1)),
+            ("quantize.imatrix.chunks_count", Value::U32(7)),
+        ];
+        assert_eq!(imatrix.metadata(&long), expected);
+        assert_eq!(cut(&"y".repeat(200)).len(), 127);
     }
 }

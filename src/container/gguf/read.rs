@@ -1,13 +1,13 @@
 //! A GGUF model on disk, mapped.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use super::{Header, TensorInfo, header, shards};
 use crate::arch::{Arch, ModelSpec, WeightId};
+use crate::container::map::map;
 use crate::container::{Checkpoint, Convention, Dropped, Tensor, Weight};
 use crate::error::{At, Error, Result};
 use crate::metadata::Metadata;
@@ -46,20 +46,22 @@ struct Place {
 impl Gguf {
     /// Opens a model; of a split one, the first shard. Everything the headers say is checked against the files.
     pub fn open(path: &Path) -> Result<Gguf> {
-        let (map, first) = map_and_parse(path)?;
+        let (map, mut first) = map_and_parse(path)?;
         // In this order: later shards of a split model have no architecture either.
         let paths = shards::siblings(path, &first.metadata).at(|| path.display().to_string())?;
         let arch = architecture(&first.metadata).at(|| path.display().to_string())?;
-        let metadata = first.metadata.clone();
+        let metadata = std::mem::take(&mut first.metadata);
         let mut parts = vec![(Mapped { path: path.to_owned(), map }, first)];
         for sibling in paths.iter().flatten().skip(1) {
-            let (map, header) = map_and_parse(sibling)?;
+            let help = "a split model needs all its shards in one folder";
+            let (map, header) = map_and_parse(sibling).map_err(|e| e.help(help))?;
             parts.push((Mapped { path: sibling.clone(), map }, header));
         }
         if let Some(paths) = &paths {
             let total = parts.iter().map(|(_, h)| h.tensors.len()).sum();
             for (no, (shard, header)) in parts.iter().enumerate() {
-                shards::check(&header.metadata, no, paths.len(), total).at(|| shard.path.display().to_string())?;
+                let metadata = if no == 0 { &metadata } else { &header.metadata };
+                shards::check(metadata, no, paths.len(), total).at(|| shard.path.display().to_string())?;
             }
         }
         Gguf::assemble(arch, metadata, parts)
@@ -214,16 +216,10 @@ fn file_name(path: &Path) -> String {
 }
 
 fn map_and_parse(path: &Path) -> Result<(Mmap, Header)> {
-    let opened = || -> Result<_> {
-        let file = File::open(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::from(e).help("a split model needs all its shards in one folder"),
-            _ => e.into(),
-        })?;
-        // SAFETY: the map is only read. A writer that changes the file meanwhile is outside any reader's control; our
-        // own writer never changes a file in place.
-        let map = unsafe { Mmap::map(&file)? };
+    let opened = || {
+        let map = map(path)?;
         let header = header::parse(&map)?;
         Ok((map, header))
     };
-    opened().at(|| path.display().to_string())
+    opened().map_err(|e: Error| e.at(path.display().to_string()))
 }
