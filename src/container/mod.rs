@@ -1,5 +1,7 @@
 //! Models on disk. [`open`] turns any of them into a [`Checkpoint`]: source models and artifacts are one type.
 
+pub mod tokenizer;
+
 use std::path::Path;
 
 use crate::arch::WeightId;
