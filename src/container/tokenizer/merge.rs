@@ -117,7 +117,8 @@ impl Merges {
         Ok(())
     }
 
-    fn pieces<'a>(&self, text: &'a str) -> Vec<&'a str> {
+    /// The words that are merged each on its own.
+    pub fn pieces<'a>(&self, text: &'a str) -> Vec<&'a str> {
         let mut pieces = vec![text];
         for split in &self.splits {
             pieces = pieces.into_iter().flat_map(|p| isolate(split, p)).collect();
@@ -125,13 +126,23 @@ impl Merges {
         pieces
     }
 
+    /// Whether merging the letters of a token gives that token.
+    pub fn reaches(&self, token: &str) -> bool {
+        let mut out = Vec::new();
+        self.merge_word(token, &mut out);
+        matches!(out[..], [id] if self.texts.get(token) == Some(&id))
+    }
+
     fn encode_word(&self, word: &str, out: &mut Vec<u32>) {
-        let token = |text: &str| self.texts.get(text).copied().filter(|&id| id < self.tokens);
         // Without the byte alphabet newlines are cut off into runs, and a run may be a token of its own.
         let whole = self.pre.ignore_merges || !self.pre.byte_level && word.bytes().all(|b| b == b'\n');
-        if let Some(id) = token(word).filter(|_| whole) {
-            return out.push(id);
+        match self.texts.get(word) {
+            Some(&id) if whole && id < self.tokens => out.push(id),
+            _ => self.merge_word(word, out),
         }
+    }
+
+    fn merge_word(&self, word: &str, out: &mut Vec<u32>) {
         let mut symbols = symbols(word, |letter| self.texts.get(letter).copied());
         merge_all(&mut symbols, |a, b| {
             let &(rank, joined) = self.ranks.get(&(a.is?, b.is?))?;

@@ -8,8 +8,8 @@ pub struct Pre {
     pub names: &'static [&'static str],
     /// Applied in turn to every piece of text: matches and what lies between them become pieces.
     pub splits: &'static [&'static str],
-    /// The steps of a `tokenizer.json` that this stands for, where they are spelt or behave otherwise.
-    pub source: Option<&'static [&'static str]>,
+    /// The steps of the `tokenizer.json` files that this stands for, where they are not `splits` themselves.
+    pub sources: &'static [&'static [&'static str]],
     /// A word that is a token is not merged up from its letters.
     pub ignore_merges: bool,
     /// llama.cpp adds BOS unless `add_bos_token` says otherwise.
@@ -19,12 +19,12 @@ pub struct Pre {
 }
 
 const fn pre(names: &'static [&'static str], splits: &'static [&'static str]) -> Pre {
-    Pre { names, splits, source: None, ignore_merges: false, add_bos: false, byte_level: true }
+    Pre { names, splits, sources: &[], ignore_merges: false, add_bos: false, byte_level: true }
 }
 
 impl Pre {
-    const fn source(mut self, steps: &'static [&'static str]) -> Pre {
-        self.source = Some(steps);
+    const fn sources(mut self, sources: &'static [&'static [&'static str]]) -> Pre {
+        self.sources = sources;
         self
     }
     const fn ignoring_merges(mut self) -> Pre {
@@ -123,6 +123,8 @@ pub const PUNCTUATION: &str = r"[\p{P}!-/:-@\[-`{-~]";
 const DIGIT_TRIPLE: &str = r"\p{N}{1,3}";
 const CJK: &str = "[一-龥぀-ゟ゠-ヿ]+";
 const CJK_OLD: &str = "[一-龥ࠀ-一가-퟿]+";
+/// llama.cpp hides white space beyond ASCII from ranges.
+const CJK_OLD_NO_SPACE: &str = r"[[一-龥ࠀ-一가-퟿]&&\S]+";
 const NEWLINES: &str = r"[^\n]+|\n+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const BLOOM_SOURCE: &str = r" ?[^(\s|[.,!?…。，、।۔،])]+";
@@ -178,8 +180,8 @@ const WHITESPACE_CASCADE: &str = concat!(
     r"|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}"
 );
 
-/// One row per behaviour, the more usual family first where several share one. A row with `source` is an approximation
-/// of those files that llama.cpp makes.
+/// One row per behaviour, the more usual family first where several share one. Where a row has `sources`,
+/// llama.cpp only comes close to them on text beyond ASCII.
 pub static PRES: &[Pre] = &[
     pre(
         &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"],
@@ -217,24 +219,38 @@ pub static PRES: &[Pre] = &[
     pre(&["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"], &[DIGIT_TRIPLE, CJK, DEEPSEEK3]),
     pre(
         &["deepseek-llm"],
-        &[r"[\r\n]", DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", CJK_OLD, DIGITS],
-    ),
-    pre(&["deepseek-coder"], &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK_OLD, DIGIT]),
+        &[
+            r"[\r\n]",
+            DEEPSEEK_LETTERS,
+            r"\s?[[!-/:-~！-／：-～‘-‟　-。]&&\S]+",
+            r"\s+$",
+            CJK_OLD_NO_SPACE,
+            DIGITS,
+        ],
+    )
+    .sources(&[&[r"[\r\n]", DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", CJK_OLD, DIGIT]]),
+    pre(&["deepseek-coder"], &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK_OLD_NO_SPACE, DIGIT]).sources(&[&[
+        r"[\r\n]",
+        r"\s?\p{L}+",
+        r"\s?\p{P}+",
+        CJK_OLD,
+        DIGIT,
+    ]]),
     pre(
         &["spark2_5"],
         &[DIGIT_TRIPLE, CJK, concat!(ascii_word!(), r"| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"), DIGIT],
     ),
     pre(&["tekken"], &[o200k_ascii!(r"\p{L}", "", r"\p{N}")])
-        .source(&[o200k!("", r"\p{N}")])
+        .sources(&[&[o200k!("", r"\p{N}")]])
         .ignoring_merges()
         .adding_bos(),
     pre(
         &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"],
         &[o200k_ascii!(r"\p{L}", maybe_contraction!(), r"\p{N}{1,3}")],
     )
-    .source(&[o200k!(maybe_contraction!(), r"\p{N}{1,3}")]),
+    .sources(&[&[o200k!(maybe_contraction!(), r"\p{N}{1,3}")]]),
     pre(&["granite-embed-multi-97m"], &[o200k_ascii!(r"\p{L}\p{M}", maybe_contraction!(), r"\p{N}{1,3}")])
-        .source(&[o200k!(maybe_contraction!(), r"\p{N}{1,3}")])
+        .sources(&[&[o200k!(maybe_contraction!(), r"\p{N}{1,3}")]])
         .ignoring_merges(),
     pre(
         &["tiny_aya", "cohere2moe"],
@@ -248,11 +264,11 @@ pub static PRES: &[Pre] = &[
             ),
         ],
     )
-    .source(&[r"\d{1,3}(?=(?:\d{3})*\b)", o200k!(maybe_contraction!(), r"\p{N}{1,3}")]),
-    pre(&["bloom", "poro-chat", "gpt3-finnish"], &[BLOOM]).source(&[BLOOM_SOURCE]),
-    pre(&["viking"], &[BLOOM, DIGIT]).source(&[BLOOM_SOURCE, DIGIT]),
-    pre(&["kimi-k2"], &[KIMI]).source(&[KIMI_SOURCE]),
-    pre(&["superbpe"], &[DIGITS, "(?=(?:[0-9]{3})+(?![0-9]))"]).source(&[DIGITS, r"(?=(\d{3})+(?!\d))"]),
+    .sources(&[&[r"\d{1,3}(?=(?:\d{3})*\b)", o200k!(maybe_contraction!(), r"\p{N}{1,3}")]]),
+    pre(&["bloom", "poro-chat", "gpt3-finnish"], &[BLOOM]).sources(&[&[BLOOM_SOURCE]]),
+    pre(&["viking"], &[BLOOM, DIGIT]).sources(&[&[BLOOM_SOURCE, DIGIT]]),
+    pre(&["kimi-k2"], &[KIMI]).sources(&[&[KIMI_SOURCE]]),
+    pre(&["superbpe"], &[DIGITS, "(?=(?:[0-9]{3})+(?![0-9]))"]).sources(&[&[DIGITS, r"(?=(\d{3})+(?!\d))"]]),
     pre(
         &["seed-coder"],
         &[concat!(contraction!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+", tail!())],
@@ -286,10 +302,10 @@ pub static PRES: &[Pre] = &[
             ),
         ],
     )
-    .source(&[
+    .sources(&[&[
         "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
         o200k!(maybe_contraction!(), r"\p{N}"),
-    ])
+    ]])
     .ignoring_merges(),
     pre(&["minicpm5"], &[DIGIT_TRIPLE, cl100k!(r"\p{N}+")]).ignoring_merges(),
     pre(&["laguna"], &[NEWLINES, cl100k!(r"\p{N}")]),
