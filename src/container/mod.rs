@@ -7,6 +7,7 @@ pub mod hub;
 pub mod map;
 pub mod output;
 pub mod sniff;
+pub mod tokenizer;
 
 use std::path::Path;
 

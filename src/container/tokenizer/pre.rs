@@ -1,0 +1,160 @@
+//! Recognises a byte-level pre-tokenizer by what its `tokenizer.json` says it does, not by a list of known models.
+
+use serde_json::Value as Json;
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
+
+use super::merge::Merges;
+use super::pres::{self, DIGIT, DIGITS, GPT2, PRES, PUNCTUATION, PUNCTUATION_RUN, Pre};
+use super::sha256;
+use crate::error::{Error, Result};
+
+/// SHA-256 of the ids that a model gives the probe, and the name that llama.cpp's converter then writes.
+/// Source: llama.cpp `conversion/base.py` (get_vocab_base_pre).
+const HASHES: &str = include_str!("pre_hashes.txt");
+const PROBE: &str = include_str!("pre_probe.txt");
+
+/// The value of `tokenizer.ggml.pre`. Structure decides; the converter's own table picks among names of one behaviour, and
+/// is the second chance of a structure unknown here.
+pub fn recognise(json: &Json, tokenizer: &Tokenizer, reachable: impl Fn(&'static Pre) -> Result<bool>) -> Result<&'static str> {
+    let steps = steps(json);
+    let ignore_merges = json["model"]["ignore_merges"].as_bool().unwrap_or(false);
+    let mut rows: Vec<&'static Pre> = PRES.iter().filter(|p| p.byte_level && stands_for(p, &steps)).collect();
+    if rows.iter().any(|p| p.ignore_merges == ignore_merges) {
+        rows.retain(|p| p.ignore_merges == ignore_merges);
+    } else if let Some(row) = rows.first() {
+        // The flag only matters where some token cannot be merged up.
+        if !reachable(row)? {
+            rows.clear();
+        }
+    }
+    let known = hashed(tokenizer)?;
+    match (rows.first(), known) {
+        (Some(_), Some(name)) if rows.iter().any(|p| p.names.contains(&name)) => Ok(name),
+        (Some(row), _) => Ok(row.names[0]),
+        (None, Some(name)) => Ok(name),
+        (None, None) => Err(unknown(json, tokenizer, &steps)),
+    }
+}
+
+fn stands_for(pre: &Pre, steps: &[String]) -> bool {
+    let own = [pre.splits];
+    let sources = if pre.sources.is_empty() { &own[..] } else { pre.sources };
+    sources.iter().any(|source| source.iter().map(|step| canonical(step)).eq(steps.iter().cloned()))
+}
+
+fn hashed(tokenizer: &Tokenizer) -> Result<Option<&'static str>> {
+    let probe: String = serde_json::from_str(PROBE).map_err(|e| Error::input(e.to_string()))?;
+    let Ok(encoding) = tokenizer.encode(probe, true) else { return Ok(None) };
+    let hash = sha256::hex(format!("{:?}", encoding.get_ids()).as_bytes());
+    Ok(HASHES.lines().find_map(|line| line.strip_prefix(&hash)).map(str::trim))
+}
+
+/// What happens to a text before merging, one pattern or description a step; empty if nothing was understood.
+fn steps(json: &Json) -> Vec<String> {
+    let mut out = Vec::new();
+    normalizer_steps(&json["normalizer"], &mut out);
+    pre_tokenizer_steps(&json["pre_tokenizer"], &mut out);
+    out
+}
+
+/// llama.cpp normalizes nothing. Composing (NFC) leaves almost all text alone, so it is let pass as its converter does.
+fn normalizer_steps(normalizer: &Json, out: &mut Vec<String>) {
+    match normalizer["type"].as_str() {
+        None if normalizer.is_null() => {}
+        Some("NFC") => {}
+        Some("Sequence") => {
+            normalizer["normalizers"].as_array().into_iter().flatten().for_each(|n| normalizer_steps(n, out));
+        }
+        _ => out.push(describe(normalizer)),
+    }
+}
+
+fn pre_tokenizer_steps(step: &Json, out: &mut Vec<String>) {
+    let behavior = step["behavior"].as_str().unwrap_or_default();
+    let invert = step["invert"].as_bool().unwrap_or(false);
+    // These patterns match all of a text, so dropping the rest drops nothing.
+    let isolates = behavior == "Isolated" || behavior == "Removed" && invert;
+    let pattern = match (&step["pattern"]["Regex"], &step["pattern"]["String"]) {
+        (Json::String(regex), _) => Some(canonical(regex)),
+        (_, Json::String(text)) => Some(canonical(&regex::escape(text))),
+        _ => None,
+    };
+    match (step["type"].as_str(), pattern) {
+        (Some("Sequence"), _) => {
+            step["pretokenizers"].as_array().into_iter().flatten().for_each(|s| pre_tokenizer_steps(s, out));
+        }
+        (Some("Split"), Some(pattern)) if isolates => out.push(pattern),
+        (Some("Digits"), _) => {
+            let one = step["individual_digits"].as_bool().unwrap_or(false);
+            out.push(canonical(if one { DIGIT } else { DIGITS }));
+        }
+        (Some("Punctuation"), _) if behavior == "Contiguous" => out.push(canonical(PUNCTUATION_RUN)),
+        (Some("Punctuation"), _) if matches!(behavior, "Isolated" | "") => out.push(canonical(PUNCTUATION)),
+        (Some("ByteLevel"), _) if !step["add_prefix_space"].as_bool().unwrap_or(true) => {
+            if step["use_regex"].as_bool().unwrap_or(true) {
+                out.push(canonical(GPT2));
+            }
+        }
+        _ => out.push(describe(step)),
+    }
+}
+
+fn describe(step: &Json) -> String {
+    step.to_string()
+}
+
+/// One spelling for patterns that match alike. Order matters.
+const SPELLINGS: &[(&str, &str)] = &[
+    ("\r", r"\r"),
+    ("\n", r"\n"),
+    (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", CONTRACTION),
+    (r"'(?i:[sdmt]|ll|ve|re)", CONTRACTION),
+    // Possessive or not, these classes never overlap what follows them.
+    (r"[^\r\n\p{L}\p{N}]?+", r"[^\r\n\p{L}\p{N}]?"),
+    (r"[^\s\p{L}\p{N}]++", r"[^\s\p{L}\p{N}]+"),
+    (r"\p{N}{1,3}+", r"\p{N}{1,3}"),
+    (r"\p{N}{1}", r"\p{N}"),
+    // White space before it already takes all but the last line break.
+    (r"|\s*[\r\n]|", r"|\s*[\r\n]+|"),
+];
+const CONTRACTION: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
+
+fn canonical(regex: &str) -> String {
+    SPELLINGS.iter().fold(regex.to_owned(), |text, (from, to)| {
+        // `{1}` must not eat into `{1,3}`, which it does not: the brace closes.
+        text.replace(from, to)
+    })
+}
+
+fn unknown(json: &Json, tokenizer: &Tokenizer, steps: &[String]) -> Error {
+    let seen = if steps.is_empty() { describe(&json["pre_tokenizer"]) } else { steps.join("\n    ") };
+    let alike = alike(tokenizer);
+    let hint = match alike.as_slice() {
+        [] => "none of them splits like it".to_owned(),
+        names => format!("on the test strings it splits like {}", names.join(", ")),
+    };
+    Error::unsupported(format!("llama.cpp has no pre-tokenizer with these steps:\n    {seen}")).at("tokenizer.json").help(
+        format!("name one with --pre NAME ({hint}); known: {}", pres::names().collect::<Vec<_>>().join(", ")),
+    )
+}
+
+/// Pre-tokenizers that cut the test strings as this one does.
+fn alike(tokenizer: &Tokenizer) -> Vec<&'static str> {
+    let Some(source) = tokenizer.get_pre_tokenizer() else { return Vec::new() };
+    let strings = super::awkward();
+    let source_pieces = |text: &str| {
+        let mut pieces = PreTokenizedString::from(text);
+        source.pre_tokenize(&mut pieces).ok()?;
+        let splits = pieces.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
+        Some(splits.into_iter().map(|(piece, ..)| piece.to_owned()).collect::<Vec<_>>())
+    };
+    let expected: Option<Vec<_>> = strings.iter().map(|s| source_pieces(s)).collect();
+    let Some(expected) = expected else { return Vec::new() };
+    let same = |pre: &&'static Pre| {
+        let Ok(merges) = Merges::new(pre, &[], &Default::default()) else { return false };
+        strings.iter().zip(&expected).all(|(text, expected)| {
+            merges.pieces(text).into_iter().map(super::bytes::encode).eq(expected.iter().cloned())
+        })
+    };
+    PRES.iter().filter(|p| p.byte_level).filter(same).map(|p| p.names[0]).collect()
+}
