@@ -231,7 +231,7 @@ impl Entry {
             e.kind = Kind::Input;
             e
         })?;
-        let relative = usize::try_from(offset).ok().filter(|o| o % alignment == 0);
+        let relative = usize::try_from(offset).ok().filter(|o| o.is_multiple_of(alignment));
         let relative = relative
             .ok_or_else(|| Error::input(format!("offset {offset} is not a multiple of the alignment {alignment}")))?;
         let end = data.checked_add(relative).and_then(|start| start.checked_add(bytes));

@@ -87,7 +87,7 @@ fn what_is_written_is_read() {
         for parity in 0..2 {
             scope.spawn(move || {
                 for (t, slot) in layout.slots.iter().enumerate().rev() {
-                    for i in (0..slot.bytes as usize).rev().filter(|i| i % 2 == parity) {
+                    for i in (0..slot.bytes as usize).rev().skip(parity).step_by(2) {
                         writer.write_at(t, i as u64, &[byte(t, i)]).unwrap();
                     }
                 }
@@ -132,7 +132,7 @@ fn padding_is_zero_even_over_a_left_over() {
         covered = tensor.offset + tensor.bytes;
     }
     assert!(bytes[covered..].iter().all(|b| *b == 0));
-    assert_eq!(bytes.len() % ALIGNMENT, 0);
+    assert!(bytes.len().is_multiple_of(ALIGNMENT));
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn alignment_follows_the_metadata() {
     let mut metadata = pairs();
     metadata.set(KEY_ALIGNMENT, 256u32);
     let layout = layout(&metadata, &specs(), None).unwrap();
-    assert!(layout.slots.iter().all(|s| s.offset % 256 == 0));
+    assert!(layout.slots.iter().all(|s| s.offset.is_multiple_of(256)));
     metadata.set(KEY_ALIGNMENT, 48u32);
     assert_eq!(super::layout(&metadata, &specs(), None).unwrap_err().kind, Kind::Request);
 }
