@@ -56,7 +56,8 @@ proptest! {
     #[test]
     fn layouts_of_any_size_are_given_or_refused(codec in codecs(), rows: usize, cols: usize) {
         if let Ok(parts) = codec.layout(Dims::new(rows, cols)) {
-            prop_assert!(parts.iter().try_fold(0usize, |sum, p| sum.checked_add(p.bytes)).is_some(), "{}", codec.name());
+            let sum = parts.iter().try_fold(0usize, |sum, p| sum.checked_add(p.bytes));
+            prop_assert!(sum.is_some(), "{}", codec.name());
         }
     }
 
@@ -124,7 +125,8 @@ fn floats_survive_decoding_and_encoding() {
     }
 }
 
-/// Bits buy accuracy: the error on even noise is a small multiple of what the bits are worth (at most 2.3, where they are ternary).
+/// Bits buy accuracy: the error on even noise is a small multiple of what the bits are worth (at most 2.3, where they
+/// are ternary).
 #[test]
 fn what_was_encoded_decodes_to_about_the_same() {
     let (rows, cols) = (2, 1024);

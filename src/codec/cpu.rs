@@ -1,5 +1,5 @@
-//! One decoding loop, compiled once for each kind of CPU: the twins share their source, so only the few operations of [`Cpu`]
-//! can differ. Rust never contracts `a * b + c` into a fused operation, so every kind gives the same bits.
+//! One decoding loop, compiled once for each kind of CPU: the twins share their source, so only the few operations of
+//! [`Cpu`] can differ. Rust never contracts `a * b + c` into a fused operation, so every kind gives the same bits.
 
 /// What loops do not compile well to by themselves.
 pub trait Cpu {
@@ -198,7 +198,8 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn masks(bits: [u8; 4]) -> __m256i {
-        // Eight copies of each byte keep a bit each. The shuffle stays within 128-bit lanes; all four bytes are in both.
+        // Eight copies of each byte keep a bit each. The shuffle stays within 128-bit lanes; all four bytes are in
+        // both.
         let ones = 0x0101_0101_0101_0101;
         let copies = _mm256_setr_epi64x(0, ones, 2 * ones, 3 * ones);
         let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(bits)), copies);

@@ -31,9 +31,10 @@ pub static BLOCK_FP8: BlockFp8 = BlockFp8 {
     square: [128, 128],
 };
 
-/// E4M3 weights and a multiplier (its stored name says `inv`) for each rectangle of weights; the last ones may be cut off by
-/// the edges. The parts are `weight`, a byte a weight, and `weight_scale_inv`, little-endian `f32`s in rows: a container that finds
-/// another type widens it. For a model whose `weight_block_size` differs, add a row with its own name.
+/// E4M3 weights and a multiplier (its stored name says `inv`) for each rectangle of weights; the last ones may be cut
+/// off by the edges. The parts are `weight`, a byte a weight, and `weight_scale_inv`, little-endian `f32`s in rows: a
+/// container that finds another type widens it. For a model whose `weight_block_size` differs, add a row with its own
+/// name.
 pub struct BlockFp8 {
     pub name: &'static str,
     pub about: &'static str,

@@ -24,8 +24,8 @@ fn decode(c: &mut Criterion) {
     group.finish();
 }
 
-/// A linear congruential generator is random enough to defeat caches and branch predictors. Its bytes stay below 64, so that no
-/// float is a NaN or subnormal.
+/// A linear congruential generator is random enough to defeat caches and branch predictors. Its bytes stay below 64, so
+/// that no float is a NaN or subnormal.
 fn noise(bytes: usize) -> Vec<u8> {
     let step = |x: &u64| Some(x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407));
     std::iter::successors(Some(1), step).map(|x| (x >> 58) as u8).take(bytes).collect()

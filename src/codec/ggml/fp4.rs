@@ -1,5 +1,5 @@
-//! Four-bit floats under small floating-point scales, as ggml lays them out. Sources: OCP Microscaling Formats 1.0 (MXFP4), NVIDIA
-//! NVFP4.
+//! Four-bit floats under small floating-point scales, as ggml lays them out. Sources: OCP Microscaling Formats 1.0
+//! (MXFP4), NVIDIA NVFP4.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,8 +1,9 @@
-//! The codebooks of the IQ formats. Source: ggml `ggml-common.h`, tables `iq1s_grid`, `iq2xxs_grid`, `iq2xs_grid`, `iq2s_grid`,
-//! `iq3xxs_grid`, `iq3s_grid`.
+//! The codebooks of the IQ formats. Source: ggml `ggml-common.h`, tables `iq1s_grid`, `iq2xxs_grid`, `iq2xs_grid`,
+//! `iq2s_grid`, `iq3xxs_grid`, `iq3s_grid`.
 //!
-//! A point is a number whose digits choose its coordinates from a few levels, the first coordinate by the lowest digit. Every
-//! codebook lists its points in ascending order, so the set of them says all: bit `n % 64` of word `n / 64` is set if `n` is in.
+//! A point is a number whose digits choose its coordinates from a few levels, the first coordinate by the lowest digit.
+//! Every codebook lists its points in ascending order, so the set of them says all: bit `n % 64` of word `n / 64` is
+//! set if `n` is in.
 
 pub static IQ1: [[i8; 8]; 2048] = points(&IQ1_SET, [-1, 0, 1]);
 pub static IQ2_XXS: [[i8; 8]; 256] = points(&IQ2_XXS_SET, [8, 25, 43]);

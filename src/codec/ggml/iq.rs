@@ -39,8 +39,8 @@ pub struct BlockIq1M {
     pub qs: [[u8; 4]; 8],
     /// For each 16 weights a byte, a nibble a point: 3 index bits and the sign of the shift.
     pub qh: [[u8; 2]; 8],
-    /// Four little-endian words: each 3-bit scales of four times 16 weights and, in its upper four bits, a quarter of the block's
-    /// f16 scale (lowest first).
+    /// Four little-endian words: each 3-bit scales of four times 16 weights and, in its upper four bits, a quarter of
+    /// the block's f16 scale (lowest first).
     pub scales: [[u8; 2]; 4],
 }
 

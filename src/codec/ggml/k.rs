@@ -86,7 +86,8 @@ pub struct BlockQ5K {
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub struct BlockQ6K {
-    /// Low four bits. Weight `128 n + l`, `l < 64`: low nibble of byte `64 n + l`; weight `128 n + 64 + l`: its high nibble.
+    /// Low four bits. Weight `128 n + l`, `l < 64`: low nibble of byte `64 n + l`; weight `128 n + 64 + l`: its high
+    /// nibble.
     pub ql: [u8; 128],
     /// High two bits, as the bits of [`BlockQ2K`].
     pub qh: [u8; 64],
@@ -183,8 +184,8 @@ fn join(mut low: [i8; 256], high: [i8; 256], shift: u32) -> [i8; 256] {
     low
 }
 
-/// Eight 6-bit scales and minima of Q4_K and Q5_K. Bytes 0..4 hold scales 0..4 and bytes 4..8 minima 0..4, six bits each; their
-/// upper two bits are those of scales and minima 4..8, whose lower four share bytes 8..12.
+/// Eight 6-bit scales and minima of Q4_K and Q5_K. Bytes 0..4 hold scales 0..4 and bytes 4..8 minima 0..4, six bits
+/// each; their upper two bits are those of scales and minima 4..8, whose lower four share bytes 8..12.
 #[inline(always)]
 pub fn scales_and_mins(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut mins) = ([0; 8], [0; 8]);
@@ -198,8 +199,8 @@ pub fn scales_and_mins(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     (scales, mins)
 }
 
-/// Sixteen signed 6-bit scales of Q3_K, stored plus 32: lower four bits in the nibbles of bytes 0..8 (low ones first), upper two
-/// in bytes 8..12.
+/// Sixteen signed 6-bit scales of Q3_K, stored plus 32: lower four bits in the nibbles of bytes 0..8 (low ones first),
+/// upper two in bytes 8..12.
 #[inline(always)]
 pub fn q3_scales(packed: &[u8; 12]) -> [i8; 16] {
     let mut scales = [0; 16];

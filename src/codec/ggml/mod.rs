@@ -1,5 +1,5 @@
-//! ggml's block formats, as GGUF stores them. Source: ggml `ggml-common.h` (layouts), `ggml-quants.c` (arithmetic; decoders give
-//! the bits of its `dequantize_row_*`). Multi-byte fields are little-endian; blocks lie at any address.
+//! ggml's block formats, as GGUF stores them. Source: ggml `ggml-common.h` (layouts), `ggml-quants.c` (arithmetic;
+//! decoders give the bits of its `dequantize_row_*`). Multi-byte fields are little-endian; blocks lie at any address.
 
 pub mod fp4;
 pub mod grid;
@@ -86,7 +86,8 @@ impl<B: Values<N>, const N: usize> Decoder for Blocks<B, N> {
     }
 }
 
-/// Unpacks codes of `BITS` bits: each `GROUP` bytes hold planes of that many consecutive codes, the first in the lowest bits.
+/// Unpacks codes of `BITS` bits: each `GROUP` bytes hold planes of that many consecutive codes, the first in the lowest
+/// bits.
 #[inline(always)]
 fn planes<const BITS: usize, const GROUP: usize, const B: usize, const N: usize>(bytes: &[u8; B]) -> [i8; N] {
     const { assert!(N * BITS == B * 8 && B.is_multiple_of(GROUP)) };

@@ -1,5 +1,5 @@
-//! Blocks of 32 weights with one scale, perhaps a minimum. Element `j < 16` is a low nibble, `j + 16` the high nibble of the
-//! same byte.
+//! Blocks of 32 weights with one scale, perhaps a minimum. Element `j < 16` is a low nibble, `j + 16` the high nibble
+//! of the same byte.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -36,8 +36,8 @@ pub struct BlockQ2_0 {
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub struct BlockTq1_0 {
-    /// Five digits a byte, see [`digits`]. Weight `32 n + l` of the first 160: digit `n` of byte `l`; weight `160 + 16 n + l`: digit
-    /// `n` of byte `32 + l`.
+    /// Five digits a byte, see [`digits`]. Weight `32 n + l` of the first 160: digit `n` of byte `l`; weight `160 + 16
+    /// n + l`: digit `n` of byte `32 + l`.
     pub qs: [u8; 48],
     /// Weight `240 + 4 n + l`: digit `n < 4` of byte `l`.
     pub qh: [u8; 4],
@@ -110,8 +110,8 @@ impl Values<256> for BlockTq2_0 {
     }
 }
 
-/// Base-3 digits: the highest of all bytes, the next of all bytes ... A byte is the number as a fraction of 3^5, times 256,
-/// rounded up: multiplying by 3 carries the next digit out of it.
+/// Base-3 digits: the highest of all bytes, the next of all bytes ... A byte is the number as a fraction of 3^5, times
+/// 256, rounded up: multiplying by 3 carries the next digit out of it.
 #[inline(always)]
 fn digits(bytes: &[u8], out: &mut [i8]) {
     for (i, out) in out.chunks_exact_mut(bytes.len()).enumerate() {
