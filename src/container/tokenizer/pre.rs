@@ -18,18 +18,18 @@ const PROBE: &str = include_str!("pre_probe.txt");
 pub fn recognise(json: &Json, tokenizer: &Tokenizer, reachable: impl Fn(&'static Pre) -> Result<bool>) -> Result<&'static str> {
     let steps = steps(json);
     let ignore_merges = json["model"]["ignore_merges"].as_bool().unwrap_or(false);
-    let mut rows: Vec<&'static Pre> = PRES.iter().filter(|p| p.byte_level && stands_for(p, &steps)).collect();
-    if rows.iter().any(|p| p.ignore_merges == ignore_merges) {
-        rows.retain(|p| p.ignore_merges == ignore_merges);
-    } else if let Some(row) = rows.first() {
-        // The flag only matters where some token cannot be merged up.
-        if !reachable(row)? {
-            rows.clear();
-        }
-    }
+    let rows: Vec<&'static Pre> = PRES.iter().filter(|p| p.byte_level && stands_for(p, &steps)).collect();
     let known = hashed(tokenizer)?;
-    match (rows.first(), known) {
-        (Some(_), Some(name)) if rows.iter().any(|p| p.names.contains(&name)) => Ok(name),
+    if let Some(name) = known.filter(|name| rows.iter().any(|p| p.names.contains(name))) {
+        return Ok(name);
+    }
+    // The flag only matters where some token cannot be merged up from its letters.
+    let row = match (rows.iter().find(|p| p.ignore_merges == ignore_merges), rows.first()) {
+        (Some(row), _) => Some(*row),
+        (None, Some(row)) if reachable(row)? => Some(*row),
+        _ => None,
+    };
+    match (row, known) {
         (Some(row), _) => Ok(row.names[0]),
         (None, Some(name)) => Ok(name),
         (None, None) => Err(unknown(json, tokenizer, &steps)),
