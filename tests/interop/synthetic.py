@@ -33,7 +33,7 @@ FAMILIES = {
     "gemma3": ("Gemma3ForCausalLM", "gemma3_text", "gemma", True,
                {"sliding_window": 24, "sliding_window_pattern": 6, "rope_local_base_freq": 100.0,
                 "attn_logit_softcapping": None, "final_logit_softcapping": None}),
-    "phi3": ("Phi3ForCausalLM", "phi3", "spm", False, {"sliding_window": None, "original_max_position_embeddings": 2048}),
+    "phi3": ("Phi3ForCausalLM", "phi3", "phi", False, {"sliding_window": None, "original_max_position_embeddings": 2048}),
     "smollm3": ("SmolLM3ForCausalLM", "smollm3", "llama3", True, {"attention_bias": False, "mlp_bias": False}),
 }
 SIZES = {"hidden": 256, "inter": 512, "layers": 2, "heads": 8, "kv_heads": 2, "head_dim": 32, "vocab": 512}
