@@ -1,4 +1,5 @@
 """Real llama.cpp, through the C interface of llama-cpp-python: the implementation that decides who is right."""
+import collections
 import ctypes
 import os
 import tempfile
@@ -13,6 +14,17 @@ GGML_F32 = 0
 KV_INT, KV_STR = 0, 3  # enum llama_model_kv_override_type
 NEWER_FTYPES = {"Q2_0": 41}  # in llama.cpp, not yet among the Python names
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an assert should end the process, not start a debugger
+
+_errors = collections.deque(maxlen=4)  # what llama.cpp said last that matters
+
+
+@c.llama_log_callback
+def _listen(level, text, _):
+    if level == 4:  # GGML_LOG_LEVEL_ERROR
+        _errors.append(text.decode(errors="replace").strip())
+
+
+c.llama_log_set(_listen, None)
 
 
 class PeerError(Exception):
@@ -67,6 +79,7 @@ def quantize(source, output, preset, imatrix=None, threads=2, pure=False, allow_
             try:
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
+                c.llama_log_set(c.llama_log_callback(0), None)  # to stderr
                 p = _parameters(ftype(preset), threads, imatrix, pure, allow_requantize)
                 status = c.llama_model_quantize(str(source).encode(), str(output).encode(), ctypes.byref(p))
             finally:
@@ -80,8 +93,16 @@ def quantize(source, output, preset, imatrix=None, threads=2, pure=False, allow_
 
 
 def load(path, context=0, **options):
-    """A model with caches in F32, so that what differs in its logits comes from the file."""
-    return llama_cpp.Llama(str(path), n_ctx=context or 512, n_batch=context or 512, n_ubatch=context or 512,
+    """A model with caches in F32, so that what differs in its logits comes from the file. Raises PeerError."""
+    _errors.clear()
+    try:
+        return _load(path, context or 512, **options)
+    except ValueError as error:
+        raise PeerError("; ".join(_errors) or error) from None
+
+
+def _load(path, context, **options):
+    return llama_cpp.Llama(str(path), n_ctx=context, n_batch=context, n_ubatch=context,
                            n_threads=2, n_threads_batch=2, type_k=GGML_F32, type_v=GGML_F32, flash_attn=False,
                            swa_full=True, verbose=False, **options)
 

@@ -2,6 +2,7 @@
 
     llama3, qwen2   byte-level BPE: tokenizer.json
     spm, gemma      SentencePiece BPE with bytes to fall back on: tokenizer.model and its tokenizer.json
+    phi             spm, and tokens added behind the end of tokenizer.model
 """
 import collections
 import json
@@ -24,9 +25,12 @@ SPECIAL = {
     "llama3": (["<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>"], {"bos": 0, "eos": 3, "pad": 1}),
     "qwen2": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], {"eos": 2, "pad": 0}),
     "spm": (["<unk>", "<s>", "</s>"], {"bos": 1, "eos": 2, "unk": 0}),
+    "phi": (["<unk>", "<s>", "</s>"], {"bos": 1, "eos": 2, "unk": 0}),
     "gemma": (["<pad>", "<eos>", "<bos>", "<unk>"], {"bos": 2, "eos": 1, "pad": 0, "unk": 3}),
 }
-CLASSES = {"llama3": "PreTrainedTokenizerFast", "qwen2": "Qwen2Tokenizer", "spm": "LlamaTokenizer", "gemma": "GemmaTokenizer"}
+ADDED = {"phi": ["<|endoftext|>", "<|end|>"]}  # llama.cpp wants the first in every model called phi3
+CLASSES = {"llama3": "PreTrainedTokenizerFast", "qwen2": "Qwen2Tokenizer", "spm": "LlamaTokenizer",
+           "phi": "LlamaTokenizer", "gemma": "GemmaTokenizer"}
 
 
 def byte_letters():
@@ -90,8 +94,9 @@ def byte_level(kind, size):
 
 
 def sentencepiece(kind, size):
-    """(tokenizer.json, bytes of tokenizer.model): exactly `size` pieces."""
-    special = SPECIAL[kind][0]
+    """(tokenizer.json, bytes of tokenizer.model): exactly `size` tokens."""
+    special, behind = SPECIAL[kind][0], ADDED.get(kind, [])
+    size -= len(behind)
     fixed = special + [f"<0x{b:02X}>" for b in range(256)]
     words = [["▁", *w] if w.strip() else list(w) for w in re.findall(r"[^\s]+|\n+ *", TEXT)]
     letters = sorted({s for w in words for s in w if s.isalnum() and s < "\u0250" or s in "▁.,;:!?'\"()[]{}/*+-=<>\n"})
@@ -109,7 +114,7 @@ def sentencepiece(kind, size):
         + ([] if kind == "gemma" else [{"type": "Strip", "content": " ", "start": 1, "stop": 0}])}
     bos = SPECIAL[kind][1]["bos"]
     model = {"vocab": vocab, "merges": merges, "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
-    return (_json(model, _added(special), spaces if kind == "gemma" else prepend, None, decoder, (special[bos], bos)),
+    return (_json(model, _added(special) + _added(behind, size), spaces if kind == "gemma" else prepend, None, decoder, (special[bos], bos)),
             _model_proto(pieces, special, len(merged), kind))
 
 
@@ -150,7 +155,7 @@ def write(folder, kind, size):
     """Writes the tokenizer files; returns {"bos_token_id": ...} for config.json."""
     special, roles = SPECIAL[kind]
     first = 0
-    if kind in ("spm", "gemma"):
+    if kind in ("spm", "phi", "gemma"):
         content, proto = sentencepiece(kind, size)
         (folder / "tokenizer.model").write_bytes(proto)
     else:

@@ -29,11 +29,11 @@ FAMILIES = {
                  {"use_sliding_window": False, "sliding_window": None, "attention_bias": False, "num_experts": 4,
                   "num_experts_per_tok": 2, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}),
     "gemma2": ("Gemma2ForCausalLM", "gemma2", "gemma", True,
-               {"sliding_window": 24, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}),
+               {"rope_theta": 10000.0, "sliding_window": 24, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}),
     "gemma3": ("Gemma3ForCausalLM", "gemma3_text", "gemma", True,
                {"sliding_window": 24, "sliding_window_pattern": 6, "rope_local_base_freq": 100.0,
                 "attn_logit_softcapping": None, "final_logit_softcapping": None}),
-    "phi3": ("Phi3ForCausalLM", "phi3", "spm", False, {"sliding_window": None, "original_max_position_embeddings": 2048}),
+    "phi3": ("Phi3ForCausalLM", "phi3", "phi", False, {"sliding_window": None, "original_max_position_embeddings": 2048}),
     "smollm3": ("SmolLM3ForCausalLM", "smollm3", "llama3", True, {"attention_bias": False, "mlp_bias": False}),
 }
 SIZES = {"hidden": 256, "inter": 512, "layers": 2, "heads": 8, "kv_heads": 2, "head_dim": 32, "vocab": 512}
