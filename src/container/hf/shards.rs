@@ -127,7 +127,7 @@ fn agree(pairs: &[(String, String)], found: &HashMap<&str, &str>) -> Result<()> 
     Ok(())
 }
 
-fn listing(dir: &Path) -> Result<Vec<String>> {
+pub fn listing(dir: &Path) -> Result<Vec<String>> {
     let place = || dir.display().to_string();
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).at(place)? {
@@ -168,7 +168,7 @@ fn shard_of(name: &str) -> Option<(&str, u32, u32)> {
 }
 
 /// What the folder holds instead, and the way out.
-fn no_weights(names: &[String]) -> Error {
+pub fn no_weights(names: &[String]) -> Error {
     let row = INSTEAD.iter().find(|(ours, ..)| names.iter().any(|n| ours(n)));
     match row {
         Some((_, what, help)) => Error::unsupported(format!("no {SINGLE}: the folder has {what}")).help(*help),
