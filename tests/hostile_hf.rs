@@ -602,3 +602,88 @@ fn fp8_scale_of_another_type_or_without_a_weight() {
     folder.write();
     refuse(&folder, &["model.layers.0.self_attn.k_proj.weight", "BF16"]);
 }
+
+// ---- whatever else
+
+/// Reads all of a folder that was accepted: no read may fail or panic, and every part has the size of its layout.
+fn read_all(folder: &Folder) {
+    use quant::container::Checkpoint;
+    let Ok(model) = HfFolder::open(folder.path()) else { return };
+    for (i, t) in model.tensors().iter().enumerate() {
+        for plane in 0..t.planes() {
+            let weight = model.read(i, plane).unwrap();
+            let sizes: Vec<_> = weight.packed.parts.iter().map(|p| p.len()).collect();
+            let layout: Vec<_> = weight.codec.layout(t.dims()).unwrap().iter().map(|p| p.bytes).collect();
+            assert_eq!(sizes, layout, "{}", t.name);
+            weight.codec.decode(&weight.packed, 0..t.dims().rows, &mut vec![0.0; t.dims().len()]);
+        }
+    }
+}
+
+/// Changes some bytes, then cuts or repeats a piece.
+fn damage(mut text: Vec<u8>, changes: &[(u16, u8)], cut: Option<(u16, u16)>) -> Vec<u8> {
+    for (at, byte) in changes {
+        let at = *at as usize % text.len();
+        // Digits and punctuation keep JSON valid more often than arbitrary bytes do.
+        text[at] = match byte % 3 {
+            0 => *byte,
+            1 => b'0' + byte % 10,
+            _ => b"{}[],:\"9"[(*byte / 3) as usize % 8],
+        };
+    }
+    if let Some((from, len)) = cut {
+        let from = from as usize % text.len();
+        let to = (from + len as usize % 200).min(text.len());
+        text.drain(from..to);
+    }
+    text
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn damaged_files_never_panic(
+        file in 0usize..4,
+        changes in proptest::collection::vec((proptest::num::u16::ANY, proptest::num::u8::ANY), 0..4),
+        cut in proptest::option::of((proptest::num::u16::ANY, proptest::num::u16::ANY)),
+    ) {
+        let folder = Folder::moe(2);
+        folder.write_shards();
+        let name = ["config.json", INDEX, SHARDS[0], SHARDS[1]][file];
+        let mut text = std::fs::read(folder.file(name)).unwrap();
+        // Of the shards, the header is what can lie; it begins with its length.
+        let tail = if file < 2 { Vec::new() } else { text.split_off(8 + u64::from_le_bytes(text[..8].try_into().unwrap()) as usize) };
+        let mut damaged = damage(text, &changes, cut);
+        damaged.extend(tail);
+        folder.put(name, damaged);
+        read_all(&folder);
+    }
+
+    /// What is accepted here, the reference implementation accepts too.
+    #[test]
+    fn headers_are_judged_as_by_the_reference(
+        changes in proptest::collection::vec((proptest::num::u16::ANY, proptest::num::u8::ANY), 0..3),
+        length in proptest::bool::ANY,
+    ) {
+        let folder = Folder::llama();
+        let file = safetensors(folder.tensors.iter().take(3));
+        let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        let mut damaged = damage(file[8..8 + header].to_vec(), &changes, None);
+        damaged.extend(&file[8 + header..]);
+        let mut damaged = [&(header as u64).to_le_bytes(), &damaged[..]].concat();
+        if length {
+            damaged.push(0);
+        }
+        let ours = quant::container::hf::header::parse(&damaged);
+        let theirs = safetensors::SafeTensors::deserialize(&damaged);
+        if let Ok(entries) = &ours {
+            let theirs = theirs.unwrap();
+            proptest::prop_assert_eq!(entries.len(), theirs.len());
+            for e in entries {
+                let t = theirs.tensor(&e.name).unwrap();
+                proptest::prop_assert_eq!((t.dtype(), t.shape(), t.data()), (e.dtype, &e.shape[..], &damaged[e.bytes.clone()]));
+            }
+        }
+    }
+}

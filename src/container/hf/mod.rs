@@ -145,6 +145,13 @@ fn files(dir: &Path, shards: &[Shard]) -> Vec<(PathBuf, u64)> {
     small.chain(shards.iter().map(|s| (s.path.clone(), s.map.len() as u64))).collect()
 }
 
+/// Whether `path` looks like a folder of Hugging Face's: it is one, and holds config.json or safetensors files.
+pub fn detect(path: &Path) -> bool {
+    let known =
+        |name: &str| name == CONFIG || name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    path.is_dir() && shards::listing(path).is_ok_and(|names| names.iter().any(|n| known(n)))
+}
+
 /// Embedding, layers by number, output; by name within each.
 fn natural(t: &Tensor) -> (u8, u32, String) {
     let (group, layer) = match t.id.layer {
