@@ -4,6 +4,8 @@
 
 mod download;
 mod env;
+mod failure;
+mod http;
 mod select;
 
 use std::fmt;
@@ -14,6 +16,7 @@ use hf_hub::{Cache, Repo, RepoType};
 
 use crate::error::{At, Error, Result};
 pub use env::Settings;
+use failure::Failure;
 
 /// What happens during [`Hub::fetch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +88,7 @@ impl fmt::Display for Reference {
 /// A client of the hub.
 pub struct Hub {
     api: Api,
+    http: http::Http,
     cache: Cache,
     settings: Settings,
 }
@@ -99,7 +103,8 @@ impl Hub {
             .with_user_agent("quant", env!("CARGO_PKG_VERSION"))
             .build()
             .map_err(|e| Error::request(e.to_string()).at(settings.endpoint.clone()))?;
-        Ok(Hub { api, cache, settings })
+        let http = http::Http::new(settings.token.as_deref());
+        Ok(Hub { api, http, cache, settings })
     }
 
     /// Downloads what is missing and returns the folder of the model, or its GGUF file.
@@ -112,13 +117,13 @@ impl Hub {
         if self.settings.offline {
             return self.cached(model, progress, None);
         }
-        let info = match self.guard(|| self.repo(model, &model.revision).info()) {
+        let info = match self.repo(model, &model.revision).info().map_err(Failure::from) {
             Ok(info) => info,
-            Err(e) if download::unreachable(&e) => return self.cached(model, progress, Some(e)),
-            Err(e) => return Err(self.explain(model, e)),
+            Err(e) if e.is_unreachable() => return self.cached(model, progress, Some(e)),
+            Err(e) => return Err(e.explain(model, &self.settings)),
         };
         let names: Vec<_> = info.siblings.into_iter().map(|s| s.rfilename).collect();
-        let session = download::Session::new(self, model, info.sha, progress)?;
+        let session = download::Session::new(self, model, &info.sha, progress)?;
         let first = session.all(&select::first(model, &names)?)?;
         match &model.file {
             Some(file) => Ok(first.join(file)),
@@ -130,12 +135,7 @@ impl Hub {
     }
 
     /// The snapshot that an earlier run has left; whether it is complete, opening it will tell.
-    fn cached(
-        &self,
-        model: &Reference,
-        progress: &dyn Fn(Event<'_>),
-        cause: Option<download::Failure>,
-    ) -> Result<PathBuf> {
+    fn cached(&self, model: &Reference, progress: &dyn Fn(Event<'_>), cause: Option<Failure>) -> Result<PathBuf> {
         let repo = self.cache.repo(Repo::with_revision(model.repo.clone(), RepoType::Model, model.revision.clone()));
         let wanted = model.file.as_deref().unwrap_or("config.json");
         // The cache knows branches by name and commits by their folder.
@@ -147,7 +147,7 @@ impl Hub {
                 let folder = || path.parent().map(PathBuf::from);
                 Ok(if model.file.is_some() { None } else { folder() }.unwrap_or(path))
             }
-            (None, Some(cause)) => Err(self.explain(model, cause)),
+            (None, Some(cause)) => Err(cause.explain(model, &self.settings)),
             (None, None) => Err(Error::request("not in the cache, and HF_HUB_OFFLINE is set")
                 .at(self.settings.cache.display().to_string())
                 .help("unset HF_HUB_OFFLINE to download it")),

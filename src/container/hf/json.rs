@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
+use super::header::sound_name;
 use crate::error::{At, Error, Kind, Result};
 
 /// Bounds of what is read into memory. The largest configs are some 100 kB; the index of a model with 100,000 tensors is 10 MB.
@@ -20,11 +21,10 @@ pub fn config(dir: &Path, file: &str) -> Result<Option<Value>> {
 }
 
 pub fn parse_config(text: &[u8]) -> Result<Value> {
-    let value: Value = serde_json::from_slice(text)
-        .map_err(|e| Error::input(format!("not valid JSON: {e}")).help("download the file again"))?;
+    let value: Value = serde_json::from_slice(text).map_err(|e| Error::input(format!("not valid JSON: {e}")))?;
     match value {
         Value::Object(_) => Ok(value),
-        _ => Err(Error::input("not a JSON object").help("download the file again")),
+        _ => Err(Error::input("not a JSON object")),
     }
 }
 
@@ -40,8 +40,7 @@ pub fn parse_index(text: &[u8]) -> Result<Vec<(String, String)>> {
     struct Index {
         weight_map: WeightMap,
     }
-    let index: Index = serde_json::from_slice(text)
-        .map_err(|e| Error::input(format!("not a valid index: {e}")).help("download the file again"))?;
+    let index: Index = serde_json::from_slice(text).map_err(|e| Error::input(format!("not a valid index: {e}")))?;
     for (tensor, shard) in &index.weight_map.0 {
         if !is_file_name(shard) {
             return Err(Error::input(format!("shard name {shard:?} is not a plain file name"))
@@ -84,6 +83,7 @@ impl<'de> Deserialize<'de> for WeightMap {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<WeightMap, M::Error> {
                 let (mut pairs, mut seen) = (Vec::new(), HashSet::new());
                 while let Some((tensor, shard)) = map.next_entry::<String, String>()? {
+                    sound_name(&tensor).map_err(M::Error::custom)?;
                     if !seen.insert(tensor.clone()) {
                         return Err(M::Error::custom(format!("tensor {tensor} is listed twice")));
                     }

@@ -1,21 +1,197 @@
-//! Hugging Face folders: safetensors, config.json, tokenizer.
+//! Hugging Face folders: safetensors shards, config.json, tokenizer files. Shards are mapped, nothing is copied.
 
+mod check;
+mod general;
 pub mod header;
 pub mod json;
+mod place;
 mod quantized;
 mod shards;
 
-use std::path::Path;
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
 
-use crate::error::{At, Error, Result};
+use half::bf16;
+use serde_json::Value;
+
+use super::{Checkpoint, Convention, Dropped, Tensor, Weight};
+use crate::arch::{Arch, ModelSpec};
+use crate::error::{At, Error, Kind, Result};
+use crate::metadata::Metadata;
+use crate::tensor::Packed;
+use place::{Content, Placed, Plane, Scale};
 pub use quantized::SIDECARS;
+use quantized::Storage;
 pub use shards::INDEX;
+use shards::Shard;
 
-/// Whether the model that config.json describes can be read at all.
-pub fn check_config(dir: &Path) -> Result<()> {
-    let config = json::config(dir, "config.json")?.ok_or_else(|| Error::input("no config.json"))?;
-    quantized::storage(&config).at(|| "config.json")?;
-    Ok(())
+const CONFIG: &str = "config.json";
+
+/// A model as transformers saves it.
+pub struct HfFolder {
+    dir: PathBuf,
+    arch: &'static Arch,
+    spec: ModelSpec,
+    shards: Vec<Shard>,
+    tensors: Vec<Tensor>,
+    /// Beside `tensors`: where their bytes are.
+    contents: Vec<Content>,
+    dropped: Vec<Dropped>,
+    files: Vec<(PathBuf, u64)>,
+}
+
+impl HfFolder {
+    /// Opens a folder and checks it: every weight that config.json asks for is there, once, with a shape that fits.
+    pub fn open(dir: &Path) -> Result<HfFolder> {
+        Self::open_inner(dir).map_err(again).at(|| dir.display().to_string())
+    }
+
+    fn open_inner(dir: &Path) -> Result<HfFolder> {
+        let (arch, spec, storage) = describe(dir)?;
+        let (shards, located) = shards::open(dir)?;
+        let (mut placed, dropped) = place::place(arch, &spec, &shards, located, storage)?;
+        placed.extend(arch.extra_tensors(&spec).into_iter().map(Placed::made));
+        placed.sort_by_key(|p| natural(&p.tensor));
+        let (tensors, contents): (Vec<_>, _) = placed.into_iter().map(|p| (p.tensor, p.content)).unzip();
+        check::complete(arch, &spec, &tensors)?;
+        check::shapes(&spec, &tensors)?;
+        let files = files(dir, &shards);
+        Ok(HfFolder { dir: dir.to_owned(), arch, spec, shards, tensors, contents, dropped, files })
+    }
+
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// `general.*` and the architecture's keys: the metadata without the tokenizer.
+    pub fn description(&self) -> Metadata {
+        let mut out = general::metadata(&self.dir, self.arch.name, &self.tensors);
+        let own = self.arch.metadata(&self.spec);
+        out.extend(own.iter().map(|(k, v)| (k, v.clone())));
+        out
+    }
+
+    fn scale(&self, scale: &Scale) -> Cow<'_, [u8]> {
+        let bytes = &self.shards[scale.shard].map[scale.bytes.clone()];
+        match scale.bf16 {
+            false => bytes.into(),
+            // The codec's layout has one type of scale.
+            true => {
+                bytes.as_chunks::<2>().0.iter().flat_map(|b| bf16::from_le_bytes(*b).to_f32().to_le_bytes()).collect()
+            }
+        }
+    }
+
+    fn parts(&self, plane: &Plane) -> Vec<Cow<'_, [u8]>> {
+        let codes = Cow::Borrowed(&self.shards[plane.shard].map[plane.bytes.clone()]);
+        std::iter::once(codes).chain(plane.scale.as_ref().map(|s| self.scale(s))).collect()
+    }
+}
+
+impl Checkpoint for HfFolder {
+    fn container(&self) -> &'static str {
+        "safetensors"
+    }
+
+    fn convention(&self) -> Convention {
+        Convention::HuggingFace
+    }
+
+    fn arch(&self) -> &str {
+        self.arch.name
+    }
+
+    fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    fn dropped(&self) -> &[Dropped] {
+        &self.dropped
+    }
+
+    fn read(&self, tensor: usize, plane: usize) -> Result<Weight<'_>> {
+        let (Some(t), Some(content)) = (self.tensors.get(tensor), self.contents.get(tensor)) else {
+            return Err(Error::request(format!("there is no tensor {tensor}")));
+        };
+        let parts = match content {
+            Content::Stored(planes) => planes.get(plane).map(|p| self.parts(p)),
+            Content::Made(bytes) => (plane == 0).then(|| vec![Cow::Borrowed(&bytes[..])]),
+        };
+        let parts = parts.ok_or_else(|| Error::request(format!("there is no matrix {plane}")).at(&t.name))?;
+        Ok(Weight { codec: t.codec, packed: Packed { dims: t.dims(), parts }, scale: 1.0 })
+    }
+
+    fn metadata(&self) -> Result<Metadata> {
+        Ok(self.description())
+    }
+
+    fn files(&self) -> Vec<(PathBuf, u64)> {
+        self.files.clone()
+    }
+}
+
+/// The help for whatever has no better one.
+fn again(e: Error) -> Error {
+    match e.kind {
+        Kind::Input => e.help("the folder is damaged or incomplete: download it again"),
+        _ => e,
+    }
+}
+
+/// The files behind a folder's tensors, with their sizes.
+fn files(dir: &Path, shards: &[Shard]) -> Vec<(PathBuf, u64)> {
+    let small = [CONFIG, INDEX].map(|f| dir.join(f));
+    let small = small.into_iter().filter_map(|p| std::fs::metadata(&p).ok().map(|m| (p, m.len())));
+    small.chain(shards.iter().map(|s| (s.path.clone(), s.map.len() as u64))).collect()
+}
+
+/// Whether `path` looks like a folder of Hugging Face's: it is one, and holds config.json or safetensors files.
+pub fn detect(path: &Path) -> bool {
+    let known =
+        |name: &str| name == CONFIG || name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    path.is_dir() && shards::listing(path).is_ok_and(|names| names.iter().any(|n| known(n)))
+}
+
+/// Embedding, layers by number, output; by name within each.
+fn natural(t: &Tensor) -> (u8, u32, String) {
+    let (group, layer) = match t.id.layer {
+        Some(layer) => (1, layer),
+        None if t.name.starts_with("output") => (2, 0),
+        None => (0, 0),
+    };
+    (group, layer, t.name.clone())
+}
+
+/// What config.json says, or why this model cannot be read. Needs no weights.
+pub fn describe(dir: &Path) -> Result<(&'static Arch, ModelSpec, Storage)> {
+    let Some(config) = json::config(dir, CONFIG)? else { return Err(no_config(dir)) };
+    let (arch, spec, storage) = interpret(&config)?;
+    for (file, method) in SIDECARS {
+        if storage == Storage::Plain && dir.join(file).exists() {
+            return Err(quantized::refuse(method).at(*file));
+        }
+    }
+    Ok((arch, spec, storage))
+}
+
+/// [`describe`] of a parsed config.json.
+pub fn interpret(config: &Value) -> Result<(&'static Arch, ModelSpec, Storage)> {
+    let storage = quantized::storage(config).at(|| CONFIG)?;
+    let (arch, spec) = ModelSpec::from_config(config)?;
+    Ok((arch, spec, storage))
+}
+
+fn no_config(dir: &Path) -> Error {
+    match shards::listing(dir) {
+        Err(e) => e,
+        Ok(names)
+            if names.iter().any(|n| n == "params.json" || n.starts_with("consolidated") || n.ends_with(".gguf")) =>
+        {
+            shards::no_weights(&names)
+        }
+        Ok(_) => Error::input("no config.json")
+            .help("pass a folder as Hugging Face publishes it, a GGUF file or hf:org/name"),
+    }
 }
 
 /// The weight files of a folder that holds (or will hold) `names`; the index, if one is among them, is there already.

@@ -64,8 +64,7 @@ fn named_by(pairs: &[(String, String)]) -> Vec<String> {
 
 fn map(dir: &Path, file: &str, indexed: bool) -> Result<Shard> {
     let path = dir.join(file);
-    let opened = File::open(&path).and_then(|f| Ok((f.metadata()?, f)));
-    let (meta, opened) = opened.map_err(|e| match e.kind() {
+    let meta = std::fs::metadata(&path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound if indexed => {
             Error::input(format!("the index names shard {file}, which is not there"))
                 .at(INDEX)
@@ -73,6 +72,7 @@ fn map(dir: &Path, file: &str, indexed: bool) -> Result<Shard> {
         }
         _ => Error::from(e).at(path.display().to_string()),
     })?;
+    // Opening a pipe would wait for its writer.
     if !meta.is_file() {
         return Err(Error::input("not a file").at(file));
     }
@@ -82,7 +82,8 @@ fn map(dir: &Path, file: &str, indexed: bool) -> Result<Shard> {
     }
     // SAFETY: the map is private and only read. Another process that cuts the file short while it is mapped makes reads
     // fault, as for every program that maps its models.
-    let map = unsafe { Mmap::map(&opened) }.at(|| path.display().to_string())?;
+    let map = unsafe { Mmap::map(&File::open(&path).at(|| path.display().to_string())?) }
+        .at(|| path.display().to_string())?;
     Ok(Shard { file: file.to_owned(), path, map })
 }
 
@@ -127,7 +128,7 @@ fn agree(pairs: &[(String, String)], found: &HashMap<&str, &str>) -> Result<()> 
     Ok(())
 }
 
-fn listing(dir: &Path) -> Result<Vec<String>> {
+pub fn listing(dir: &Path) -> Result<Vec<String>> {
     let place = || dir.display().to_string();
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).at(place)? {
@@ -168,7 +169,7 @@ fn shard_of(name: &str) -> Option<(&str, u32, u32)> {
 }
 
 /// What the folder holds instead, and the way out.
-fn no_weights(names: &[String]) -> Error {
+pub fn no_weights(names: &[String]) -> Error {
     let row = INSTEAD.iter().find(|(ours, ..)| names.iter().any(|n| ours(n)));
     match row {
         Some((_, what, help)) => Error::unsupported(format!("no {SINGLE}: the folder has {what}")).help(*help),

@@ -34,7 +34,7 @@ fn small(name: &str) -> bool {
 
 /// Refuses models that cannot be read before their weights are downloaded.
 pub fn check(folder: &Path) -> Result<()> {
-    hf::check_config(folder)
+    hf::describe(folder).map(|_| ())
 }
 
 /// The safetensors files that opening the folder will look for.

@@ -1,0 +1,271 @@
+//! Source tensors to canonical ones: experts of a layer become one stack, a fused gate and up become two tensors.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use safetensors::Dtype;
+
+use super::quantized::Storage;
+use super::shards::{Located, Shard};
+use crate::arch::{Arch, ModelSpec, Part, Placement, WeightId};
+use crate::codec::{self, Codec, fp8};
+use crate::container::{Dropped, Tensor};
+use crate::error::{At, Error, Result};
+use crate::tensor::Dims;
+
+/// The element types that hold weights.
+const DTYPES: &[(Dtype, &str)] = &[
+    (Dtype::F32, "f32"),
+    (Dtype::F16, "f16"),
+    (Dtype::BF16, "bf16"),
+    (Dtype::F64, "f64"),
+    (Dtype::I8, "i8"),
+    (Dtype::I16, "i16"),
+    (Dtype::I32, "i32"),
+    (Dtype::I64, "i64"),
+    (Dtype::F8_E4M3, "f8_e4m3"),
+    (Dtype::F8_E5M2, "f8_e5m2"),
+];
+
+/// Where the bytes of a tensor are.
+pub enum Content {
+    /// One entry a plane.
+    Stored(Vec<Plane>),
+    /// Computed from config.json.
+    Made(Vec<u8>),
+}
+
+/// One matrix inside a shard.
+pub struct Plane {
+    pub shard: usize,
+    pub bytes: Range<usize>,
+    pub scale: Option<Scale>,
+}
+
+/// The multipliers of an FP8 matrix.
+pub struct Scale {
+    pub shard: usize,
+    pub bytes: Range<usize>,
+    /// Stored as BF16 instead of F32.
+    pub bf16: bool,
+}
+
+pub struct Placed {
+    pub tensor: Tensor,
+    pub content: Content,
+}
+
+impl Placed {
+    pub fn made((name, values): (String, Vec<f32>)) -> Placed {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let tensor = Tensor {
+            id: WeightId::parse(&name),
+            name,
+            shape: vec![values.len()],
+            codec: codec::find("f32").expect("the table has f32"),
+            source: "computed from config.json".into(),
+            file: super::CONFIG.into(),
+            bytes: bytes.len(),
+        };
+        Placed { tensor, content: Content::Made(bytes) }
+    }
+}
+
+/// A whole tensor, or one expert of it.
+struct Piece {
+    tensor: Tensor,
+    planes: Vec<Plane>,
+}
+
+/// Places every tensor of the folder, in no particular order.
+pub fn place(
+    arch: &Arch,
+    spec: &ModelSpec,
+    shards: &[Shard],
+    located: Vec<Located>,
+    storage: Storage,
+) -> Result<(Vec<Placed>, Vec<Dropped>)> {
+    let is_scale = |l: &Located| storage == Storage::Fp8Block && l.entry.name.ends_with(SCALE_SUFFIX);
+    let (scales, weights): (Vec<_>, Vec<_>) = located.into_iter().partition(is_scale);
+    let mut scales: HashMap<_, _> = scales.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
+    let mut sorter = Sorter { arch, spec, storage, pieces: BTreeMap::new(), dropped: Vec::new() };
+    for source in &weights {
+        let (name, file) = (&source.entry.name, &shards[source.shard].file);
+        let scale = scales.remove(&format!("{name}{SCALE_SUFFIX}"));
+        sorter.put(source, scale.as_ref(), file).at(|| name.as_str()).at(|| file.as_str())?;
+    }
+    if let Some(orphan) = scales.values().min_by_key(|l| &l.entry.name) {
+        let error = Error::input("a scale without its weight").at(&orphan.entry.name).at(&shards[orphan.shard].file);
+        return Err(error);
+    }
+    let placed = sorter.pieces.into_iter().map(|(name, pieces)| stack(name, pieces, spec)).collect::<Result<_>>()?;
+    Ok((placed, sorter.dropped))
+}
+
+/// Collects pieces under canonical names and expert numbers.
+struct Sorter<'a> {
+    arch: &'a Arch,
+    spec: &'a ModelSpec,
+    storage: Storage,
+    pieces: BTreeMap<String, BTreeMap<Option<u32>, Piece>>,
+    dropped: Vec<Dropped>,
+}
+
+impl Sorter<'_> {
+    fn put(&mut self, source: &Located, scale: Option<&Located>, file: &str) -> Result<()> {
+        let places = match self.arch.resolve(&source.entry.name, self.spec)? {
+            Placement::Place(places) => places,
+            Placement::Drop(reason) => {
+                self.dropped.push(Dropped { source: source.entry.name.clone(), reason });
+                return Ok(());
+            }
+        };
+        for place in places {
+            let piece = self.piece(source, scale, file, &place.name, &place.part)?;
+            if let Some(other) = self.pieces.entry(place.name).or_default().insert(place.expert, piece) {
+                return Err(Error::input(format!("it and {} are the same weight", other.tensor.source))
+                    .help("the checkpoint stores one weight twice: remove one of them"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of `source` that `part` names, as a tensor of their own.
+    fn piece(&self, source: &Located, scale: Option<&Located>, file: &str, name: &str, part: &Part) -> Result<Piece> {
+        let entry = &source.entry;
+        let mut tensor = Tensor {
+            name: name.to_owned(),
+            id: WeightId::parse(name),
+            shape: entry.shape.clone(),
+            codec: codec_of(entry.dtype, scale.is_some(), self.storage)?,
+            source: entry.name.clone(),
+            file: file.to_owned(),
+            bytes: 0,
+        };
+        if tensor.is_empty() {
+            return Err(Error::input(format!("shape {:?} holds no weights", entry.shape)));
+        }
+        let (experts, planes) = (self.spec.experts() as usize, tensor.planes());
+        if planes > 1 && planes != experts {
+            return Err(Error::input(format!("shape {:?}, but config.json says {experts} experts", entry.shape))
+                .help("config.json is of another model: download it again"));
+        }
+        let Dims { rows, cols } = tensor.dims();
+        let kept = rows_of(part, rows)?;
+        let row = entry.dtype.bitsize() / 8 * cols;
+        let plane = |p| {
+            let start = entry.bytes.start + (p * rows + kept.start) * row;
+            let scale = scale.map(|s| scale_of(s, &tensor, p, &kept)).transpose()?;
+            Ok(Plane { shard: source.shard, bytes: start..start + kept.len() * row, scale })
+        };
+        let planes: Vec<_> = (0..planes).map(plane).collect::<Result<_>>()?;
+        if let [.., rows, _] = tensor.shape.as_mut_slice() {
+            *rows = kept.len();
+        }
+        tensor.bytes = tensor.codec.bytes(tensor.dims())? * planes.len();
+        Ok(Piece { tensor, planes })
+    }
+}
+
+/// A part that is not the whole is one of equal parts: gate and up.
+fn rows_of(part: &Part, rows: usize) -> Result<Range<usize>> {
+    match part {
+        Part::Whole => Ok(0..rows),
+        Part::Rows(r) if r.start < r.end && r.len().checked_mul(2) == Some(rows) && r.end <= rows => Ok(r.clone()),
+        Part::Rows(r) => Err(Error::input(format!("{rows} rows, but config.json splits them at {}", r.len()))
+            .help("config.json is of another model: download it again")),
+    }
+}
+
+const SCALE_SUFFIX: &str = "_scale_inv";
+
+fn codec_of(dtype: Dtype, scaled: bool, storage: Storage) -> Result<&'static dyn Codec> {
+    match (dtype, scaled, storage) {
+        (Dtype::F8_E4M3, true, Storage::Fp8Block) => return Ok(&fp8::Fp8Block),
+        (Dtype::F8_E4M3, false, Storage::Fp8Block) => {
+            return Err(Error::input(format!("an FP8 weight without its scale (..{SCALE_SUFFIX})")));
+        }
+        (_, true, _) => return Err(Error::input(format!("a scale (..{SCALE_SUFFIX}) beside a weight of {dtype}"))),
+        _ => {}
+    }
+    let row = DTYPES.iter().find(|(d, _)| *d == dtype);
+    let (_, name) = row.ok_or_else(|| {
+        Error::unsupported(format!("elements of type {dtype} are no weights")).help(
+            "the checkpoint is quantized in a way that its config.json does not tell: start from the original model",
+        )
+    })?;
+    codec::find(name)
+}
+
+/// The multipliers of rows `kept` of plane `plane` of an FP8 tensor.
+fn scale_of(scale: &Located, weight: &Tensor, plane: usize, kept: &Range<usize>) -> Result<Scale> {
+    let entry = &scale.entry;
+    let Dims { rows, cols } = weight.dims();
+    let (down, across) = (rows.div_ceil(fp8::BLOCK), cols.div_ceil(fp8::BLOCK));
+    let mut expected = weight.shape.clone();
+    if let [.., r, c] = expected.as_mut_slice() {
+        (*r, *c) = (down, across);
+    }
+    if entry.shape != expected {
+        let message = format!("its scale has shape {:?} instead of {expected:?}", entry.shape);
+        return Err(Error::input(message));
+    }
+    let size = match entry.dtype {
+        Dtype::F32 => 4,
+        Dtype::BF16 => 2,
+        other => return Err(Error::input(format!("its scale has elements of type {other}"))),
+    };
+    if kept.start % fp8::BLOCK != 0 || (kept.end != rows && kept.end % fp8::BLOCK != 0) {
+        return Err(Error::unsupported(format!(
+            "FP8 blocks of {} rows across the split at row {}",
+            fp8::BLOCK,
+            kept.end
+        )));
+    }
+    let blocks = kept.start / fp8::BLOCK..kept.end.div_ceil(fp8::BLOCK);
+    let start = entry.bytes.start + (plane * down + blocks.start) * across * size;
+    let bytes = start..start + blocks.len() * across * size;
+    Ok(Scale { shard: scale.shard, bytes, bf16: entry.dtype == Dtype::BF16 })
+}
+
+/// One tensor of all its pieces: itself, or one a expert.
+fn stack(name: String, mut pieces: BTreeMap<Option<u32>, Piece>, spec: &ModelSpec) -> Result<Placed> {
+    if let Some(whole) = pieces.remove(&None) {
+        if let Some(other) = pieces.values().next() {
+            let message = format!("both {} and {} hold this weight", whole.tensor.source, other.tensor.source);
+            return Err(Error::input(message).at(name).at(&other.tensor.file));
+        }
+        return Ok(Placed { tensor: whole.tensor, content: Content::Stored(whole.planes) });
+    }
+    let count = spec.experts();
+    if let Some(missing) = (0..count).find(|e| !pieces.contains_key(&Some(*e))) {
+        let (_, other) = pieces.first_key_value().expect("a name has at least one piece");
+        return Err(Error::input(format!("expert {missing} of {count} is missing"))
+            .at(name)
+            .at(&other.tensor.file)
+            .help(format!(
+                "beside {} there should be one for each expert: download the model again",
+                other.tensor.source
+            )));
+    }
+    let mut pieces = pieces.into_values();
+    let Piece { mut tensor, mut planes } = pieces.next().expect("a name has at least one piece");
+    for piece in pieces {
+        let other = &piece.tensor;
+        if (&other.shape, other.codec) != (&tensor.shape, tensor.codec) {
+            let message = format!(
+                "experts differ: {:?} of {} here, {:?} of {} in {}",
+                other.shape,
+                other.codec.name(),
+                tensor.shape,
+                tensor.codec.name(),
+                tensor.source
+            );
+            return Err(Error::input(message).at(&other.source).at(&other.file));
+        }
+        tensor.bytes += other.bytes;
+        planes.extend(piece.planes);
+    }
+    tensor.shape.insert(0, planes.len());
+    Ok(Placed { tensor, content: Content::Stored(planes) })
+}

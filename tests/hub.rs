@@ -1,0 +1,472 @@
+//! The hub client against a hub on this machine that misbehaves on demand.
+#![cfg(feature = "hub")]
+
+mod fixture;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use fixture::{Folder, SHARDS};
+use quant::container::Checkpoint;
+use quant::container::hf::HfFolder;
+use quant::container::hub::{Event, Hub, Reference, Settings};
+use quant::error::{Error, Kind};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// How the hub answers. Files are of `org/model`, branch `main` and [`COMMIT`].
+#[derive(Default)]
+struct Misbehaviour {
+    files: BTreeMap<String, Vec<u8>>,
+    /// The size that files are said to have.
+    claim: Option<usize>,
+    /// Refuse requests without this token.
+    token: Option<&'static str>,
+    /// Answer everything with this status.
+    status: Option<u16>,
+    /// Send so many bytes of a file's body, then close; as often as said.
+    cut: HashMap<String, (usize, usize)>,
+    /// Leave out Content-Length, so that a cut body looks complete.
+    no_length: bool,
+    ignore_range: bool,
+    /// Redirect to this host for contents, as the hub does for large files.
+    cdn: Option<String>,
+    etag: Option<&'static str>,
+    commit: Option<&'static str>,
+    /// `METHOD path range` of every request.
+    log: Vec<String>,
+}
+
+struct Server {
+    url: String,
+    hub: Arc<Mutex<Misbehaviour>>,
+    home: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(hub: Misbehaviour) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let hub = Arc::new(Mutex::new(hub));
+        let shared = hub.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A client that hangs up is not the hub's problem.
+                let _ = answer(stream, &mut shared.lock().unwrap());
+            }
+        });
+        Server { url, hub, home: tempfile::tempdir().unwrap() }
+    }
+
+    fn with(files: &[(&str, &[u8])]) -> Server {
+        let files = files.iter().map(|(n, b)| (n.to_string(), b.to_vec())).collect();
+        Server::start(Misbehaviour { files, ..Misbehaviour::default() })
+    }
+
+    /// A hub with a Llama of two shards, and files nobody needs.
+    fn llama() -> Server {
+        let folder = Folder::llama();
+        folder.write_shards();
+        let names = ["config.json", "model.safetensors.index.json", SHARDS[0], SHARDS[1]];
+        let mut files: BTreeMap<_, _> = names.map(|n| (n.to_owned(), std::fs::read(folder.file(n)).unwrap())).into();
+        for unneeded in [
+            "pytorch_model.bin",
+            "original/consolidated.00.pth",
+            "consolidated.safetensors",
+            "onnx/model.onnx",
+            "x.gguf",
+        ] {
+            files.insert(unneeded.to_owned(), b"unneeded".to_vec());
+        }
+        files.insert("tokenizer.json".into(), b"{}".to_vec());
+        Server::start(Misbehaviour { files, ..Misbehaviour::default() })
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Misbehaviour)) -> &Self {
+        change(&mut self.hub.lock().unwrap());
+        self
+    }
+
+    fn settings(&self, vars: &[(&str, &str)]) -> Settings {
+        let home = self.home.path().display().to_string();
+        let own = [("HF_HOME", home.as_str()), ("HF_ENDPOINT", self.url.as_str())];
+        let var = |name: &str| vars.iter().chain(&own).find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
+        let mut settings = Settings::from_vars(var).unwrap();
+        settings.pause = std::time::Duration::from_millis(1);
+        settings
+    }
+
+    fn fetch(&self, vars: &[(&str, &str)], model: &str) -> Result<PathBuf, Error> {
+        Hub::new(self.settings(vars))?.fetch(&Reference::parse(model).unwrap()?, &|_| {})
+    }
+
+    /// Requests for contents of files since the last call.
+    fn downloads(&self) -> Vec<String> {
+        let log = std::mem::take(&mut self.hub.lock().unwrap().log);
+        log.into_iter()
+            .filter_map(|l| Some(l.strip_prefix(&format!("GET /org/model/resolve/{COMMIT}/"))?.to_owned()))
+            .collect()
+    }
+
+    fn refuse(&self, vars: &[(&str, &str)], model: &str, words: &[&str]) -> Error {
+        let error = self.fetch(vars, model).map(|p| panic!("fetched {}", p.display())).unwrap_err();
+        for word in words {
+            assert!(error.to_string().contains(word), "no {word:?} in:\n{error}");
+        }
+        error
+    }
+}
+
+/// Status line and headers; every connection serves one request.
+fn head(status: &str, headers: &[(&str, String)]) -> Vec<u8> {
+    let mut out = format!("HTTP/1.1 {status}\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        out += &format!("{name}: {value}\r\n");
+    }
+    (out + "\r\n").into_bytes()
+}
+
+fn answer(mut stream: TcpStream, hub: &mut Misbehaviour) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let request = lines.next().unwrap_or(Ok(String::new()))?;
+    let headers: HashMap<String, String> = lines
+        .map_while(|l| l.ok().filter(|l| !l.is_empty()))
+        .filter_map(|l| l.split_once(": ").map(|(k, v)| (k.to_lowercase(), v.to_owned())))
+        .collect();
+    let mut words = request.split(' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let range = headers.get("range").cloned().unwrap_or_default();
+    hub.log.push(format!("{method} {path} {range}"));
+    let refuse = |status: &str| head(status, &[("Content-Length", "0".into())]);
+
+    let token = headers.get("authorization");
+    let on_cdn = path.starts_with("/cdn/");
+    if on_cdn && token.is_some() {
+        return stream.write_all(&refuse("400 Token sent to another host"));
+    }
+    let authorized = on_cdn || hub.token.is_none_or(|t| token == Some(&format!("Bearer {t}")));
+    if let Some(status) = hub.status.or((!authorized).then_some(401)) {
+        return stream.write_all(&refuse(&format!("{status} No")));
+    }
+    if path == "/api/models/org/model/revision/main" || path == format!("/api/models/org/model/revision/{COMMIT}") {
+        let siblings: Vec<_> = hub.files.keys().map(|n| serde_json::json!({ "rfilename": n })).collect();
+        let body = serde_json::json!({ "sha": hub.commit.unwrap_or(COMMIT), "siblings": siblings }).to_string();
+        stream.write_all(&head("200 OK", &[("Content-Length", body.len().to_string())]))?;
+        return stream.write_all(body.as_bytes());
+    }
+    let at_hub = path.strip_prefix(&format!("/org/model/resolve/{COMMIT}/"));
+    let Some((name, body)) = at_hub.or(path.strip_prefix("/cdn/")).and_then(|n| hub.files.get_key_value(n)) else {
+        return stream.write_all(&refuse("404 Not Found"));
+    };
+    let size = hub.claim.unwrap_or(body.len());
+    let etag = hub.etag.map_or(format!("\"{}-etag\"", name.replace('/', "-")), |e| format!("\"{e}\""));
+    if let (Some(cdn), Some(name)) = (&hub.cdn, at_hub) {
+        let of_the_redirect = [("ETag", "\"redirect\"".into()), ("Content-Length", "0".into())];
+        let linked =
+            [("Location", format!("{cdn}/cdn/{name}")), ("X-Linked-Etag", etag), ("X-Linked-Size", size.to_string())];
+        return stream.write_all(&head("302 Found", &[&of_the_redirect[..], &linked].concat()));
+    }
+    if method == "HEAD" {
+        return stream.write_all(&head("200 OK", &[("ETag", etag), ("Content-Length", size.to_string())]));
+    }
+    let from =
+        range.strip_prefix("bytes=").and_then(|r| r.strip_suffix('-')?.parse().ok()).filter(|_| !hub.ignore_range);
+    let Some(part) = body.get(from.unwrap_or(0)..).filter(|p| !p.is_empty() || body.is_empty()) else {
+        return stream.write_all(&refuse("416 Range Not Satisfiable"));
+    };
+    let mut headers = vec![("ETag", etag)];
+    if let Some(from) = from {
+        headers.push(("Content-Range", format!("bytes {from}-{}/{}", body.len() - 1, body.len())));
+    }
+    if !hub.no_length {
+        headers.push(("Content-Length", part.len().to_string()));
+    }
+    stream.write_all(&head(if from.is_some() { "206 Partial Content" } else { "200 OK" }, &headers))?;
+    let sent = match hub.cut.get_mut(name) {
+        Some((at, times)) if *times > 0 => {
+            *times -= 1;
+            part.len().min(*at)
+        }
+        _ => part.len(),
+    };
+    stream.write_all(&part[..sent])
+}
+
+#[test]
+fn a_model_is_downloaded_once() {
+    let server = Server::llama();
+    let folder = server.fetch(&[], "hf:org/model").unwrap();
+    assert!(folder.ends_with(format!("hub/models--org--model/snapshots/{COMMIT}")), "{}", folder.display());
+    let mut got = server.downloads();
+    got.sort();
+    let expected = ["config.json", SHARDS[0], SHARDS[1], "model.safetensors.index.json", "tokenizer.json"];
+    assert_eq!(got, expected.map(|n| format!("{n} ")));
+    let model = HfFolder::open(&folder).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(model.description().str("general.name"), Some("Model"));
+    assert_eq!(model.tensors().len(), 21);
+
+    assert_eq!(server.fetch(&[], "hf:org/model").unwrap(), folder);
+    assert_eq!(server.downloads(), [""; 0]);
+    assert_eq!(server.fetch(&[], &format!("hf:org/model@{COMMIT}")).unwrap(), folder);
+    assert_eq!(server.downloads(), [""; 0]);
+}
+
+#[test]
+fn progress_is_reported() {
+    let server = Server::with(&[("a.gguf", &[7; 100_000])]);
+    let events = RefCell::new(Vec::new());
+    let model = Reference::parse("hf:org/model/a.gguf").unwrap().unwrap();
+    let report = |e: Event<'_>| events.borrow_mut().push(format!("{e:?}"));
+    Hub::new(server.settings(&[])).unwrap().fetch(&model, &report).unwrap();
+    let events = events.into_inner();
+    assert_eq!(events[0], format!("{:?}", Event::Plan { files: 1, cached: 0 }));
+    let last = Event::File { name: "a.gguf", done: 100_000, total: 100_000 };
+    assert_eq!(events.last().unwrap(), &format!("{last:?}"));
+}
+
+#[test]
+fn a_broken_download_goes_on_where_it_stopped() {
+    let content: Vec<u8> = (0..50_000u32).flat_map(u32::to_le_bytes).collect();
+    for no_length in [false, true] {
+        let server = Server::with(&[("a.gguf", &content)]);
+        server.set(|h| {
+            h.no_length = no_length;
+            h.cut.insert("a.gguf".into(), (70_000, 2));
+        });
+        let file = server.fetch(&[], "hf:org/model/a.gguf").unwrap();
+        assert_eq!(std::fs::read(file).unwrap(), content);
+        assert_eq!(server.downloads(), ["a.gguf ", "a.gguf bytes=70000-", "a.gguf bytes=140000-"]);
+    }
+}
+
+#[test]
+fn the_next_run_resumes_what_this_one_could_not_finish() {
+    let content = vec![5; 10_000];
+    let server = Server::with(&[("a.gguf", &content)]);
+    server.set(|h| _ = h.cut.insert("a.gguf".into(), (4000, 1)));
+    // One good attempt, then the hub is gone.
+    let error = {
+        let hub = server.hub.clone();
+        let gone = move |e: Event<'_>| {
+            if matches!(e, Event::Retry { .. }) {
+                hub.lock().unwrap().status = Some(503);
+            }
+        };
+        let model = Reference::parse("hf:org/model/a.gguf").unwrap().unwrap();
+        Hub::new(server.settings(&[])).unwrap().fetch(&model, &gone).unwrap_err()
+    };
+    assert!(error.to_string().contains("503") && error.to_string().contains("run the same command again"), "{error}");
+    assert!(error.to_string().contains("in a.gguf"), "{error}");
+    server.downloads();
+    server.set(|h| h.status = None);
+    let file = server.fetch(&[], "hf:org/model/a.gguf").unwrap();
+    assert_eq!(std::fs::read(file).unwrap(), content);
+    assert_eq!(server.downloads(), ["a.gguf bytes=4000-"]);
+}
+
+/// The blobs of the cache.
+fn blobs(server: &Server) -> PathBuf {
+    server.home.path().join("hub/models--org--model/blobs")
+}
+
+#[test]
+fn parts_that_an_earlier_run_has_left() {
+    // Complete but not renamed; longer than the file; of the right length already under its final name.
+    for (left, name, downloads) in [
+        (1000, "a.gguf-etag.incomplete", &[][..]),
+        (1001, "a.gguf-etag.incomplete", &["a.gguf "]),
+        (1000, "a.gguf-etag", &[]),
+    ] {
+        let server = Server::with(&[("a.gguf", &[5; 1000])]);
+        std::fs::create_dir_all(blobs(&server)).unwrap();
+        std::fs::write(blobs(&server).join(name), vec![5; left]).unwrap();
+        let file = server.fetch(&[], "hf:org/model/a.gguf").unwrap();
+        assert_eq!(std::fs::read(file).unwrap(), [5; 1000]);
+        assert_eq!(server.downloads(), downloads);
+    }
+}
+
+#[test]
+fn a_hub_that_ignores_ranges_sends_all_again() {
+    let server = Server::with(&[("a.gguf", &[5; 1000])]);
+    server.set(|h| {
+        h.ignore_range = true;
+        h.cut.insert("a.gguf".into(), (400, 1));
+    });
+    let file = server.fetch(&[], "hf:org/model/a.gguf").unwrap();
+    assert_eq!(std::fs::read(file).unwrap(), [5; 1000]);
+    assert_eq!(server.downloads(), ["a.gguf ", "a.gguf bytes=400-"]);
+}
+
+#[test]
+fn wrong_lengths_are_noticed() {
+    let server = Server::with(&[("a.gguf", &[5; 1000])]);
+    server.set(|h| h.claim = Some(999));
+    server.refuse(&[], "hf:org/model/a.gguf", &["1000 bytes or more of a file of 999", "in a.gguf"]);
+    server.set(|h| h.claim = Some(1001));
+    server.refuse(&[], "hf:org/model/a.gguf", &["416", "in a.gguf"]);
+    // Nothing wrong stays behind.
+    server.set(|h| h.claim = None);
+    let file = server.fetch(&[], "hf:org/model/a.gguf").unwrap();
+    assert_eq!(std::fs::read(file).unwrap(), [5; 1000]);
+}
+
+#[test]
+fn an_empty_file() {
+    let server = Server::llama();
+    server.set(|h| _ = h.files.insert("README.md".into(), Vec::new()));
+    let folder = server.fetch(&[], "hf:org/model").unwrap();
+    assert_eq!(std::fs::read(folder.join("README.md")).unwrap(), b"");
+}
+
+#[test]
+fn one_process_at_a_time_downloads_a_file() {
+    let server = Server::with(&[("a.gguf", &[5; 1000])]);
+    let locks = server.home.path().join("hub/.locks/models--org--model");
+    std::fs::create_dir_all(&locks).unwrap();
+    let lock = std::fs::File::create(locks.join("a.gguf-etag.lock")).unwrap();
+    lock.lock().unwrap();
+    let error = server.refuse(&[], "hf:org/model/a.gguf", &["another process", "wait for it"]);
+    assert_eq!(error.kind, Kind::Io);
+    drop(lock);
+    server.fetch(&[], "hf:org/model/a.gguf").unwrap();
+}
+
+#[test]
+fn a_hub_that_always_sends_too_little_is_given_up() {
+    let server = Server::with(&[("a.gguf", &[5; 1000])]);
+    server.set(|h| _ = h.cut.insert("a.gguf".into(), (0, usize::MAX)));
+    server.refuse(&[], "hf:org/model/a.gguf", &["a.gguf", "run the same command again"]);
+    assert_eq!(server.downloads().len(), 4);
+}
+
+#[test]
+fn tokens() {
+    let server = Server::llama();
+    server.set(|h| h.token = Some("hf_secret"));
+    let none = server.refuse(&[], "hf:org/model", &["without a token", "set HF_TOKEN", "/org/model"]);
+    assert_eq!(none.kind, Kind::Request);
+    let wrong = server.refuse(&[("HF_TOKEN", "hf_wrong")], "hf:org/model", &["refuses the token"]);
+    assert!(!wrong.to_string().contains("hf_wrong"), "{wrong}");
+    server.fetch(&[("HF_TOKEN", "hf_secret")], "hf:org/model").unwrap();
+    server.set(|h| h.status = Some(403));
+    server.refuse(&[("HF_TOKEN", "hf_secret")], "hf:org/model", &["no access", "accept its conditions at"]);
+}
+
+#[test]
+fn large_files_come_from_another_host_without_the_token() {
+    let server = Server::with(&[("a.gguf", &[5; 1000])]);
+    let cdn = server.url.replace("127.0.0.1", "localhost");
+    server.set(|h| (h.cdn, h.token) = (Some(cdn), Some("hf_secret")));
+    let file = server.fetch(&[("HF_TOKEN", "hf_secret")], "hf:org/model/a.gguf").unwrap();
+    assert_eq!(std::fs::read(file).unwrap(), [5; 1000]);
+    assert!(blobs(&server).join("a.gguf-etag").exists());
+}
+
+#[test]
+fn what_is_not_there() {
+    let server = Server::llama();
+    server.refuse(&[], "hf:org/other", &["no model org/other", "check the name"]);
+    server.refuse(&[], "hf:org/model@nope", &["revision nope"]);
+    server.refuse(&[], "hf:org/model/y.gguf", &["no file y.gguf", "x.gguf"]);
+    server.set(|h| h.status = Some(429));
+    server.refuse(&[], "hf:org/model", &["limits our requests"]);
+}
+
+#[test]
+fn without_a_network_the_cache_serves() {
+    let server = Server::llama();
+    let folder = server.fetch(&[], "hf:org/model").unwrap();
+    // A port that was just free refuses connections.
+    let nowhere = format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let offline = [("HF_ENDPOINT", nowhere.as_str())];
+    assert_eq!(server.fetch(&offline, "hf:org/model").unwrap(), folder);
+    assert_eq!(server.fetch(&[("HF_HUB_OFFLINE", "1")], "hf:org/model").unwrap(), folder);
+    assert_eq!(server.fetch(&[("HF_HUB_OFFLINE", "1")], &format!("hf:org/model@{COMMIT}")).unwrap(), folder);
+    server.downloads();
+    let error = server.refuse(&offline, "hf:org/other", &["cannot be reached", "HF_ENDPOINT", "local folder"]);
+    assert_eq!(error.kind, Kind::Io);
+    server.refuse(&[("HF_HUB_OFFLINE", "1")], "hf:org/other", &["HF_HUB_OFFLINE"]);
+    assert!(server.hub.lock().unwrap().log.is_empty());
+}
+
+#[test]
+fn models_that_cannot_be_read_are_refused_before_their_weights_are_downloaded() {
+    let server = Server::llama();
+    server.set(|h| _ = h.files.insert("config.json".into(), br#"{"architectures": ["FooForCausalLM"]}"#.to_vec()));
+    server.refuse(&[], "hf:org/model", &["FooForCausalLM", "hf:org/model"]);
+    assert!(server.downloads().iter().all(|d| !d.contains(".safetensors bytes")));
+    let server = Server::llama();
+    server.set(|h| h.files.retain(|n, _| !n.contains("safetensors") && !n.ends_with(".gguf")));
+    server.refuse(&[], "hf:org/model", &["PyTorch files only", "save_pretrained"]);
+}
+
+#[test]
+fn repositories_of_gguf_files() {
+    let server = Server::with(&[
+        ("a-Q4_K_M.gguf", b"a"),
+        ("b/b-00001-of-00002.gguf", b"b1"),
+        ("b/b-00002-of-00002.gguf", b"b2"),
+        ("README.md", b""),
+    ]);
+    server.refuse(&[], "hf:org/model", &["GGUF files", "a-Q4_K_M.gguf"]);
+    let file = server.fetch(&[], "hf:org/model/b/b-00001-of-00002.gguf").unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), b"b1");
+    assert_eq!(std::fs::read(file.with_file_name("b-00002-of-00002.gguf")).unwrap(), b"b2");
+    assert!(server.fetch(&[("HF_HUB_OFFLINE", "1")], "hf:org/model/b/b-00001-of-00002.gguf").unwrap() == file);
+}
+
+#[test]
+fn a_hub_cannot_write_outside_the_cache() {
+    let fetch = |change: fn(&mut Misbehaviour)| {
+        let server = Server::with(&[("a.gguf", b"x")]);
+        server.set(change);
+        server.refuse(&[], "hf:org/model/a.gguf", &["127.0.0.1"]);
+        let mut entries: Vec<_> =
+            std::fs::read_dir(server.home.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+        entries.retain(|e| e != "hub");
+        assert!(entries.is_empty(), "{entries:?}");
+    };
+    fetch(|h| h.commit = Some("../../../x"));
+    fetch(|h| h.etag = Some("../../../x"));
+    fetch(|h| h.etag = Some("/tmp/x"));
+    // Names of files outside are never asked for.
+    let server = Server::llama();
+    server.set(|h| {
+        for name in ["../tokenizer.json", "/tokenizer.json", "additional_chat_templates/../../x.jinja"] {
+            h.files.insert(name.into(), b"x".to_vec());
+        }
+    });
+    server.fetch(&[], "hf:org/model").unwrap();
+    assert!(server.downloads().iter().all(|d| !d.contains("..") && !d.starts_with('/')));
+}
+
+#[test]
+fn references() {
+    let parse = |text| Reference::parse(text).unwrap();
+    let full = parse("hf:org/name/dir/file.gguf@refs/pr/1").unwrap();
+    assert_eq!(
+        (full.repo.as_str(), full.file.as_deref(), full.revision.as_str()),
+        ("org/name", Some("dir/file.gguf"), "refs/pr/1")
+    );
+    assert_eq!(full.to_string(), "hf:org/name/dir/file.gguf@refs/pr/1");
+    assert_eq!(parse("hf:gpt2").unwrap().to_string(), "hf:gpt2");
+    assert!(Reference::parse("org/name").is_none());
+    for wrong in [
+        "hf:",
+        "hf:/x",
+        "hf:a/..",
+        "hf:../a",
+        "hf:a/b@../../x",
+        "hf:a/b@",
+        "hf:a/b/c.bin",
+        "hf:a b/c",
+        "hf:a/b/../c.gguf",
+    ] {
+        assert!(parse(wrong).unwrap_err().to_string().contains("hf:org/name"), "{wrong}");
+    }
+}
