@@ -25,10 +25,13 @@ pub static F8_E5M2: Block = dense(
     cpu::plain::<Eights<E5m2>>,
 );
 
+/// Rows and columns under one scale in DeepSeek's checkpoints.
+pub const BLOCK: usize = 128;
+
 pub static BLOCK_FP8: BlockFp8 = BlockFp8 {
     name: "fp8_block",
     about: "e4m3 times a scale for each 128 x 128 weights (DeepSeek-V3)",
-    square: [128, 128],
+    square: [BLOCK, BLOCK],
 };
 
 /// E4M3 weights and a multiplier (its stored name says `inv`) for each rectangle of weights; the last ones may be cut

@@ -86,6 +86,8 @@ pub trait Checkpoint: Send + Sync {
     fn read(&self, tensor: usize, plane: usize) -> Result<Weight<'_>>;
     /// Metadata as a GGUF file of this model would carry it, tokenizer included, without `general.file_type`.
     fn metadata(&self) -> Result<Metadata>;
+    /// The tokenizer, from the files as they are.
+    fn tokenizer(&self) -> Result<tokenizer::Tokenizer>;
     /// Every file that was opened, and its size.
     fn files(&self) -> Vec<(std::path::PathBuf, u64)>;
 }
@@ -122,7 +124,7 @@ pub struct Container {
 }
 
 /// Every container that `quant` opens.
-pub static CONTAINERS: &[Container] = &[gguf::CONTAINER];
+pub static CONTAINERS: &[Container] = &[gguf::CONTAINER, hf::CONTAINER];
 
 /// Opens a Hugging Face folder or a GGUF file (the first shard, if split).
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Box<dyn Checkpoint>> {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::{Plan, Progress, check_finite, each_unit, units};
-use crate::container::Checkpoint;
+use crate::container::{Checkpoint, tokenizer};
 use crate::error::{At, Error, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -46,6 +46,13 @@ impl Report {
             Err(e) => (Status::Failed, e.to_string()),
         };
         self.checks.push(Check { name, status, detail });
+    }
+
+    fn add_or_skip(&mut self, name: &'static str, outcome: Option<Result<String>>, why: &str) {
+        match outcome {
+            Some(outcome) => self.add(name, outcome),
+            None => self.skip(name, why),
+        }
     }
 
     fn skip(&mut self, name: &'static str, why: &str) {
@@ -105,7 +112,35 @@ pub fn verify(
             report.skip("weights", "needs --source");
         }
     }
+    report.add_or_skip("tokenizer", source.map(|s| same_tokens(artifact, s)), "needs --source");
+    match artifact.metadata() {
+        Ok(metadata) => {
+            let templates = tokenizer::templates(&metadata);
+            let checked = templates.iter().try_for_each(|(name, text)| tokenizer::check_template(text).at(|| *name));
+            let outcome = (!templates.is_empty()).then(|| checked.map(|()| format!("{} parsed", templates.len())));
+            report.add_or_skip("chat template", outcome, "the file carries none");
+        }
+        Err(e) => report.add("chat template", Err(e)),
+    }
     report
+}
+
+/// The artifact's tokenizer and the source's see the bundled awkward strings alike.
+fn same_tokens(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<String> {
+    let texts = tokenizer::awkward();
+    let differing =
+        tokenizer::parity(&source.tokenizer()?, &artifact.tokenizer()?, texts.iter().map(String::as_str))?;
+    match differing.first() {
+        None => Ok(format!("{} awkward strings become the same tokens", texts.len())),
+        Some(m) => Err(Error::input(format!(
+            "{} of {} strings become other tokens, first {:?}: {:?} in the source, {:?} in the artifact",
+            differing.len(),
+            texts.len(),
+            m.text,
+            m.source,
+            m.artifact
+        ))),
+    }
 }
 
 fn finite(artifact: &dyn Checkpoint, threads: usize, progress: Progress<'_>) -> Result<String> {

@@ -88,14 +88,14 @@ mod tests {
         assert_eq!(chosen("..1/8", 31), [0, 1, 2]);
         assert_eq!(chosen("7/8..", 17), [14, 15, 16]);
         assert_eq!(chosen("1/4 .. 3/4", 8), [2, 3, 4, 5]);
-        assert_eq!(chosen("..1/16", 15), []);
+        assert_eq!(chosen("..1/16", 15), Vec::<usize>::new());
     }
 
     #[test]
     fn more_bits_is_both_ends_and_every_third() {
         assert_eq!(chosen("more_bits", 16), [0, 1, 4, 7, 10, 13, 14, 15]);
         assert_eq!(chosen("more_bits", 1), [0]);
-        assert_eq!(chosen("more_bits", 0), []);
+        assert_eq!(chosen("more_bits", 0), Vec::<usize>::new());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use memmap2::Mmap;
 use super::{Header, TensorInfo, header, shards};
 use crate::arch::{Arch, ModelSpec, WeightId};
 use crate::container::map::map;
+use crate::container::tokenizer::{self, Tokenizer};
 use crate::container::{Checkpoint, Convention, Dropped, Tensor, Weight};
 use crate::error::{At, Error, Result};
 use crate::metadata::Metadata;
@@ -181,6 +182,10 @@ impl Checkpoint for Gguf {
             metadata.remove(key);
         }
         Ok(metadata)
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        tokenizer::rebuild(&self.metadata)
     }
 
     fn files(&self) -> Vec<(PathBuf, u64)> {

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use serde_json::Value;
 
-use super::{Checkpoint, Convention, Dropped, Tensor, Weight};
+use super::tokenizer::{self, Tokenizer, TokenizerOptions};
+use super::{Checkpoint, Container, Convention, Dropped, OpenOptions, Tensor, Weight};
 use crate::arch::{Arch, ModelSpec};
 use crate::error::{At, Error, Kind, Result};
 use crate::metadata::Metadata;
@@ -27,9 +28,18 @@ use shards::Shard;
 
 const CONFIG: &str = "config.json";
 
+/// The row of [`crate::container::CONTAINERS`].
+pub const CONTAINER: Container = Container {
+    name: "safetensors",
+    about: "a Hugging Face folder: safetensors in one file or shards, config.json, tokenizer (transformers)",
+    detect: |path| path.is_dir(),
+    open: |path, options| Ok(Box::new(HfFolder::open(path, options)?)),
+};
+
 /// A model as transformers saves it.
 pub struct HfFolder {
     dir: PathBuf,
+    options: OpenOptions,
     arch: &'static Arch,
     spec: ModelSpec,
     shards: Vec<Shard>,
@@ -42,11 +52,11 @@ pub struct HfFolder {
 
 impl HfFolder {
     /// Opens a folder and checks it: every weight that config.json asks for is there, once, with a shape that fits.
-    pub fn open(dir: &Path) -> Result<HfFolder> {
-        Self::open_inner(dir).map_err(again).at(|| dir.display().to_string())
+    pub fn open(dir: &Path, options: &OpenOptions) -> Result<HfFolder> {
+        Self::open_inner(dir, options).map_err(again).at(|| dir.display().to_string())
     }
 
-    fn open_inner(dir: &Path) -> Result<HfFolder> {
+    fn open_inner(dir: &Path, options: &OpenOptions) -> Result<HfFolder> {
         let (arch, spec, storage) = describe(dir)?;
         let (shards, located) = shards::open(dir)?;
         let (mut placed, dropped) = place::place(arch, &spec, &shards, located, storage)?;
@@ -56,19 +66,13 @@ impl HfFolder {
         check::complete(arch, &spec, &tensors)?;
         check::shapes(&spec, &tensors)?;
         let files = files(dir, &shards);
-        Ok(HfFolder { dir: dir.to_owned(), arch, spec, shards, tensors, contents, dropped, files })
+        Ok(HfFolder { dir: dir.to_owned(), options: options.clone(), arch, spec, shards, tensors, contents, dropped, files })
     }
 
-    pub fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
-    /// `general.*` and the architecture's keys: the metadata without the tokenizer.
-    pub fn description(&self) -> Metadata {
-        let mut out = general::metadata(&self.dir, self.arch.name, &self.tensors);
-        let own = self.arch.metadata(&self.spec);
-        out.extend(own.iter().map(|(k, v)| (k, v.clone())));
-        out
+    /// Rows of the embedding, which the vocabulary is padded to.
+    fn vocabulary(&self) -> usize {
+        let embedding = self.tensors.iter().find(|t| t.name == "token_embd.weight");
+        embedding.map_or(0, |t| t.dims().rows)
     }
 
     fn scale(&self, scale: &Scale) -> Cow<'_, [u8]> {
@@ -90,7 +94,7 @@ impl HfFolder {
 
 impl Checkpoint for HfFolder {
     fn container(&self) -> &'static str {
-        "safetensors"
+        CONTAINER.name
     }
 
     fn convention(&self) -> Convention {
@@ -121,8 +125,20 @@ impl Checkpoint for HfFolder {
         Ok(Weight { codec: t.codec, packed: Packed { dims: t.dims(), parts }, scale: 1.0 })
     }
 
+    fn family(&self) -> Option<(&'static Arch, &ModelSpec)> {
+        Some((self.arch, &self.spec))
+    }
+
     fn metadata(&self) -> Result<Metadata> {
-        Ok(self.description())
+        let mut out = general::metadata(&self.dir, self.arch, &self.spec, &self.tensors)?;
+        let options = TokenizerOptions { pre: self.options.pre.clone(), ..Default::default() };
+        let tokenizer = tokenizer::from_folder(&self.dir, self.arch.name, self.vocabulary(), &options)?;
+        out.extend(tokenizer.iter().map(|(k, v)| (k, v.clone())));
+        Ok(out)
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer> {
+        tokenizer::load_folder(&self.dir)
     }
 
     fn files(&self) -> Vec<(PathBuf, u64)> {

@@ -181,7 +181,7 @@ const SCALE_SUFFIX: &str = "_scale_inv";
 
 fn codec_of(dtype: Dtype, scaled: bool, storage: Storage) -> Result<&'static dyn Codec> {
     match (dtype, scaled, storage) {
-        (Dtype::F8_E4M3, true, Storage::Fp8Block) => return Ok(&fp8::Fp8Block),
+        (Dtype::F8_E4M3, true, Storage::Fp8Block) => return Ok(&fp8::BLOCK_FP8),
         (Dtype::F8_E4M3, false, Storage::Fp8Block) => {
             return Err(Error::input(format!("an FP8 weight without its scale (..{SCALE_SUFFIX})")));
         }
