@@ -184,7 +184,7 @@ fn metadata_describes_the_model() {
     folder.write();
     folder.put("generation_config.json", r#"{"temperature": 0.6, "top_k": 20}"#);
     folder.put("README.md", "---\nlicense: mit\n---\n");
-    let metadata = quant::container::hf::HfFolder::open(folder.path()).unwrap().description();
+    let metadata = quant::container::hf::HfFolder::open(folder.path()).unwrap().description().unwrap();
     let keys: Vec<_> = metadata.iter().map(|(k, _)| k).collect();
     assert_eq!(keys[..3], ["general.architecture", "general.type", "general.sampling.top_k"]);
     assert_eq!(metadata.str("general.architecture"), Some("llama"));

@@ -206,7 +206,7 @@ fn a_model_is_downloaded_once() {
     let expected = ["config.json", SHARDS[0], SHARDS[1], "model.safetensors.index.json", "tokenizer.json"];
     assert_eq!(got, expected.map(|n| format!("{n} ")));
     let model = HfFolder::open(&folder).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(model.description().str("general.name"), Some("Model"));
+    assert_eq!(model.description().unwrap().str("general.name"), Some("Model"));
     assert_eq!(model.tensors().len(), 21);
 
     assert_eq!(server.fetch(&[], "hf:org/model").unwrap(), folder);

@@ -123,7 +123,10 @@ impl Convert {
         let mut seen = BTreeMap::new();
         for (path, target) in paths.iter().zip(&self.to) {
             if let Some(other) = seen.insert(path, target) {
-                return Err(Error::request(format!("{other} and {target} would both be written to {}", path.display())));
+                return Err(Error::request(format!(
+                    "{other} and {target} would both be written to {}",
+                    path.display()
+                )));
             }
         }
         Ok(paths)
@@ -132,12 +135,10 @@ impl Convert {
     fn check_memory(&self, plans: &[Plan], threads: usize) -> Result<()> {
         let needed: u64 = plans.iter().map(|p| p.peak_memory(threads)).max().unwrap_or(0);
         match self.memory {
-            Some(Size(limit)) if needed > limit => Err(Error::limits(format!(
-                "needs {} of buffers, --memory allows {}",
-                Size(needed),
-                Size(limit)
-            ))
-            .help("fewer --threads need less")),
+            Some(Size(limit)) if needed > limit => {
+                Err(Error::limits(format!("needs {} of buffers, --memory allows {}", Size(needed), Size(limit)))
+                    .help("fewer --threads need less"))
+            }
             _ => Ok(()),
         }
     }
@@ -207,7 +208,10 @@ fn fallback_note(plan: &Plan) -> String {
     let quantized = plan.tensors.iter().filter(|t| t.choice.keeps.is_none()).count();
     match fallen {
         0 => format!("{}: {quantized} tensors get their format, none falls back", plan.target),
-        n => format!("{}: {n} of {quantized} tensors fall back to another format: their rows are no multiple of its block (`quant plan` lists them)", plan.target),
+        n => format!(
+            "{}: {n} of {quantized} tensors fall back to another format: their rows are no multiple of its block (`quant plan` lists them)",
+            plan.target
+        ),
     }
 }
 

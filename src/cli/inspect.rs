@@ -39,12 +39,10 @@ impl Inspect {
                         "codec": t.codec.name(), "bytes": t.bytes})
                 })
                 .collect();
-            let files: Vec<_> = m.files().into_iter().map(|(path, bytes)| json!({"path": path, "bytes": bytes})).collect();
-            let metadata: serde_json::Map<_, _> = metadata
-                .iter()
-                .flat_map(|m| m.iter())
-                .map(|(k, v)| (k.to_owned(), value_json(v)))
-                .collect();
+            let files: Vec<_> =
+                m.files().into_iter().map(|(path, bytes)| json!({"path": path, "bytes": bytes})).collect();
+            let metadata: serde_json::Map<_, _> =
+                metadata.iter().flat_map(|m| m.iter()).map(|(k, v)| (k.to_owned(), value_json(v))).collect();
             reporter.value(&json!({"container": m.container(), "arch": m.arch(), "weights": weights, "bytes": bytes,
                 "bpw": bpw, "files": files, "metadata": metadata, "tensors": tensors,
                 "dropped": m.dropped().iter().map(|d| json!({"source": d.source, "reason": d.reason})).collect::<Vec<_>>()}))?;

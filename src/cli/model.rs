@@ -23,10 +23,10 @@ pub fn open(argument: &str, options: &OpenOptions, reporter: &Reporter) -> Resul
         let path = download(argument, reporter)?;
         let name = id.split('@').next().unwrap_or(id).rsplit('/').next().unwrap_or(id);
         let name = name.strip_suffix(".gguf").unwrap_or(name).to_owned();
-        return Ok(Model { checkpoint: container::open(&path, options)?, name, beside: PathBuf::new() });
+        return Ok(Model { checkpoint: container::open_with(&path, options)?, name, beside: PathBuf::new() });
     }
     let path = Path::new(argument);
-    let checkpoint = container::open(path, options)?;
+    let checkpoint = container::open_with(path, options)?;
     // `.` and `..` have no name of their own
     let full = std::path::absolute(path)?;
     let full = if full.file_name().is_none() { full.canonicalize()? } else { full };
@@ -56,7 +56,9 @@ fn download(id: &str, reporter: &Reporter) -> Result<PathBuf> {
         let mut bars = bars.lock().unwrap_or_else(|p| p.into_inner());
         match event {
             Event::Offline => reporter.note("the hub is out of reach: using what was downloaded before"),
-            Event::Plan { files, cached } => reporter.note(&format!("{reference}: {files} files, {cached} here already")),
+            Event::Plan { files, cached } => {
+                reporter.note(&format!("{reference}: {files} files, {cached} here already"))
+            }
             Event::Retry { name, reason } => reporter.note(&format!("{name}: {reason}; going on where it stopped")),
             Event::File { name, done, total } => {
                 if bars.as_ref().is_none_or(|(current, _)| current != name) {
@@ -81,7 +83,9 @@ fn download(id: &str, _: &Reporter) -> Result<PathBuf> {
 mod tests {
     #[test]
     fn shard_suffixes_are_no_part_of_a_name() {
-        for (file, name) in [("m-00001-of-00004", "m"), ("a-b-00002-of-00002", "a-b"), ("m-1-of-2", "m-1-of-2"), ("m", "m")] {
+        for (file, name) in
+            [("m-00001-of-00004", "m"), ("a-b-00002-of-00002", "a-b"), ("m-1-of-2", "m-1-of-2"), ("m", "m")]
+        {
             assert_eq!(super::strip_shard(file), name);
         }
     }

@@ -34,7 +34,9 @@ impl FromStr for Size {
         let bytes = number.parse::<f64>().ok().zip(factor).map(|(n, f)| n * f as f64);
         match bytes {
             Some(bytes) if bytes >= 1.0 && bytes < u64::MAX as f64 => Ok(Size(bytes as u64)),
-            _ => Err(Error::request(format!("{text:?} is no size")).help("write it as 8GiB, 500MB or a number of bytes")),
+            _ => {
+                Err(Error::request(format!("{text:?} is no size")).help("write it as 8GiB, 500MB or a number of bytes"))
+            }
         }
     }
 }

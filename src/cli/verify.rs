@@ -29,7 +29,9 @@ impl Verify {
         let report = verify(artifact.checkpoint.as_ref(), source, common.threads(), &|n| bar.advance(n));
         bar.finish();
         if reporter.json {
-            reporter.value(&serde_json::json!({"passed": report.passed(), "checks": report.checks, "weights": report.weights}))?;
+            reporter.value(
+                &serde_json::json!({"passed": report.passed(), "checks": report.checks, "weights": report.weights}),
+            )?;
             return Ok(report.passed());
         }
         if !report.weights.is_empty() {

@@ -127,7 +127,12 @@ pub struct Container {
 pub static CONTAINERS: &[Container] = &[gguf::CONTAINER, hf::CONTAINER];
 
 /// Opens a Hugging Face folder or a GGUF file (the first shard, if split).
-pub fn open(path: &Path, options: &OpenOptions) -> Result<Box<dyn Checkpoint>> {
+pub fn open(path: &Path) -> Result<Box<dyn Checkpoint>> {
+    open_with(path, &OpenOptions::default())
+}
+
+/// [`open`] with what the user says about the model.
+pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Checkpoint>> {
     std::fs::metadata(path).at(|| path.display().to_string())?;
     match CONTAINERS.iter().find(|c| (c.detect)(path)) {
         Some(container) => (container.open)(path, options),

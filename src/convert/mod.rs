@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::container::gguf::GgufWriter;
-use crate::container::{self, Checkpoint, OpenOptions, Tensor};
+use crate::container::{self, Checkpoint, Tensor};
 use crate::error::{At, Error, Result};
 pub use plan::{Plan, Planned, Request};
 
@@ -57,7 +57,7 @@ pub fn run(request: &Request<'_>, plans: &[Plan], threads: usize, progress: Prog
     let mut done = Vec::new();
     for (writer, plan) in writers.into_iter().zip(plans) {
         let paths = writer.finish()?;
-        let artifact = container::open(&paths[0], &OpenOptions::default()).at(|| "reading the finished file back")?;
+        let artifact = container::open(&paths[0]).at(|| "reading the finished file back")?;
         verify::structure(artifact.as_ref(), plan)?;
         let bytes = artifact.files().iter().map(|(_, size)| size).sum();
         done.push(Output { paths, bytes, seconds: start.elapsed().as_secs_f64() });

@@ -126,9 +126,12 @@ fn planned(request: &Request<'_>, index: usize, choice: Choice) -> Result<Planne
         entry.plane(0, t.planes(), t.dims().cols).at(place)?;
     }
     if choice.needs_importance && !weighted {
-        return Err(Error::request(format!("{} needs importance, and the matrix has none for it", choice.codec.name()))
-            .at(place())
-            .help("collect it on more text, or give this weight another format with --set"));
+        return Err(Error::request(format!(
+            "{} needs importance, and the matrix has none for it",
+            choice.codec.name()
+        ))
+        .at(place())
+        .help("collect it on more text, or give this weight another format with --set"));
     }
     let spec = TensorSpec { name: t.name.clone(), shape: t.shape.clone(), codec: choice.codec };
     Ok(Planned { source: index, spec, choice, transform, bytes, copied, weighted })

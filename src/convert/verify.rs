@@ -128,8 +128,7 @@ pub fn verify(
 /// The artifact's tokenizer and the source's see the bundled awkward strings alike.
 fn same_tokens(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<String> {
     let texts = tokenizer::awkward();
-    let differing =
-        tokenizer::parity(&source.tokenizer()?, &artifact.tokenizer()?, texts.iter().map(String::as_str))?;
+    let differing = tokenizer::parity(&source.tokenizer()?, &artifact.tokenizer()?, texts.iter().map(String::as_str))?;
     match differing.first() {
         None => Ok(format!("{} awkward strings become the same tokens", texts.len())),
         Some(m) => Err(Error::input(format!(

@@ -30,7 +30,7 @@ pub struct Floats {
     pub values: Vec<f32>,
 }
 
-impl View for Floats {
+impl View for &Floats {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }

@@ -16,13 +16,8 @@ pub fn metadata(dir: &Path, arch: &Arch, spec: &ModelSpec, tensors: &[Tensor]) -
     let readme = std::fs::read_to_string(dir.join("README.md")).ok();
     let name = folder_name(dir).unwrap_or_default();
     let size = Size::of(tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice())));
-    let folder = arch::Folder {
-        name: &name,
-        config: &config,
-        generation: generation.as_ref(),
-        readme: readme.as_deref(),
-        size,
-    };
+    let folder =
+        arch::Folder { name: &name, config: &config, generation: generation.as_ref(), readme: readme.as_deref(), size };
     Ok(arch.describe(spec, &arch::general(&folder)))
 }
 

@@ -33,7 +33,7 @@ pub const CONTAINER: Container = Container {
     name: "safetensors",
     about: "a Hugging Face folder: safetensors in one file or shards, config.json, tokenizer (transformers)",
     detect: |path| path.is_dir(),
-    open: |path, options| Ok(Box::new(HfFolder::open(path, options)?)),
+    open: |path, options| Ok(Box::new(HfFolder::open_with(path, options)?)),
 };
 
 /// A model as transformers saves it.
@@ -52,7 +52,11 @@ pub struct HfFolder {
 
 impl HfFolder {
     /// Opens a folder and checks it: every weight that config.json asks for is there, once, with a shape that fits.
-    pub fn open(dir: &Path, options: &OpenOptions) -> Result<HfFolder> {
+    pub fn open(dir: &Path) -> Result<HfFolder> {
+        Self::open_with(dir, &OpenOptions::default())
+    }
+
+    pub fn open_with(dir: &Path, options: &OpenOptions) -> Result<HfFolder> {
         Self::open_inner(dir, options).map_err(again).at(|| dir.display().to_string())
     }
 
@@ -66,7 +70,22 @@ impl HfFolder {
         check::complete(arch, &spec, &tensors)?;
         check::shapes(&spec, &tensors)?;
         let files = files(dir, &shards);
-        Ok(HfFolder { dir: dir.to_owned(), options: options.clone(), arch, spec, shards, tensors, contents, dropped, files })
+        Ok(HfFolder {
+            dir: dir.to_owned(),
+            options: options.clone(),
+            arch,
+            spec,
+            shards,
+            tensors,
+            contents,
+            dropped,
+            files,
+        })
+    }
+
+    /// The metadata without the tokenizer's.
+    pub fn description(&self) -> Result<Metadata> {
+        general::metadata(&self.dir, self.arch, &self.spec, &self.tensors)
     }
 
     /// Rows of the embedding, which the vocabulary is padded to.
@@ -130,7 +149,7 @@ impl Checkpoint for HfFolder {
     }
 
     fn metadata(&self) -> Result<Metadata> {
-        let mut out = general::metadata(&self.dir, self.arch, &self.spec, &self.tensors)?;
+        let mut out = self.description()?;
         let options = TokenizerOptions { pre: self.options.pre.clone(), ..Default::default() };
         let tokenizer = tokenizer::from_folder(&self.dir, self.arch.name, self.vocabulary(), &options)?;
         out.extend(tokenizer.iter().map(|(k, v)| (k, v.clone())));

@@ -56,9 +56,8 @@ pub struct TokenizerOptions {
 }
 
 /// Architectures whose converter treats the folder as Llama's does.
-const LLAMA_LIKE: &[&str] = &[
-    "llama", "arcee", "granite", "granitemoe", "smollm3", "apertus", "mistral3", "llama-embed", "nanbeige", "afmoe",
-];
+const LLAMA_LIKE: &[&str] =
+    &["llama", "arcee", "granite", "granitemoe", "smollm3", "apertus", "mistral3", "llama-embed", "nanbeige", "afmoe"];
 /// Architectures whose text must not get a space in front.
 const NO_SPACE_PREFIX: &[&str] = &["gemma", "gemma2", "gemma3", "gemma3n"];
 
@@ -108,7 +107,9 @@ fn byte_level_phi(folder: &Folder, arch: &str) -> bool {
 /// Special tokens that a family knows by their text. Source: llama.cpp `conversion/{glm,base}.py`.
 fn family_ids(folder: &Folder, arch: &str, special: &mut Special) -> Result<()> {
     let roles: &[(&str, &str)] = match arch {
-        "chatglm" => &[("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("bos", "<|endoftext|>")],
+        "chatglm" => {
+            &[("eos", "<|endoftext|>"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("bos", "<|endoftext|>")]
+        }
         "glm4" | "glm4moe" | "glm-dsa" => {
             &[("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")]
         }

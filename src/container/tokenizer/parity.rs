@@ -8,9 +8,8 @@ use super::{Tokenizer, keys, pres, rebuild};
 use crate::error::{Error, Result};
 use crate::metadata::Metadata;
 
-static AWKWARD: LazyLock<Vec<String>> = LazyLock::new(|| {
-    include_str!("awkward.txt").lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-});
+static AWKWARD: LazyLock<Vec<String>> =
+    LazyLock::new(|| include_str!("awkward.txt").lines().filter_map(|line| serde_json::from_str(line).ok()).collect());
 
 /// Digits, white space, scripts, marks, emoji, control characters, code, special-token texts, long words.
 pub fn awkward() -> &'static [String] {
@@ -54,7 +53,8 @@ pub fn check(source: &tokenizers::Tokenizer, metadata: &Metadata) -> Result<()> 
             continue;
         }
         let normal = normalized(source, text);
-        let (Ok(encoding), Ok(got)) = (source.encode_fast(text.as_str(), false), artifact.encode(&normal, false, false))
+        let (Ok(encoding), Ok(got)) =
+            (source.encode_fast(text.as_str(), false), artifact.encode(&normal, false, false))
         else {
             continue;
         };

@@ -15,7 +15,11 @@ const PROBE: &str = include_str!("pre_probe.txt");
 
 /// The value of `tokenizer.ggml.pre`. Structure decides; the converter's own table picks among names of one behaviour, and
 /// is the second chance of a structure unknown here.
-pub fn recognise(json: &Json, tokenizer: &Tokenizer, reachable: impl Fn(&'static Pre) -> Result<bool>) -> Result<&'static str> {
+pub fn recognise(
+    json: &Json,
+    tokenizer: &Tokenizer,
+    reachable: impl Fn(&'static Pre) -> Result<bool>,
+) -> Result<&'static str> {
     let steps = steps(json);
     let ignore_merges = json["model"]["ignore_merges"].as_bool().unwrap_or(false);
     let rows: Vec<&'static Pre> = PRES.iter().filter(|p| p.byte_level && stands_for(p, &steps)).collect();
@@ -133,9 +137,9 @@ fn unknown(json: &Json, tokenizer: &Tokenizer, steps: &[String]) -> Error {
         [] => "none of them splits like it".to_owned(),
         names => format!("on the test strings it splits like {}", names.join(", ")),
     };
-    Error::unsupported(format!("llama.cpp has no pre-tokenizer with these steps:\n    {seen}")).at("tokenizer.json").help(
-        format!("name one with --pre NAME ({hint}); known: {}", pres::names().collect::<Vec<_>>().join(", ")),
-    )
+    Error::unsupported(format!("llama.cpp has no pre-tokenizer with these steps:\n    {seen}"))
+        .at("tokenizer.json")
+        .help(format!("name one with --pre NAME ({hint}); known: {}", pres::names().collect::<Vec<_>>().join(", ")))
 }
 
 /// Pre-tokenizers that cut the test strings as this one does.

@@ -193,8 +193,18 @@ pub static PRES: &[Pre] = &[
     pre(&["glm4", "glm5"], &[cl100k!(r"\p{N}{1,3}")]).ignoring_merges(),
     pre(
         &[
-            "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2",
-            "bailingmoe", "bailingmoe2", "llada-moe",
+            "qwen2",
+            "deepseek-r1-qwen",
+            "kormo",
+            "f2llmv2",
+            "megrez",
+            "stablelm2",
+            "hunyuan",
+            "solar-open",
+            "grok-2",
+            "bailingmoe",
+            "bailingmoe2",
+            "llada-moe",
         ],
         &[cl100k!(r"\p{N}")],
     ),
@@ -204,8 +214,24 @@ pub static PRES: &[Pre] = &[
     ),
     pre(
         &[
-            "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "jina-es", "jina-de", "gigachat",
-            "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum", "modern-bert", "exaone4", "jina-v1-en", "jina-v2-code",
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "jina-es",
+            "jina-de",
+            "gigachat",
+            "jina-v2-es",
+            "jina-v2-de",
+            "a.x-4.0",
+            "mellum",
+            "modern-bert",
+            "exaone4",
+            "jina-v1-en",
+            "jina-v2-code",
             "roberta-bpe",
         ],
         &[GPT2],
@@ -219,14 +245,7 @@ pub static PRES: &[Pre] = &[
     pre(&["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"], &[DIGIT_TRIPLE, CJK, DEEPSEEK3]),
     pre(
         &["deepseek-llm"],
-        &[
-            r"[\r\n]",
-            DEEPSEEK_LETTERS,
-            r"\s?[[!-/:-~！-／：-～‘-‟　-。]&&\S]+",
-            r"\s+$",
-            CJK_OLD_NO_SPACE,
-            DIGITS,
-        ],
+        &[r"[\r\n]", DEEPSEEK_LETTERS, r"\s?[[!-/:-~！-／：-～‘-‟　-。]&&\S]+", r"\s+$", CJK_OLD_NO_SPACE, DIGITS],
     )
     .sources(&[&[r"[\r\n]", DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", CJK_OLD, DIGIT]]),
     pre(&["deepseek-coder"], &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK_OLD_NO_SPACE, DIGIT]).sources(&[&[
@@ -236,10 +255,7 @@ pub static PRES: &[Pre] = &[
         CJK_OLD,
         DIGIT,
     ]]),
-    pre(
-        &["spark2_5"],
-        &[DIGIT_TRIPLE, CJK, concat!(ascii_word!(), r"| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"), DIGIT],
-    ),
+    pre(&["spark2_5"], &[DIGIT_TRIPLE, CJK, concat!(ascii_word!(), r"| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"), DIGIT]),
     pre(&["tekken"], &[o200k_ascii!(r"\p{L}", "", r"\p{N}")])
         .sources(&[&[o200k!("", r"\p{N}")]])
         .ignoring_merges()
@@ -311,14 +327,7 @@ pub static PRES: &[Pre] = &[
     pre(&["laguna"], &[NEWLINES, cl100k!(r"\p{N}")]),
     pre(
         &["chameleon"],
-        &[
-            "<sentinel:[0-9]+>",
-            "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
-            r"([\t\n]|    |  )",
-            DIGIT,
-            PUNCTUATION,
-            GPT2,
-        ],
+        &["<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", DIGIT, PUNCTUATION, GPT2],
     )
     .adding_bos(),
     pre(&["gemma4", "granite-embed-multi-311m"], &[NEWLINES]).raw(),

@@ -15,7 +15,8 @@ pub fn write(folder: &Folder, vocab_size: usize, options: &TokenizerOptions, out
     let json = folder.tokenizer.as_ref().ok_or_else(|| folder.missing("tokenizer.json"))?;
     if json["model"]["type"] != "BPE" {
         let kind = &json["model"]["type"];
-        return Err(Error::unsupported(format!("a tokenizer of kind {kind} is not converted: only BPE is")).at("tokenizer.json"));
+        return Err(Error::unsupported(format!("a tokenizer of kind {kind} is not converted: only BPE is"))
+            .at("tokenizer.json"));
     }
     let tokenizer = folder.tokenizer()?;
     let (texts, types) = tokens(folder, json, &tokenizer, vocab_size)?;

@@ -34,13 +34,16 @@ const BPE: i32 = 2;
 
 pub fn parse(bytes: &[u8]) -> Result<Model> {
     let model = Model::decode(bytes).map_err(|e| Error::input(format!("it is no SentencePiece model: {e}")));
-    let model = model.map_err(|e| e.help("if the folder has a tokenizer.json, move tokenizer.model away to use that"))?;
+    let model =
+        model.map_err(|e| e.help("if the folder has a tokenizer.json, move tokenizer.model away to use that"))?;
     let kind = model.trainer.as_ref().and_then(|t| t.model_type).unwrap_or(1);
     if model.pieces.is_empty() {
         return Err(Error::input("the SentencePiece model has no pieces"));
     }
     if kind != BPE {
-        return Err(Error::unsupported(format!("the SentencePiece model is of kind {kind}; llama.cpp's `llama` tokenizer is BPE")));
+        return Err(Error::unsupported(format!(
+            "the SentencePiece model is of kind {kind}; llama.cpp's `llama` tokenizer is BPE"
+        )));
     }
     Ok(model)
 }

@@ -169,9 +169,14 @@ impl Special {
             if !has_config {
                 config["bos_token"] = first.clone();
             } else if *first != config["bos_token"] && *first != config["cls_token"] {
-                ["bos_token", "cls_token"].into_iter().filter(|r| !truthy(&config[*r])).collect::<Vec<_>>().iter().for_each(|r| {
-                    config[*r] = first.clone();
-                });
+                ["bos_token", "cls_token"]
+                    .into_iter()
+                    .filter(|r| !truthy(&config[*r]))
+                    .collect::<Vec<_>>()
+                    .iter()
+                    .for_each(|r| {
+                        config[*r] = first.clone();
+                    });
             }
             self.set_add("bos", *first == config["bos_token"] || *first == config["cls_token"]);
         }

@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn endless_templates_run_out() {
-        let source = "{% for i in range(10000) %}{% for j in range(10000) %}{% set x = i * j %}{% endfor %}{% endfor %}";
+        let source =
+            "{% for i in range(10000) %}{% for j in range(10000) %}{% set x = i * j %}{% endfor %}{% endfor %}";
         check_template(source).unwrap();
         assert!(render_template(source, &json!({})).is_err());
     }

@@ -30,23 +30,69 @@ impl TokenType {
 
 /// Text that ends generation: llama.cpp makes these control tokens whatever the file says.
 const END_TEXTS: &[&str] = &[
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
-    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
 ];
 /// The same for fill-in-the-middle texts, unless a key of the file names the token: (keys, texts).
 const INFILL_TEXTS: &[(&[&str], &[&str])] = &[
     (
         &["fim_pre", "prefix"],
-        &["<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "<|prefix|>"],
+        &[
+            "<|fim_prefix|>",
+            "<fim-prefix>",
+            "<fim_prefix>",
+            "<｜fim▁begin｜>",
+            "<PRE>",
+            "▁<PRE>",
+            "<|code_prefix|>",
+            "<|prefix|>",
+        ],
     ),
     (
         &["fim_suf", "suffix"],
-        &["<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>"],
+        &[
+            "<|fim_suffix|>",
+            "<fim-suffix>",
+            "<fim_suffix>",
+            "<｜fim▁hole｜>",
+            "<SUF>",
+            "▁<SUF>",
+            "<|code_suffix|>",
+            "<|suffix|>",
+        ],
     ),
     (
         &["fim_mid", "middle"],
-        &["<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>", "<|middle|>"],
+        &[
+            "<|fim_middle|>",
+            "<fim-middle>",
+            "<fim_middle>",
+            "<｜fim▁end｜>",
+            "<MID>",
+            "▁<MID>",
+            "<|code_middle|>",
+            "<|middle|>",
+        ],
     ),
     (&["fim_pad"], &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
     (&["fim_rep"], &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
@@ -91,7 +137,9 @@ impl Vocab {
             "gpt2" | "gemma4" => true,
             "llama" => false,
             other => {
-                return Err(Error::unsupported(format!("tokenizer model {other:?} is not read: only gpt2 and llama are")));
+                return Err(Error::unsupported(format!(
+                    "tokenizer model {other:?} is not read: only gpt2 and llama are"
+                )));
             }
         };
         let tokens = tokens(metadata)?;
@@ -161,7 +209,8 @@ impl Vocab {
         let has = |text: &str| self.ids.contains_key(text);
         let harmony = has("<|return|>") && has("<|call|>");
         let solar = (has("<|call|>") || has("<|calls|>")) && has("<|flush|>");
-        let normal_s = has("<|tool_response>") || self.eos == self.ids.get("<|plamo:eos|>").copied() && self.eos.is_some();
+        let normal_s =
+            has("<|tool_response>") || self.eos == self.ids.get("<|plamo:eos|>").copied() && self.eos.is_some();
         if harmony || solar {
             set(self, "<|end|>", TokenType::UserDefined);
         }
