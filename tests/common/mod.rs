@@ -160,7 +160,7 @@ pub fn write_tensors(folder: &Path, config: &Value, tensors: &BTreeMap<String, F
         &json!({"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|begin|>", "eos_token": "<|end|>", "add_bos_token": true,
             "chat_template": "{% for m in messages %}{{ m['content'].strip() }}{% endfor %}"}),
     );
-    safetensors::serialize_to_file(tensors.iter().map(|(k, v)| (k, v)), None, &folder.join("model.safetensors"))
+    safetensors::serialize_to_file(tensors.iter(), None, &folder.join("model.safetensors"))
         .unwrap();
     folder.to_owned()
 }

@@ -215,7 +215,7 @@ fn scale_of(scale: &Located, weight: &Tensor, plane: usize, kept: &Range<usize>)
         Dtype::BF16 => 2,
         other => return Err(Error::input(format!("its scale has elements of type {other}"))),
     };
-    if kept.start % fp8::BLOCK != 0 || (kept.end != rows && kept.end % fp8::BLOCK != 0) {
+    if !kept.start.is_multiple_of(fp8::BLOCK) || (kept.end != rows && !kept.end.is_multiple_of(fp8::BLOCK)) {
         return Err(Error::unsupported(format!(
             "FP8 blocks of {} rows across the split at row {}",
             fp8::BLOCK,
