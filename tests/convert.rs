@@ -5,7 +5,8 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{DENSE, MOE, ODD, Shape, quant_fails, quant_ok, write_model};
+use common::model::{DENSE, MOE, ODD, Shape, model};
+use common::{quant_fails, quant_ok};
 use quant::container::open;
 use quant::recipe;
 use serde_json::Value;
@@ -30,14 +31,14 @@ fn plain_presets(model: &Path) -> Vec<String> {
 fn every_preset_converts_every_shape_and_verifies_against_its_source() {
     let dir = tempfile::tempdir().unwrap();
     for (name, shape) in [("dense", DENSE), ("odd", ODD), ("moe", MOE)] {
-        let model = write_model(&dir.path().join(name), &shape);
-        let presets = plain_presets(&model);
+        let model = model(&shape);
+        let presets = plain_presets(model.path());
         assert!(presets.len() >= 20, "{presets:?}");
         let out = dir.path().join(format!("{name}-out"));
-        let report = convert(&model, &presets.join(","), &out, &[]);
+        let report = convert(model.path(), &presets.join(","), &out, &[]);
         for output in report["outputs"].as_array().unwrap() {
             let path = output["path"].as_str().unwrap();
-            let args = ["verify", path, "--source", model.to_str().unwrap(), "--json", "--quiet"];
+            let args = ["verify", path, "--source", model.path().to_str().unwrap(), "--json", "--quiet"];
             let verified: Value = serde_json::from_str(&quant_ok(&args)).unwrap();
             for check in verified["checks"].as_array().unwrap() {
                 assert_eq!(check["status"], "passed", "{path}: {check}");
@@ -49,23 +50,25 @@ fn every_preset_converts_every_shape_and_verifies_against_its_source() {
 #[test]
 fn same_bytes_with_one_and_two_threads_alone_and_together() {
     let dir = tempfile::tempdir().unwrap();
-    let model = write_model(&dir.path().join("m"), &DENSE);
+    let model = model(&DENSE);
     let alone = dir.path().join("alone.gguf");
-    convert(&model, "q4_k_m", &alone, &["--threads", "1"]);
+    convert(model.path(), "q4_k_m", &alone, &["--threads", "1"]);
     let together = dir.path().join("together");
-    convert(&model, "q4_k_m,q8_0,q2_k", &together, &["--threads", "2"]);
-    assert!(fs::read(&alone).unwrap() == fs::read(together.join("m-q4_k_m.gguf")).unwrap());
+    convert(model.path(), "q4_k_m,q8_0,q2_k", &together, &["--threads", "2"]);
+    let made = fs::read_dir(&together).unwrap().map(|e| e.unwrap().path());
+    let same = made.into_iter().find(|p| p.to_str().unwrap().ends_with("q4_k_m.gguf")).unwrap();
+    assert!(fs::read(&alone).unwrap() == fs::read(same).unwrap());
 }
 
 #[test]
 fn quantizing_from_a_gguf_equals_quantizing_from_the_folder() {
     let dir = tempfile::tempdir().unwrap();
     for (name, shape) in [("dense", DENSE), ("odd", ODD), ("moe", MOE)] {
-        let model = write_model(&dir.path().join(name), &shape);
+        let model = model(&shape);
         let f32 = dir.path().join(format!("{name}-f32.gguf"));
-        convert(&model, "f32", &f32, &[]);
+        convert(model.path(), "f32", &f32, &[]);
         let (direct, via) = (dir.path().join("direct.gguf"), dir.path().join("via.gguf"));
-        convert(&model, "q4_k_m", &direct, &[]);
+        convert(model.path(), "q4_k_m", &direct, &[]);
         convert(&f32, "q4_k_m", &via, &[]);
         let (direct, via) = (open(&direct).unwrap(), open(&via).unwrap());
         assert_eq!(direct.tensors().len(), via.tensors().len());
@@ -82,10 +85,10 @@ fn quantizing_from_a_gguf_equals_quantizing_from_the_folder() {
 #[test]
 fn splits_load_as_one_model_with_the_same_weights() {
     let dir = tempfile::tempdir().unwrap();
-    let model = write_model(&dir.path().join("m"), &DENSE);
+    let model = model(&DENSE);
     let whole = dir.path().join("whole.gguf");
-    convert(&model, "q8_0", &whole, &[]);
-    let report = convert(&model, "q8_0", &dir.path().join("split.gguf"), &["--split-max-size", "1MiB"]);
+    convert(model.path(), "q8_0", &whole, &[]);
+    let report = convert(model.path(), "q8_0", &dir.path().join("split.gguf"), &["--split-max-size", "1MiB"]);
     let paths = report["outputs"][0]["paths"].as_array().unwrap();
     assert!(paths.len() > 2, "{paths:?}");
     let split = open(Path::new(paths[0].as_str().unwrap())).unwrap();
@@ -100,9 +103,9 @@ fn splits_load_as_one_model_with_the_same_weights() {
 #[test]
 fn quantized_input_is_refused_unless_asked_for() {
     let dir = tempfile::tempdir().unwrap();
-    let model = write_model(&dir.path().join("m"), &DENSE);
+    let model = model(&DENSE);
     let q8 = dir.path().join("q8.gguf");
-    convert(&model, "q8_0", &q8, &[]);
+    convert(model.path(), "q8_0", &q8, &[]);
     let again = dir.path().join("again.gguf");
     let args = ["convert", q8.to_str().unwrap(), "--to", "q4_0", "-o", again.to_str().unwrap()];
     let error = quant_fails(&args);
@@ -115,12 +118,12 @@ fn quantized_input_is_refused_unless_asked_for() {
 #[test]
 fn a_plan_predicts_the_file_to_the_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let model = write_model(&dir.path().join("m"), &ODD);
+    let model = model(&ODD);
     let out = dir.path().join("m.gguf");
-    let args = ["plan", model.to_str().unwrap(), "--to", "q4_k_m", "-o", out.to_str().unwrap(), "--json"];
+    let args = ["plan", model.path().to_str().unwrap(), "--to", "q4_k_m", "-o", out.to_str().unwrap(), "--json"];
     let plan: Value = serde_json::from_str(&quant_ok(&args)).unwrap();
     assert!(!out.exists());
-    let done = convert(&model, "q4_k_m", &out, &[]);
+    let done = convert(model.path(), "q4_k_m", &out, &[]);
     assert_eq!(plan["outputs"][0]["bytes"].as_u64().unwrap(), fs::metadata(&out).unwrap().len());
     assert_eq!(plan["outputs"][0]["tensors"], done["outputs"][0]["tensors"]);
     let fallbacks = plan["outputs"][0]["tensors"].as_array().unwrap().iter().filter(|t| !t["fallback"].is_null());
@@ -132,22 +135,24 @@ fn a_weight_that_is_not_a_number_is_named_and_nothing_is_left_behind() {
     let dir = tempfile::tempdir().unwrap();
     for bad in [f32::NAN, f32::INFINITY] {
         let shape = Shape { layers: 1, ..DENSE };
-        let mut tensors = common::tensors(&shape);
-        tensors.get_mut("model.layers.0.mlp.up_proj.weight").unwrap().values[3 * 256 + 7] = bad;
-        let model = common::write_tensors(&dir.path().join("bad"), &common::config(&shape), &tensors);
+        let mut model = model(&shape);
+        let weight = model.tensors.get_mut("model.layers.0.mlp.up_proj.weight").unwrap();
+        weight.bytes[(3 * 256 + 7) * 4..][..4].copy_from_slice(&bad.to_le_bytes());
+        model.write();
         let out = dir.path().join("bad.gguf");
-        let error = quant_fails(&["convert", model.to_str().unwrap(), "--to", "q4_k_m", "-o", out.to_str().unwrap()]);
+        let error =
+            quant_fails(&["convert", model.path().to_str().unwrap(), "--to", "q4_k_m", "-o", out.to_str().unwrap()]);
         assert!(error.contains("row 3, column 7") && error.contains("mlp.up_proj.weight"), "{error}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the model is there");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
 
 #[test]
 fn output_equal_to_input_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let model = write_model(&dir.path().join("m"), &DENSE);
+    let model = model(&DENSE);
     let f16 = dir.path().join("m.gguf");
-    convert(&model, "f16", &f16, &[]);
+    convert(model.path(), "f16", &f16, &[]);
     let before = fs::read(&f16).unwrap();
     let path = f16.to_str().unwrap();
     quant_fails(&["convert", path, "--to", "q8_0", "-o", path]);
@@ -162,9 +167,8 @@ fn output_equal_to_input_is_refused() {
 
 #[test]
 fn usage_errors_exit_with_two_and_say_what_is_known() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = write_model(&dir.path().join("m"), &ODD);
-    let out = common::quant(&["convert", model.to_str().unwrap(), "--to", "q4_k_xxl"]);
+    let model = model(&ODD);
+    let out = common::quant(&["convert", model.path().to_str().unwrap(), "--to", "q4_k_xxl"]);
     assert_eq!(out.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&out.stderr).contains("q4_k_m"));
     assert_eq!(common::quant(&["convert"]).status.code(), Some(2));

@@ -1,8 +1,8 @@
 //! Hugging Face folders that are as they should be.
 
-mod fixture;
+mod common;
 
-use fixture::{Folder, HIDDEN, Stored, VOCAB};
+use common::folder::{Folder, HIDDEN, Stored, VOCAB};
 use quant::container::Checkpoint;
 use quant::container::hf::HfFolder;
 use serde_json::json;

@@ -413,7 +413,7 @@ fn no_such_file() {
 fn a_folder_is_no_file() {
     let folder = folder();
     save(&folder, "inside.gguf", &File::honest().bytes());
-    open_refused(folder.path(), "name a file in it: inside.gguf");
+    open_refused(folder.path(), "GGUF files: inside.gguf");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! One test for each way in which a Hugging Face folder can lie: one clear error that names the file, the tensor and
 //! the way out.
 
-mod fixture;
+mod common;
 
-use fixture::{Folder, SHARDS, safetensors, with_header};
+use common::folder::{Folder, SHARDS, safetensors, with_header};
 use quant::container::hf::HfFolder;
 use quant::error::Kind;
 use serde_json::json;
@@ -355,7 +355,7 @@ fn folder_without_weights() {
         ("pytorch_model.bin", ["PyTorch files only", "save_pretrained"]),
         ("pytorch_model-00001-of-00002.bin", ["PyTorch files only", "save_pretrained"]),
         ("adapter_model.safetensors", ["LoRA adapter", "merge_and_unload"]),
-        ("model-q4_k_m.gguf", ["GGUF", "pass the GGUF file"]),
+        ("model-q4_k_m.gguf", ["GGUF", "pass that file itself"]),
         ("consolidated.safetensors", ["consolidated", "Hugging Face layout"]),
     ] {
         let folder = Folder::llama();

@@ -1,7 +1,7 @@
 //! The hub client against a hub on this machine that misbehaves on demand.
 #![cfg(feature = "hub")]
 
-mod fixture;
+mod common;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -10,7 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use fixture::{Folder, SHARDS};
+use common::folder::{Folder, SHARDS};
 use quant::container::Checkpoint;
 use quant::container::hf::HfFolder;
 use quant::container::hub::{Event, Hub, Reference, Settings};

@@ -92,7 +92,8 @@ fn format_names_stand_in_the_codec_table_and_in_recipes_only() {
     let names: Vec<_> = quant::codec::all().map(|c| c.name()).filter(|n| !dense.contains(n)).collect();
     assert!(names.len() > 20);
     for (file, module, text) in modules() {
-        if module == "codec" {
+        // recipe/presets.rs lists the files of recipes/.
+        if module == "codec" || file == "recipe/presets.rs" {
             continue;
         }
         for line in code(&text) {

@@ -137,12 +137,8 @@ impl Job<'_> {
         let weight = source.read(unit.tensor, unit.plane).at(place)?;
         let dims = weight.packed.dims;
 
-        let decode = |rows: std::ops::Range<usize>, out: &mut [f32]| {
-            weight.codec.decode(&weight.packed, rows, out);
-            if weight.scale != 1.0 {
-                out.iter_mut().for_each(|w| *w *= weight.scale);
-            }
-        };
+        // A weight's own `scale` is not applied: it is a tensor too, goes over as such, and multiplies what is written here.
+        let decode = |rows: std::ops::Range<usize>, out: &mut [f32]| weight.codec.decode(&weight.packed, rows, out);
         scratch.source.resize(unit.rows.len() * dims.cols, 0.0);
         decode(unit.rows.clone(), &mut scratch.source);
         check_finite(&scratch.source, dims.cols, unit).at(place)?;

@@ -9,7 +9,7 @@ use crate::codec::{self, Codec, Importance};
 use crate::container::gguf::{self, TensorSpec};
 use crate::container::{Checkpoint, Convention, Tensor};
 use crate::error::{At, Error, Result};
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, Value};
 use crate::recipe::{self, Choice, Recipe};
 
 use super::CHUNK_WEIGHTS;
@@ -66,11 +66,11 @@ impl Plan {
         }
 
         if let Some(file_type) = recipe.file_type {
-            metadata.set("general.file_type", file_type);
-            metadata.set("general.quantization_version", 2u32);
+            replace(&mut metadata, "general.quantization_version", 2u32.into());
+            replace(&mut metadata, "general.file_type", file_type.into());
         }
         if let Some((imatrix, file)) = request.imatrix {
-            metadata.extend(imatrix.metadata(file));
+            imatrix.metadata(file).into_iter().for_each(|(key, value)| replace(&mut metadata, &key, value));
         }
         let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec.clone()).collect();
         let layout = gguf::layout(&metadata, &specs, request.split_max_bytes)?;
@@ -102,6 +102,12 @@ impl Plan {
         };
         threads as u64 * self.tensors.iter().map(chunk).max().unwrap_or(0)
     }
+}
+
+/// llama-quantize puts what it sets behind all other keys.
+fn replace(metadata: &mut Metadata, key: &str, value: Value) {
+    metadata.remove(key);
+    metadata.set(key, value);
 }
 
 /// A tensor as llama.cpp's quantizer would meet it: of a Hugging Face model, after its converter.

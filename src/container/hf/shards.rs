@@ -170,9 +170,11 @@ fn shard_of(name: &str) -> Option<(&str, u32, u32)> {
 
 /// What the folder holds instead, and the way out.
 pub fn no_weights(names: &[String]) -> Error {
-    let row = INSTEAD.iter().find(|(ours, ..)| names.iter().any(|n| ours(n)));
+    let row = INSTEAD.iter().find_map(|(ours, what, help)| Some((names.iter().find(|n| ours(n))?, what, help)));
     match row {
-        Some((_, what, help)) => Error::unsupported(format!("no {SINGLE}: the folder has {what}")).help(*help),
+        Some((name, what, help)) => {
+            Error::unsupported(format!("no {SINGLE}: the folder has {what}: {name}")).help(*help)
+        }
         None => Error::input(format!("no {SINGLE}, no shards and no {INDEX} in the folder"))
             .help("pass a folder as Hugging Face publishes it, a GGUF file or hf:org/name"),
     }
@@ -187,10 +189,10 @@ const INSTEAD: &[Instead] = &[
     ),
     (
         |n| n.starts_with("consolidated") && n.ends_with(".safetensors"),
-        "weights under their vendor's own names (consolidated.safetensors)",
+        "weights under their vendor's own names",
         "download the Hugging Face layout of this model (model-*.safetensors)",
     ),
-    (|n| n.ends_with(".gguf"), "GGUF files", "pass the GGUF file itself"),
+    (|n| n.ends_with(".gguf"), "GGUF files", "pass that file itself"),
     (
         |n| n.ends_with(".bin") || n.ends_with(".pt") || n.ends_with(".pth"),
         "PyTorch files only (pytorch_model.bin), which can run code when loaded",

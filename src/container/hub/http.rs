@@ -90,7 +90,10 @@ fn elsewhere(headers: &HeaderMap, url: &str) -> Option<String> {
     let target: Uri = headers.get("location")?.to_str().ok()?.parse().ok()?;
     let base: Uri = url.parse().ok()?;
     match (target.host(), target.path_and_query()) {
-        (None, Some(path)) => Some(format!("{}://{}{path}", base.scheme_str()?, base.authority()?)),
+        // `//host/path` names another host.
+        (None, Some(path)) if !path.as_str().starts_with("//") => {
+            Some(format!("{}://{}{path}", base.scheme_str()?, base.authority()?))
+        }
         _ => None,
     }
 }
