@@ -19,7 +19,7 @@ pub static F32: Block = Block {
     encode: same(|w, _, _, out| put(w, out, f32::to_le_bytes)),
 };
 
-static F16: Block = Block {
+pub static F16: Block = Block {
     name: "f16",
     about: "IEEE 754 half precision",
     ggml: Some(1),
@@ -37,7 +37,7 @@ static F16: Block = Block {
     }),
 };
 
-static BF16: Block = Block {
+pub static BF16: Block = Block {
     name: "bf16",
     about: "bfloat16: single precision cut to 16 bits, rounded to nearest even",
     ggml: Some(30),
@@ -48,7 +48,7 @@ static BF16: Block = Block {
     encode: same(|w, _, _, out| put(w, out, bf16)),
 };
 
-static F64: Block = Block {
+pub static F64: Block = Block {
     name: "f64",
     about: "IEEE 754 double precision (read only)",
     ggml: Some(28),
@@ -59,10 +59,10 @@ static F64: Block = Block {
     encode: None,
 };
 
-static I8: Block = int("i8", 24, 1, |b, out| each(b, out, |x| i8::from_le_bytes(x) as f32));
-static I16: Block = int("i16", 25, 2, |b, out| each(b, out, |x| i16::from_le_bytes(x) as f32));
-static I32: Block = int("i32", 26, 4, |b, out| each(b, out, |x| i32::from_le_bytes(x) as f32));
-static I64: Block = int("i64", 27, 8, |b, out| each(b, out, |x| i64::from_le_bytes(x) as f32));
+pub static I8: Block = int("i8", 24, 1, |b, out| each(b, out, |x| i8::from_le_bytes(x) as f32));
+pub static I16: Block = int("i16", 25, 2, |b, out| each(b, out, |x| i16::from_le_bytes(x) as f32));
+pub static I32: Block = int("i32", 26, 4, |b, out| each(b, out, |x| i32::from_le_bytes(x) as f32));
+pub static I64: Block = int("i64", 27, 8, |b, out| each(b, out, |x| i64::from_le_bytes(x) as f32));
 
 const fn int(name: &'static str, id: u32, bytes: usize, decode: DecodeFn) -> Block {
     Block {

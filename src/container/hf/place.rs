@@ -8,23 +8,23 @@ use safetensors::Dtype;
 use super::quantized::Storage;
 use super::shards::{Located, Shard};
 use crate::arch::{Arch, ModelSpec, Part, Placement, WeightId};
-use crate::codec::{self, Codec, fp8};
+use crate::codec::{Codec, float, fp8};
 use crate::container::{Dropped, Tensor};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
 
 /// The element types that hold weights.
-const DTYPES: &[(Dtype, &str)] = &[
-    (Dtype::F32, "f32"),
-    (Dtype::F16, "f16"),
-    (Dtype::BF16, "bf16"),
-    (Dtype::F64, "f64"),
-    (Dtype::I8, "i8"),
-    (Dtype::I16, "i16"),
-    (Dtype::I32, "i32"),
-    (Dtype::I64, "i64"),
-    (Dtype::F8_E4M3, "f8_e4m3"),
-    (Dtype::F8_E5M2, "f8_e5m2"),
+static DTYPES: &[(Dtype, &dyn Codec)] = &[
+    (Dtype::F32, &float::F32),
+    (Dtype::F16, &float::F16),
+    (Dtype::BF16, &float::BF16),
+    (Dtype::F64, &float::F64),
+    (Dtype::I8, &float::I8),
+    (Dtype::I16, &float::I16),
+    (Dtype::I32, &float::I32),
+    (Dtype::I64, &float::I64),
+    (Dtype::F8_E4M3, &fp8::F8_E4M3),
+    (Dtype::F8_E5M2, &fp8::F8_E5M2),
 ];
 
 /// Where the bytes of a tensor are.
@@ -62,7 +62,7 @@ impl Placed {
             id: WeightId::parse(&name),
             name,
             shape: vec![values.len()],
-            codec: codec::find("f32").expect("the table has f32"),
+            codec: &float::F32,
             source: "computed from config.json".into(),
             file: super::CONFIG.into(),
             bytes: bytes.len(),
@@ -189,12 +189,12 @@ fn codec_of(dtype: Dtype, scaled: bool, storage: Storage) -> Result<&'static dyn
         _ => {}
     }
     let row = DTYPES.iter().find(|(d, _)| *d == dtype);
-    let (_, name) = row.ok_or_else(|| {
+    let (_, codec) = row.ok_or_else(|| {
         Error::unsupported(format!("elements of type {dtype} are no weights")).help(
             "the checkpoint is quantized in a way that its config.json does not tell: start from the original model",
         )
     })?;
-    codec::find(name)
+    Ok(*codec)
 }
 
 /// The multipliers of rows `kept` of plane `plane` of an FP8 tensor.
