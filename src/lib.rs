@@ -15,6 +15,10 @@ pub mod container;
 
 pub mod recipe;
 
+pub mod device;
+
+pub mod engine;
+
 pub mod calibrate;
 
 pub mod convert;

@@ -1,4 +1,4 @@
-//! `RUSTC_BOOTSTRAP=1 cargo fuzz run recipe fuzz/corpus/recipe recipes fuzz/seeds/recipe`
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run recipe fuzz/corpus/recipe recipes`
 
 #![no_main]
 
@@ -25,9 +25,9 @@ fuzz_target!(|text: &str| {
     let Ok(recipe) = Recipe::parse(text) else { return };
     for cols in [256, 96] {
         let shape = [4, cols];
-        let sources: Vec<_> =
-            NAMES.iter().map(|&name| Source { name, shape: &shape, codec: &float::F32 }).collect();
-        let facts = ModelFacts { arch: "llama".into(), layers: 8, experts: 2, ..ModelFacts::default() };
+        let sources: Vec<_> = NAMES.iter().map(|&name| Source { name, shape: &shape, codec: &float::F32 }).collect();
+        let facts =
+            ModelFacts { arch: "llama".into(), layers: 8, heads: 8, kv_heads: 2, experts: 2, has_importance: true };
         let Ok(choices) = select(&recipe, &facts, &sources) else { continue };
         // Every tensor gets a format that takes its rows.
         assert_eq!(choices.len(), sources.len());

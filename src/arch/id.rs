@@ -31,6 +31,8 @@ roles! {
     AttnQNorm "attn_q_norm", AttnKNorm "attn_k_norm", PostAttentionNorm "post_attention_norm",
     FfnNorm "ffn_norm", FfnGate "ffn_gate", FfnUp "ffn_up", FfnDown "ffn_down", PostFfwNorm "post_ffw_norm",
     FfnGateInp "ffn_gate_inp", FfnGateExps "ffn_gate_exps", FfnUpExps "ffn_up_exps", FfnDownExps "ffn_down_exps",
+    FfnGateInpShexp "ffn_gate_inp_shexp", FfnGateShexp "ffn_gate_shexp", FfnUpShexp "ffn_up_shexp",
+    FfnDownShexp "ffn_down_shexp",
 }
 
 impl WeightId {

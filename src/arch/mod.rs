@@ -11,6 +11,7 @@ mod id;
 mod keys;
 mod names;
 mod rope;
+mod runtime;
 mod spec;
 mod transform;
 
@@ -20,6 +21,7 @@ pub use id::{Role, WeightId};
 pub use keys::Key;
 pub use names::{Name, Part, Place, Placement, Split};
 pub use rope::{Llama3, RopeTensors};
+pub use runtime::{Activation, Runtime};
 pub use spec::ModelSpec;
 pub use transform::{RowOrder, Transform, always_f32};
 
@@ -57,6 +59,7 @@ pub struct Arch {
     pub rope_tensors: RopeTensors,
     /// GGUF stores this much more than Hugging Face in every `*norm.weight` (gemma's files keep the gain minus one).
     pub norm_offset: f32,
+    pub runtime: Runtime,
     /// Layer `l` attends to everything when `(l + 1) % period == 0`, and to the sliding window otherwise.
     pub sliding_period: Option<u32>,
     /// Metadata after `general.*`, in the converter's order.

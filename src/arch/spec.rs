@@ -42,6 +42,8 @@ pub struct ModelSpec {
     pub sliding_period: Option<u32>,
     pub attn_softcap: Option<f32>,
     pub final_softcap: Option<f32>,
+    /// Scores are divided by its square root; unknown when read from GGUF.
+    pub query_scalar: Option<f32>,
 
     pub rope_dim: Option<u32>,
     pub rope_base: Option<f32>,
@@ -74,6 +76,7 @@ impl ModelSpec {
             causal: config.bool("is_causal")?.filter(|causal| !causal),
             tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
             sliding_period: arch.sliding_period,
+            query_scalar: config.real(&["query_pre_attn_scalar"])?.map(|x| x as f32),
             ..ModelSpec::default()
         };
         for key in KEYS {

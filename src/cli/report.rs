@@ -82,6 +82,7 @@ impl Progress {
         }
     }
 
+    #[cfg(feature = "hub")]
     pub fn set(&self, position: u64) {
         self.advance(position.saturating_sub(self.bar.position()));
     }

@@ -70,7 +70,7 @@ impl Plan {
             replace(&mut metadata, "general.file_type", file_type.into());
         }
         if let Some((imatrix, file)) = request.imatrix {
-            imatrix.metadata(file).into_iter().for_each(|(key, value)| replace(&mut metadata, &key, value));
+            imatrix.metadata(file).into_iter().for_each(|(key, value)| replace(&mut metadata, key, value));
         }
         let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec.clone()).collect();
         let layout = gguf::layout(&metadata, &specs, request.split_max_bytes)?;

@@ -2,7 +2,7 @@
 
 use crate::arch::keys::{self, Key};
 use crate::arch::names::*;
-use crate::arch::{Arch, Rope, RopeTensors};
+use crate::arch::{Arch, ModelSpec, Rope, RopeTensors, Runtime};
 
 pub const KEYS: &[Key] = &[
     keys::CONTEXT_LENGTH,
@@ -26,9 +26,17 @@ pub const BASE: Arch = Arch {
     rope: Rope::Neox,
     rope_tensors: RopeTensors::None,
     norm_offset: 1.0,
+    runtime: Runtime::GEMMA,
     sliding_period: None,
     keys: &[KEYS],
     finish: |_, _| Ok(()),
 };
 
 pub static GEMMA: Arch = BASE;
+
+/// config.json's `query_pre_attn_scalar`. GGUF does not store it: llama.cpp knows the one model (27B) by its depth whose
+/// scores are scaled by the width that a head would have if heads divided the hidden size.
+pub fn query_scalar(spec: &ModelSpec, layers_of_27b: u32) -> f64 {
+    let known = if spec.layers == layers_of_27b { spec.hidden / spec.heads.max(1) } else { spec.head_dim() as u32 };
+    spec.query_scalar.map_or(f64::from(known), f64::from)
+}

@@ -2,7 +2,7 @@
 
 use super::gemma;
 use crate::arch::names::*;
-use crate::arch::{Arch, keys};
+use crate::arch::{Arch, Runtime, keys};
 
 pub static GEMMA2: Arch = Arch {
     name: "gemma2",
@@ -14,5 +14,6 @@ pub static GEMMA2: Arch = Arch {
     names: &[EMBEDDING, ATTN_NORM, ATTENTION, FOUR_NORMS, GATED_FFN],
     sliding_period: Some(2),
     keys: &[gemma::KEYS, &[keys::ATTN_SOFTCAP, keys::FINAL_SOFTCAP, keys::SLIDING_WINDOW]],
+    runtime: Runtime { query_scalar: |spec| gemma::query_scalar(spec, 46), ..Runtime::GEMMA },
     ..gemma::BASE
 };

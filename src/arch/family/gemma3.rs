@@ -4,7 +4,7 @@
 use super::gemma;
 use crate::arch::config::Config;
 use crate::arch::names::*;
-use crate::arch::{Arch, ModelSpec, keys};
+use crate::arch::{Arch, ModelSpec, Runtime, keys};
 use crate::error::{Error, Result};
 
 pub static GEMMA3: Arch = Arch {
@@ -18,6 +18,11 @@ pub static GEMMA3: Arch = Arch {
     sliding_period: Some(6),
     keys: &[keys::BASE, &[keys::FINAL_SOFTCAP, keys::SLIDING_WINDOW]],
     finish,
+    runtime: Runtime {
+        window_rope_base: Some(10_000.0),
+        query_scalar: |spec| gemma::query_scalar(spec, 62),
+        ..Runtime::GEMMA
+    },
     ..gemma::BASE
 };
 

@@ -3,7 +3,7 @@
 use crate::arch::config::Config;
 use crate::arch::keys::{self, Key};
 use crate::arch::names::*;
-use crate::arch::{Arch, ModelSpec, Rope, RopeTensors};
+use crate::arch::{Arch, ModelSpec, Rope, RopeTensors, Runtime};
 use crate::error::Result;
 
 /// What llama.cpp's `LlamaModel` adds to the base.
@@ -18,6 +18,7 @@ pub const BASE: Arch = Arch {
     rope: Rope::Norm,
     rope_tensors: RopeTensors::Llama3,
     norm_offset: 0.0,
+    runtime: Runtime::LLAMA,
     sliding_period: None,
     keys: KEYS,
     finish,

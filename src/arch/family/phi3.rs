@@ -4,7 +4,7 @@ use crate::arch::config::Config;
 use crate::arch::keys;
 use crate::arch::names::*;
 use crate::arch::rope;
-use crate::arch::{Arch, ModelSpec, Rope, RopeTensors};
+use crate::arch::{Arch, ModelSpec, Rope, RopeTensors, Runtime};
 use crate::error::{Error, Result};
 
 pub static PHI3: Arch = Arch {
@@ -17,6 +17,7 @@ pub static PHI3: Arch = Arch {
     rope: Rope::Neox,
     rope_tensors: RopeTensors::Long,
     norm_offset: 0.0,
+    runtime: Runtime::LLAMA,
     sliding_period: None,
     keys: &[&[
         keys::ROPE_ATTN_FACTOR,

@@ -1,7 +1,7 @@
 //! Qwen 2 and 2.5.
 
 use crate::arch::names::*;
-use crate::arch::{Arch, Rope, RopeTensors, keys};
+use crate::arch::{Arch, Rope, RopeTensors, Runtime, keys};
 
 pub const BASE: Arch = Arch {
     name: "qwen2",
@@ -13,6 +13,7 @@ pub const BASE: Arch = Arch {
     rope: Rope::Neox,
     rope_tensors: RopeTensors::None,
     norm_offset: 0.0,
+    runtime: Runtime::LLAMA,
     sliding_period: None,
     keys: &[keys::BASE],
     finish: |_, _| Ok(()),

@@ -2,7 +2,7 @@
 
 use super::qwen2;
 use crate::arch::names::*;
-use crate::arch::{Arch, keys};
+use crate::arch::{Arch, Runtime, keys};
 
 pub static QWEN2MOE: Arch = Arch {
     name: "qwen2moe",
@@ -13,6 +13,7 @@ pub static QWEN2MOE: Arch = Arch {
         "num_experts_per_tok": 4, "num_experts": 60}"#,
     names: &[EMBEDDING, HEAD, ATTN_NORM, ATTENTION, FFN_NORM, EXPERTS, FUSED_EXPERTS, SHARED_EXPERT],
     keys: &[keys::BASE, &[keys::EXPERT_FEED_FORWARD_LENGTH, keys::EXPERT_SHARED_FEED_FORWARD_LENGTH]],
+    runtime: Runtime { normalized_experts: false, ..Runtime::LLAMA },
     ..qwen2::BASE
 };
 

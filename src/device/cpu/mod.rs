@@ -1,0 +1,22 @@
+//! The CPU: the oracle that other devices are measured against. Everything is f32.
+//!
+//! A result never depends on what else is computed beside it: every sum runs in an order fixed by the shapes of its own
+//! row, so a token's numbers are the same bits in any batch, with any number of threads, on any instruction set with a fused
+//! multiply-add (without one, Rust computes it in software: slow and equal).
+
+mod attention;
+mod elementwise;
+mod kernel;
+mod product;
+mod simd;
+
+pub use attention::{Attention, KvCache};
+pub use elementwise::{add, gate, is_finite, rms_norm, softcap, softmax};
+pub use product::{Panels, linear, linear_tiles};
+pub use simd::exp;
+
+/// Runs `work` with its loops spread over `threads` threads.
+pub fn pool(threads: usize) -> crate::error::Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build();
+    pool.map_err(|e| crate::error::Error::limits(format!("cannot start {threads} threads: {e}")))
+}

@@ -1,0 +1,3 @@
+//! Where arithmetic runs.
+
+pub mod cpu;

@@ -1,0 +1,112 @@
+//! A feed-forward layer of experts: a router chooses a few for every token.
+
+use super::Engine;
+use super::layer::{Feed, Linear, activate};
+use super::tap::{Site, Tap};
+use crate::arch::Role;
+use crate::device::cpu;
+use crate::error::Result;
+
+pub struct Experts {
+    pub router: Linear,
+    /// Stacked tensors, a plane an expert.
+    pub gate: usize,
+    pub up: usize,
+    pub down: usize,
+    /// Experts that a token visits.
+    pub used: usize,
+    /// Their weights are made to add up to 1.
+    pub normalized: bool,
+    pub shared: Option<Shared>,
+}
+
+/// The expert that every token visits.
+pub struct Shared {
+    pub feed: Box<Feed>,
+    /// A token's weight is the logistic function of its product with this vector.
+    pub weigh: Option<Vec<f32>>,
+}
+
+/// A token's place in an expert's batch, and the router's weight.
+type Visit = (usize, f32);
+
+impl Experts {
+    pub fn run(&self, engine: &Engine<'_>, layer: u32, x: &[f32], tap: &mut dyn Tap) -> Result<Vec<f32>> {
+        let hidden = engine.hidden();
+        tap.input(Site { layer: Some(layer), reader: Role::FfnGateInp, expert: None }, x, None);
+        let mut scores = self.router.product(engine, x)?;
+        let experts = self.router.rows.len();
+        let mut visits: Vec<Vec<Visit>> = vec![Vec::new(); experts];
+        for (token, scores) in scores.chunks_exact_mut(experts).enumerate() {
+            for (expert, weight) in self.choose(scores) {
+                visits[expert].push((token, weight));
+            }
+        }
+        let mut out = vec![0.0; x.len()];
+        for (expert, visits) in visits.iter().enumerate().filter(|(_, v)| !v.is_empty()) {
+            let result = self.expert(engine, layer, expert, visits, x, tap)?;
+            for ((token, weight), y) in visits.iter().zip(result.chunks_exact(hidden)) {
+                for (o, y) in out[token * hidden..][..hidden].iter_mut().zip(y) {
+                    *o += y * weight;
+                }
+            }
+        }
+        if let Some(shared) = &self.shared {
+            shared.add(engine, layer, x, &mut out, tap)?;
+        }
+        Ok(out)
+    }
+
+    /// The experts of a token and their weights, from the router's scores; ties go to the lower number.
+    fn choose(&self, scores: &mut [f32]) -> Vec<Visit> {
+        let sum = cpu::softmax(scores);
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+        order.truncate(self.used);
+        let kept: f32 = order.iter().map(|e| scores[*e]).sum();
+        let total = if self.normalized { kept } else { sum };
+        order.into_iter().map(|e| (e, scores[e] / total)).collect()
+    }
+
+    fn expert(
+        &self,
+        engine: &Engine<'_>,
+        layer: u32,
+        expert: usize,
+        visits: &[Visit],
+        x: &[f32],
+        tap: &mut dyn Tap,
+    ) -> Result<Vec<f32>> {
+        let hidden = engine.hidden();
+        let inputs: Vec<f32> = visits.iter().flat_map(|(t, _)| &x[t * hidden..][..hidden]).copied().collect();
+        let weights: Vec<f32> = visits.iter().map(|(_, w)| *w).collect();
+        let site = |reader| Site { layer: Some(layer), reader, expert: Some(expert as u32) };
+        let product = |tensor: usize, x: &[f32]| -> Result<Vec<f32>> {
+            let weight = engine.checkpoint.read(tensor, expert)?;
+            let dims = weight.packed.dims;
+            let mut out = vec![0.0; visits.len() * dims.rows];
+            cpu::linear(&weight, 0..dims.rows, None, x, &mut out);
+            Ok(out)
+        };
+        tap.input(site(Role::FfnGateExps), &inputs, Some(&weights));
+        let mut inner = product(self.gate, &inputs)?;
+        activate(engine.arch.runtime.activation, &mut inner, &product(self.up, &inputs)?);
+        tap.input(site(Role::FfnDownExps), &inner, Some(&weights));
+        product(self.down, &inner)
+    }
+}
+
+impl Shared {
+    fn add(&self, engine: &Engine<'_>, layer: u32, x: &[f32], out: &mut [f32], tap: &mut dyn Tap) -> Result<()> {
+        let hidden = engine.hidden();
+        let shared = self.feed.run(engine, layer, x, tap)?;
+        for ((out, y), x) in out.chunks_exact_mut(hidden).zip(shared.chunks_exact(hidden)).zip(x.chunks_exact(hidden)) {
+            let weight = self.weigh.as_ref().map_or(1.0, |w| {
+                let score: f32 = w.iter().zip(x).map(|(w, x)| w * x).sum();
+                1.0 / (1.0 + (-score).exp())
+            });
+            out.iter_mut().zip(y).for_each(|(o, y)| *o += y * weight);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,208 @@
+//! One transformer that runs every checkpoint as it lies on disk: packed weights are decoded in front of each product, so two
+//! files differ in their weights alone, never in how they are computed.
+
+mod experts;
+mod layer;
+mod load;
+mod rope;
+mod tap;
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use crate::arch::{Arch, ModelSpec, Role};
+use crate::container::{Checkpoint, Weight};
+use crate::device::cpu;
+pub use crate::device::cpu::KvCache;
+use crate::error::{At, Error, Result};
+use layer::Layer;
+use load::Loader;
+use rope::{Angles, Pairing};
+pub use tap::{NoTap, Site, Tap};
+
+/// A checkpoint, ready to run on up to `positions` positions.
+pub struct Engine<'a> {
+    checkpoint: &'a dyn Checkpoint,
+    arch: &'static Arch,
+    spec: ModelSpec,
+    layers: Vec<Layer>,
+    output_norm: Vec<f32>,
+    pairing: Pairing,
+    /// Of all layers, and of those with a sliding window where they have their own.
+    angles: Angles,
+    window_angles: Option<Angles>,
+    embedding: usize,
+    head: usize,
+    positions: usize,
+}
+
+/// New tokens of one sequence, and what came before them.
+pub struct Sequence<'a> {
+    pub tokens: &'a [u32],
+    pub cache: &'a mut KvCache,
+}
+
+/// The matrix from hidden states to logits.
+pub struct Head<'a> {
+    pub weight: Weight<'a>,
+    /// Logits are bounded by its tanh.
+    pub softcap: Option<f32>,
+}
+
+impl<'a> Engine<'a> {
+    /// Finds every weight that the family's layers need. `positions`: the longest sequence, cached tokens included.
+    ///
+    /// Errors: a family that the engine does not know; a weight that is missing or has the wrong shape.
+    pub fn new(checkpoint: &'a dyn Checkpoint, positions: usize) -> Result<Engine<'a>> {
+        let Some((arch, spec)) = checkpoint.family() else {
+            let known: Vec<_> = crate::arch::ARCHES.iter().map(|a| a.name).collect();
+            return Err(Error::unsupported(format!("{} models cannot be run", checkpoint.arch()))
+                .help(format!("families that can: {}", known.join(", "))));
+        };
+        let index: HashMap<&str, usize> =
+            checkpoint.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+        let loader = Loader { checkpoint, arch, spec, index };
+        let (angles, window_angles) = loader.angles(positions)?;
+        let layers = (0..spec.layers).map(|l| loader.layer(l)).collect::<Result<_>>()?;
+        let embedding = loader.matrix("token_embd.weight", spec.hidden as usize)?;
+        Ok(Engine {
+            checkpoint,
+            arch,
+            spec: spec.clone(),
+            layers,
+            output_norm: loader.norm("output_norm", spec.hidden as usize)?,
+            pairing: loader.pairing(),
+            angles,
+            window_angles,
+            embedding,
+            head: if loader.has("output.weight") {
+                loader.matrix("output.weight", spec.hidden as usize)?
+            } else {
+                embedding
+            },
+            positions,
+        })
+    }
+
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Rows of the embedding, which can be more than the tokenizer's tokens.
+    pub fn vocab(&self) -> usize {
+        self.checkpoint.tensors()[self.embedding].dims().rows
+    }
+
+    pub fn hidden(&self) -> usize {
+        self.spec.hidden as usize
+    }
+
+    /// A cache that every layer keeps its keys and values in.
+    pub fn cache(&self, positions: usize) -> Result<KvCache> {
+        self.new_cache(self.layers.len(), positions)
+    }
+
+    /// A cache for one [`Engine::forward`] over whole sequences: layers overwrite each other's.
+    pub fn transient(&self, positions: usize) -> Result<KvCache> {
+        self.new_cache(1, positions)
+    }
+
+    fn new_cache(&self, slots: usize, positions: usize) -> Result<KvCache> {
+        if positions > self.positions {
+            let (most, over) = (self.positions, positions - self.positions);
+            return Err(Error::limits(format!("{positions} positions are {over} more than the {most} asked for")));
+        }
+        KvCache::new(slots, self.spec.kv_heads(), self.spec.head_dim(), positions)
+    }
+
+    pub fn head(&self) -> Result<Head<'a>> {
+        let weight = self.checkpoint.read(self.head, 0)?;
+        Ok(Head { weight, softcap: self.spec.final_softcap.filter(|c| *c > 0.0) })
+    }
+
+    /// Runs new tokens of several sequences and returns their final hidden states, normed: `[tokens][hidden]`, in order.
+    /// Runs in the caller's rayon pool. `tap` sees the input of every weight.
+    ///
+    /// Errors: a token outside the vocabulary; more tokens than the cache has room for; an activation that is not finite, with
+    /// the layer where it first appears.
+    pub fn forward(&self, sequences: &mut [Sequence<'_>], tap: &mut dyn Tap) -> Result<Vec<f32>> {
+        for s in sequences.iter() {
+            let (have, want) = (s.cache.capacity().min(self.positions), s.cache.len() + s.tokens.len());
+            if want > have {
+                return Err(Error::limits(format!(
+                    "{want} tokens are {} more than the context of {have}",
+                    want - have
+                )));
+            }
+            if !s.cache.is_empty() && !s.cache.keeps(self.layers.len()) {
+                return Err(Error::request("a transient cache cannot be continued"));
+            }
+        }
+        let tokens: Vec<u32> = sequences.iter().flat_map(|s| s.tokens.iter().copied()).collect();
+        let mut x = self.embed(&tokens)?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            layer.run(self, number, sequences, &mut x, tap).at(|| format!("layer {number}"))?;
+            self.check(&x, &tokens, || format!("the output of layer {number}"))?;
+        }
+        for s in sequences {
+            s.cache.advance(s.tokens.len());
+        }
+        let mut out = vec![0.0; x.len()];
+        self.norm_rows(&x, &self.output_norm, &mut out);
+        tap.input(Site { layer: None, reader: Role::Output, expert: None }, &out, None);
+        self.check(&out, &tokens, || "the final norm".to_owned())?;
+        Ok(out)
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let (hidden, vocab) = (self.hidden(), self.vocab());
+        if let Some(bad) = tokens.iter().find(|t| **t as usize >= vocab) {
+            return Err(Error::input(format!("token {bad} is not among the {vocab} of the embedding"))
+                .help("the tokenizer belongs to another model"));
+        }
+        let weight = self.checkpoint.read(self.embedding, 0)?;
+        let mut scale = weight.scale;
+        if self.arch.runtime.scaled_embeddings {
+            scale *= (hidden as f32).sqrt();
+        }
+        let mut x = vec![0.0; tokens.len() * hidden];
+        x.par_chunks_exact_mut(hidden).zip(tokens).for_each(|(row, token)| {
+            let at = *token as usize;
+            weight.codec.decode(&weight.packed, at..at + 1, row);
+            row.iter_mut().for_each(|x| *x *= scale);
+        });
+        self.check(&x, tokens, || "the embedding".to_owned())?;
+        Ok(x)
+    }
+
+    fn check(&self, x: &[f32], tokens: &[u32], place: impl Fn() -> String) -> Result<()> {
+        if x.par_chunks(1 << 14).all(cpu::is_finite) {
+            return Ok(());
+        }
+        let at = x.iter().position(|x| !x.is_finite()).unwrap_or(0) / self.hidden().max(1);
+        let token = tokens.get(at).copied().unwrap_or_default();
+        Err(Error::input(format!("{} is not finite at position {at} of the batch (token {token})", place()))
+            .help("run `quant verify` on the file: it names weights that are not numbers"))
+    }
+
+    /// Norms every row of `x` into `out`.
+    fn norm_rows(&self, x: &[f32], gain: &[f32], out: &mut [f32]) {
+        let eps = self.spec.rms_eps;
+        let n = gain.len();
+        out.par_chunks_exact_mut(n).zip(x.par_chunks_exact(n)).for_each(|(out, x)| cpu::rms_norm(x, gain, eps, out));
+    }
+}
+
+impl Head<'_> {
+    /// Logits of hidden states `[tokens][hidden]`: `[tokens][vocabulary]`.
+    pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
+        let dims = self.weight.packed.dims;
+        let mut out = vec![0.0; hidden.len() / dims.cols.max(1) * dims.rows];
+        cpu::linear(&self.weight, 0..dims.rows, None, hidden, &mut out);
+        if let Some(cap) = self.softcap {
+            out.par_chunks_mut(1 << 14).for_each(|x| cpu::softcap(x, cap));
+        }
+        out
+    }
+}
