@@ -8,12 +8,13 @@ mod attention;
 mod elementwise;
 mod kernel;
 mod product;
+mod scores;
 mod simd;
 
 pub use attention::{Attention, KvCache};
 pub use elementwise::{add, gate, is_finite, rms_norm, softcap, softmax};
-pub use product::{Panels, linear, linear_tiles};
-pub use simd::exp;
+pub use product::{Panels, linear};
+pub use scores::{Scores, Tokens};
 
 /// Runs `work` with its loops spread over `threads` threads.
 pub fn pool(threads: usize) -> crate::error::Result<rayon::ThreadPool> {

@@ -44,7 +44,8 @@ impl Panels {
 
     /// `out[t][out_column..] = x[t] * rows^T`: `x` is `[tokens][cols]`, `out` `[tokens][out_stride]`. Columns past the rows
     /// that were loaded get zeros, up to a multiple of [`WIDTH`].
-    fn multiply(&self, kernel: Kernel, x: &[f32], tokens: usize, out: &mut [f32], out_stride: usize) {
+    pub fn multiply(&self, x: &[f32], tokens: usize, out: &mut [f32], out_stride: usize) {
+        let kernel = Kernel::best();
         assert!(x.len() >= tokens * self.cols && self.count * WIDTH <= out_stride);
         assert!(out.len() >= tokens * out_stride);
         for panel in 0..self.count {
@@ -104,8 +105,8 @@ pub fn linear(weight: &Weight<'_>, rows: Range<usize>, bias: Option<&[f32]>, x: 
 }
 
 /// Computes `x * W^T` tile by tile and hands each to `done(tokens, columns, tile)`, from any thread: `tile` is
-/// `[tokens][columns rounded up to 32]`. Nothing of the size of the whole product is held.
-pub fn linear_tiles(
+/// `[tokens][columns rounded up to 32]`. `done` must not start parallel work: it is called with a thread's buffers in use.
+fn linear_tiles(
     weight: &Weight<'_>,
     rows: Range<usize>,
     x: &[f32],
@@ -113,7 +114,6 @@ pub fn linear_tiles(
 ) {
     let cols = weight.packed.dims.cols;
     let tokens = x.len() / cols.max(1);
-    let kernel = Kernel::best();
     (0..rows.len().div_ceil(JOB_ROWS)).into_par_iter().for_each(|job| {
         let columns = job * JOB_ROWS..rows.len().min((job + 1) * JOB_ROWS);
         let width = columns.len().next_multiple_of(WIDTH);
@@ -122,7 +122,7 @@ pub fn linear_tiles(
             for from in (0..tokens).step_by(JOB_TOKENS) {
                 let until = tokens.min(from + JOB_TOKENS);
                 tile.resize(tile.len().max(JOB_TOKENS * JOB_ROWS), 0.0);
-                panels.multiply(kernel, &x[from * cols..until * cols], until - from, tile, width);
+                panels.multiply(&x[from * cols..until * cols], until - from, tile, width);
                 done(from..until, columns.clone(), &tile[..(until - from) * width]);
             }
         });

@@ -1,0 +1,105 @@
+//! Compares models on text: hidden states of the reference and of every artifact, then their logits side by side.
+
+use rayon::prelude::*;
+
+use crate::container::Weight;
+use crate::device::cpu::{self, Panels, Scores, Tokens};
+use crate::engine::Head;
+use crate::error::{Error, Result};
+
+/// Hidden states `[positions][hidden]` and the matrix that makes logits of them.
+pub struct Side<'a> {
+    pub head: &'a Head<'a>,
+    pub hidden: &'a [f32],
+}
+
+/// Parts of the vocabulary that are summed on their own and joined in order, so that threads change nothing.
+const RANGES: usize = 64;
+/// Rows of the heads that are decoded at a time.
+const ROWS: usize = 128;
+/// Positions whose logits over [`ROWS`] are held at a time.
+const POSITIONS: usize = 128;
+
+/// What every position says of every model: `[model][position]`. `targets` are the tokens that came next.
+///
+/// Errors: heads of different vocabularies; logits that are not finite.
+pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Result<Vec<Vec<Tokens>>> {
+    let vocab = reference.head.weight.packed.dims.rows;
+    if let Some(other) = models.iter().map(|m| m.head.weight.packed.dims.rows).find(|rows| *rows != vocab) {
+        return Err(Error::input(format!("the reference has {vocab} tokens, the artifact {other}"))
+            .help("compare artifacts with the model that they were made from"));
+    }
+    if let Some(bad) = targets.iter().find(|t| **t as usize >= vocab) {
+        return Err(Error::input(format!("token {bad} is not among the {vocab} of the model")));
+    }
+    let step = vocab.div_ceil(RANGES).next_multiple_of(ROWS);
+    let parts: Vec<Scores> = (0..vocab.div_ceil(step))
+        .into_par_iter()
+        .map(|i| range(reference, models, targets, i * step..vocab.min((i + 1) * step)))
+        .collect();
+    let mut all = Scores::new(targets.len(), models.len());
+    parts.iter().for_each(|part| all.merge(part));
+    let rows: Vec<Vec<Tokens>> = (0..models.len()).map(|m| all.finish(m).collect()).collect();
+    let finite = |t: &Tokens| t.nll.is_finite() && t.nll_reference.is_finite() && t.kld.is_finite();
+    match rows.iter().position(|row| !row.iter().all(finite)) {
+        Some(model) => Err(Error::input(format!("logits of model {} or of the reference are not finite", model + 1))
+            .at("the output matrix")
+            .help("run `quant verify` on the file: it names weights that are not numbers")),
+        None => Ok(rows),
+    }
+}
+
+fn range(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32], rows: std::ops::Range<usize>) -> Scores {
+    let mut scores = Scores::new(targets.len(), models.len());
+    let mut sides: Vec<Block<'_>> = std::iter::once(reference).chain(models).map(Block::new).collect();
+    for first in rows.clone().step_by(ROWS) {
+        let columns = first..rows.end.min(first + ROWS);
+        let n = columns.len();
+        sides.iter_mut().for_each(|s| s.load(columns.clone()));
+        for from in (0..targets.len()).step_by(POSITIONS) {
+            let count = POSITIONS.min(targets.len() - from);
+            sides.iter_mut().for_each(|s| s.multiply(from, count));
+            let (reference, models) = sides.split_first().unwrap_or_else(|| unreachable!("the reference is there"));
+            let mut logits: Vec<&[f32]> = Vec::with_capacity(models.len());
+            for i in 0..count {
+                logits.clear();
+                logits.extend(models.iter().map(|m| m.row(i, n)));
+                scores.add(from + i, first, targets[from + i], reference.row(i, n), &logits);
+            }
+        }
+    }
+    scores
+}
+
+/// One side's logits over a block of the vocabulary.
+struct Block<'a> {
+    weight: &'a Weight<'a>,
+    softcap: Option<f32>,
+    hidden: &'a [f32],
+    panels: Panels,
+    logits: Vec<f32>,
+}
+
+impl<'a> Block<'a> {
+    fn new(side: &Side<'a>) -> Self {
+        let Side { head, hidden } = side;
+        let logits = vec![0.0; POSITIONS * ROWS];
+        Block { weight: &head.weight, softcap: head.softcap, hidden, panels: Panels::default(), logits }
+    }
+
+    fn load(&mut self, rows: std::ops::Range<usize>) {
+        self.panels.load(self.weight, rows);
+    }
+
+    fn multiply(&mut self, from: usize, count: usize) {
+        let cols = self.weight.packed.dims.cols;
+        self.panels.multiply(&self.hidden[from * cols..(from + count) * cols], count, &mut self.logits, ROWS);
+        if let Some(cap) = self.softcap {
+            cpu::softcap(&mut self.logits[..count * ROWS], cap);
+        }
+    }
+
+    fn row(&self, i: usize, n: usize) -> &[f32] {
+        &self.logits[i * ROWS..][..n]
+    }
+}
