@@ -81,7 +81,8 @@ fn write(folder: &Folder, arch: &str, vocab_size: usize, options: &TokenizerOpti
     let model = folder.bytes("tokenizer.model")?.filter(|_| !byte_level_phi(folder, arch));
     let scored = match (&model, &folder.tokenizer) {
         (Some(bytes), _) => Some(scored::from_model(folder, bytes, vocab_size, arch == "phi3")?),
-        (None, Some(json)) if scored::is_scored(json) => {
+        // The converter knows such files for Llama alone.
+        (None, Some(json)) if scored::is_scored(json) && (LLAMA_LIKE.contains(&arch) || !options.exact_llama) => {
             Some(scored::from_json(folder, json, vocab_size, options.exact_llama)?)
         }
         (None, Some(_)) => None,
@@ -249,6 +250,11 @@ impl Tokenizer {
         }
     }
 
+    /// Whether llama.cpp only comes close to the source on text beyond ASCII.
+    fn is_approximate(&self) -> bool {
+        matches!(&self.0, Inner::Gguf(vocab) if vocab.is_approximate())
+    }
+
     /// Tokens, padding included.
     pub fn vocab_size(&self) -> usize {
         match &self.0 {
@@ -257,6 +263,3 @@ impl Tokenizer {
         }
     }
 }
-
-#[cfg(test)]
-mod dev_tests;

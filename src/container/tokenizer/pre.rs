@@ -3,6 +3,7 @@
 use serde_json::Value as Json;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
 
+use super::folder::{Folder, token_text};
 use super::merge::Merges;
 use super::pres::{self, DIGIT, DIGITS, GPT2, PRES, PUNCTUATION, PUNCTUATION_RUN, Pre};
 use super::sha256;
@@ -13,31 +14,40 @@ use crate::error::{Error, Result};
 const HASHES: &str = include_str!("pre_hashes.txt");
 const PROBE: &str = include_str!("pre_probe.txt");
 
-/// The value of `tokenizer.ggml.pre`. Structure decides; the converter's own table picks among names of one behaviour, and
-/// is the second chance of a structure unknown here.
+/// The value of `tokenizer.ggml.pre`. Structure finds the candidates; the converter's own table puts one of their names first,
+/// and is the second chance of a structure unknown here. `fits` has the last word on each.
+/// `merges_up`: whether every token can be merged from its letters.
 pub fn recognise(
-    json: &Json,
+    folder: &Folder,
     tokenizer: &Tokenizer,
-    reachable: impl Fn(&'static Pre) -> Result<bool>,
+    merges_up: impl Fn(&'static Pre) -> Result<bool>,
+    fits: impl Fn(&'static str) -> Result<()>,
 ) -> Result<&'static str> {
+    let json = folder.tokenizer.as_ref().unwrap_or(&Json::Null);
     let steps = steps(json);
     let ignore_merges = json["model"]["ignore_merges"].as_bool().unwrap_or(false);
-    let rows: Vec<&'static Pre> = PRES.iter().filter(|p| p.byte_level && stands_for(p, &steps)).collect();
-    let known = hashed(tokenizer)?;
-    if let Some(name) = known.filter(|name| rows.iter().any(|p| p.names.contains(name))) {
-        return Ok(name);
+    let rows = PRES.iter().filter(|p| p.byte_level && stands_for(p, &steps));
+    let (same, other): (Vec<_>, Vec<_>) = rows.partition(|p| p.ignore_merges == ignore_merges);
+    let known = known(folder, tokenizer)?;
+    let mut names: Vec<&'static str> = Vec::new();
+    names.extend(
+        known.filter(|n| same.is_empty() && other.is_empty() || same.iter().chain(&other).any(|p| p.names.contains(n))),
+    );
+    names.extend(same.iter().map(|p| p.names[0]));
+    for row in other {
+        // Otherwise the flag changes nothing.
+        if merges_up(row)? {
+            names.push(row.names[0]);
+        }
     }
-    // The flag only matters where some token cannot be merged up from its letters.
-    let row = match (rows.iter().find(|p| p.ignore_merges == ignore_merges), rows.first()) {
-        (Some(row), _) => Some(*row),
-        (None, Some(row)) if reachable(row)? => Some(*row),
-        _ => None,
-    };
-    match (row, known) {
-        (Some(row), _) => Ok(row.names[0]),
-        (None, Some(name)) => Ok(name),
-        (None, None) => Err(unknown(json, tokenizer, &steps)),
+    let mut refusal = None;
+    for name in names {
+        match fits(name) {
+            Ok(()) => return Ok(name),
+            Err(error) => refusal = refusal.or(Some(error)),
+        }
     }
+    Err(refusal.unwrap_or_else(|| unknown(json, tokenizer, &steps)))
 }
 
 fn stands_for(pre: &Pre, steps: &[String]) -> bool {
@@ -46,10 +56,19 @@ fn stands_for(pre: &Pre, steps: &[String]) -> bool {
     sources.iter().any(|source| source.iter().map(|step| canonical(step)).eq(steps.iter().cloned()))
 }
 
-fn hashed(tokenizer: &Tokenizer) -> Result<Option<&'static str>> {
+/// The name in the converter's table.
+fn known(folder: &Folder, tokenizer: &Tokenizer) -> Result<Option<&'static str>> {
     let probe: String = serde_json::from_str(PROBE).map_err(|e| Error::input(e.to_string()))?;
-    let Ok(encoding) = tokenizer.encode(probe, true) else { return Ok(None) };
-    let hash = sha256::hex(format!("{:?}", encoding.get_ids()).as_bytes());
+    // transformers' class for Llama puts BOS in front whatever the post-processor says.
+    let class = folder.config("tokenizer_class").as_str().unwrap_or_default();
+    let own_bos = class.starts_with("LlamaTokenizer");
+    let Ok(encoding) = tokenizer.encode_fast(probe, !own_bos) else { return Ok(None) };
+    let mut ids = encoding.get_ids().to_vec();
+    if own_bos && folder.config("add_bos_token").as_bool().unwrap_or(true) {
+        let bos = token_text(folder.config("bos_token")).and_then(|t| tokenizer.token_to_id(t));
+        ids.splice(0..0, bos);
+    }
+    let hash = sha256::hex(format!("{ids:?}").as_bytes());
     Ok(HASHES.lines().find_map(|line| line.strip_prefix(&hash)).map(str::trim))
 }
 
@@ -124,10 +143,7 @@ const SPELLINGS: &[(&str, &str)] = &[
 const CONTRACTION: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
 
 fn canonical(regex: &str) -> String {
-    SPELLINGS.iter().fold(regex.to_owned(), |text, (from, to)| {
-        // `{1}` must not eat into `{1,3}`, which it does not: the brace closes.
-        text.replace(from, to)
-    })
+    SPELLINGS.iter().fold(regex.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 fn unknown(json: &Json, tokenizer: &Tokenizer, steps: &[String]) -> Error {

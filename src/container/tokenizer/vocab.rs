@@ -152,18 +152,19 @@ impl Vocab {
         };
         let pre = pres::find(pre)
             .ok_or_else(|| Error::unsupported(format!("{} is {pre:?}, which llama.cpp does not know", keys::PRE)))?;
+        let id = |key: &str, default: Option<u32>| {
+            let in_range = |id: &u32| (*id as usize) < tokens.len();
+            let given = metadata.u64(key).and_then(|v| u32::try_from(v).ok()).filter(in_range);
+            given.or(default.filter(in_range))
+        };
         let scheme = if ranked {
             let merges = strings(metadata, keys::MERGES)?.ok_or_else(|| missing(keys::MERGES))?;
             Scheme::Ranked { pre, merges: Merges::new(pre, merges, &ids)? }
         } else {
             let scores = scores(metadata, tokens.len())?;
             let add_space_prefix = flag(metadata, keys::ADD_SPACE_PREFIX).unwrap_or(true);
-            Scheme::Scored { scores: Scored::new(scores, &ids), add_space_prefix }
-        };
-        let id = |key: &str, default: Option<u32>| {
-            let in_range = |id: &u32| (*id as usize) < tokens.len();
-            let given = metadata.u64(key).and_then(|v| u32::try_from(v).ok()).filter(in_range);
-            given.or(default.filter(in_range))
+            let unknown = id("tokenizer.ggml.unknown_token_id", Some(0));
+            Scheme::Scored { scores: Scored::new(scores, &ids, unknown), add_space_prefix }
         };
         let default_bos = match pre.names[0] {
             "glm4" => None,
@@ -239,6 +240,10 @@ impl Vocab {
     }
     pub fn id(&self, token: &str) -> Option<u32> {
         self.ids.get(token).copied()
+    }
+
+    pub fn is_approximate(&self) -> bool {
+        matches!(&self.scheme, Scheme::Ranked { pre, .. } if !pre.sources.is_empty())
     }
 
     /// As `llama_tokenize`: `add_special` obeys the file's BOS and EOS flags, `parse_special` finds control tokens in the text.
