@@ -1,11 +1,12 @@
 //! The tokenizer files of a Hugging Face folder, read and checked once.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 use tokenizers::AddedToken;
 
+use super::hugging_face::HuggingFace;
 use crate::error::{At, Error, Result};
 
 /// No tokenizer comes near; a larger file is a mistake.
@@ -48,21 +49,16 @@ impl Folder {
         self.config.as_ref().map_or(&Json::Null, |c| &c[key])
     }
 
-    /// `tokenizer.json` as the `tokenizers` crate runs it, with the tokens that `tokenizer_config.json` adds.
-    pub fn tokenizer(&self) -> Result<tokenizers::Tokenizer> {
+    /// `tokenizer.json` with the tokens that `tokenizer_config.json` adds.
+    pub fn tokenizer(&self) -> Result<HuggingFace> {
         let bytes = self.bytes("tokenizer.json")?.ok_or_else(|| self.missing("tokenizer.json"))?;
-        // The crate may panic on files that no tool writes.
-        let parsed = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(&bytes)));
-        let mut tokenizer = match parsed {
-            Ok(parsed) => parsed.map_err(|e| Error::input(e.to_string())).at(|| "tokenizer.json")?,
-            Err(_) => return Err(Error::input("the file breaks the tokenizers library").at("tokenizer.json")),
-        };
+        let mut tokenizer = HuggingFace::parse(&bytes)?;
         self.add_config_tokens(&mut tokenizer).at(|| "tokenizer_config.json")?;
         Ok(tokenizer)
     }
 
     /// `tokenizer_config.json` may change added tokens, and name special ones that nothing else mentions.
-    fn add_config_tokens(&self, tokenizer: &mut tokenizers::Tokenizer) -> Result<()> {
+    fn add_config_tokens(&self, tokenizer: &mut HuggingFace) -> Result<()> {
         let mut listed = Vec::new();
         for (id, token) in self.config("added_tokens_decoder").as_object().into_iter().flatten() {
             let id: u32 = id.parse().map_err(|_| Error::input(format!("{id:?} is no token id")))?;
@@ -77,16 +73,13 @@ impl Folder {
             listed.push((id, added));
         }
         listed.sort_by_key(|(id, _)| *id);
-        let refused = |e: tokenizers::Error| Error::input(e.to_string());
-        tokenizer.add_tokens(listed.into_iter().map(|(_, token)| token)).map_err(refused)?;
+        tokenizer.add(listed.into_iter().map(|(_, token)| token).collect())?;
         let names = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"].map(|role| format!("{role}_token"));
         let named = names.iter().map(|n| self.config(n)).chain(list(Some(self.config("additional_special_tokens"))));
         let named: Vec<&str> = named.filter_map(token_text).collect();
-        let known = tokenizer.get_added_vocabulary().get_vocab();
-        let new = named.into_iter().filter(|content| !known.contains_key(*content));
-        let new: Vec<AddedToken> = new.map(|content| AddedToken::from(content, true)).collect();
-        tokenizer.add_tokens(new).map_err(refused)?;
-        Ok(())
+        let known: HashSet<String> = tokenizer.added().into_values().map(|token| token.content).collect();
+        let new = named.into_iter().filter(|content| !known.contains(*content));
+        tokenizer.add(new.map(|content| AddedToken::from(content, true)).collect())
     }
 
     pub fn missing(&self, name: &str) -> Error {

@@ -186,7 +186,7 @@ pub struct Scored {
     unknown: Option<u32>,
 }
 
-/// Higher is better.
+/// Higher is better. -0.0 has to be made 0.0 first: SentencePiece writes it, and C++ sees no difference.
 #[derive(PartialEq)]
 struct Score(f32);
 impl Eq for Score {}
@@ -210,7 +210,7 @@ impl Scored {
         let mut symbols = symbols(text, |_| ());
         merge_all(&mut symbols, |a, b| {
             let id = *self.ids.get(&text[a.start..b.start + b.len])?;
-            Some((Score(self.scores[id as usize]), ()))
+            Some((Score(self.scores[id as usize] + 0.0), ()))
         });
         let mut after_unknown = false;
         for symbol in symbols.iter().filter(|s| s.len > 0) {

@@ -2,8 +2,7 @@
 
 use std::sync::LazyLock;
 
-use tokenizers::{NormalizedString, Normalizer};
-
+use super::hugging_face::HuggingFace;
 use super::{Inner, Tokenizer, keys, rebuild};
 use crate::error::{Error, Result};
 use crate::metadata::Metadata;
@@ -48,8 +47,8 @@ pub fn parity<'a>(
 }
 
 fn explain(source: &Tokenizer, artifact: &Tokenizer, text: &str, ids: &[u32]) -> Result<Option<&'static str>> {
-    if let Inner::HuggingFace { tokenizer, .. } = &source.0
-        && artifact.encode(&normalized(tokenizer, text), false, true)? == ids
+    if let Inner::HuggingFace(tokenizer) = &source.0
+        && artifact.encode(&tokenizer.normalize(text)?, false, true)? == ids
     {
         return Ok(Some(COMPOSED));
     }
@@ -62,19 +61,19 @@ fn explain(source: &Tokenizer, artifact: &Tokenizer, text: &str, ids: &[u32]) ->
 /// Refuses a pre-tokenizer that would cut ordinary text otherwise than the source does: a wrong one ruins a model in silence.
 /// Special tokens are left out (flags such as `rstrip` have no key), and so is text beyond ASCII where llama.cpp is known
 /// to approximate.
-pub fn check(source: &tokenizers::Tokenizer, vocab: &Metadata, pre: &str) -> Result<()> {
+pub fn check(source: &HuggingFace, vocab: &Metadata, pre: &str) -> Result<()> {
     let mut metadata = vocab.clone();
     metadata.set(keys::PRE, pre);
     let artifact = rebuild(&metadata)?;
-    let added = source.get_added_vocabulary().get_vocab();
+    let added: Vec<String> = source.added().into_values().map(|token| token.content).collect();
     for text in awkward() {
-        if artifact.is_approximate() && !text.is_ascii() || added.keys().any(|token| text.contains(token.as_str())) {
+        if artifact.is_approximate() && !text.is_ascii() || added.iter().any(|token| text.contains(token)) {
             continue;
         }
-        let encoding = source.encode_fast(text.as_str(), false).map_err(|e| Error::input(e.to_string()))?;
-        let got = artifact.encode(&normalized(source, text), false, false)?;
-        if encoding.get_ids() != got {
-            let expected = encoding.get_ids();
+        let expected = source.encode(text, false, true)?;
+        // llama.cpp takes text as it comes, the source may compose it first.
+        let got = artifact.encode(&source.normalize(text)?, false, false)?;
+        if expected != got {
             return Err(Error::unsupported(format!(
                 "llama.cpp's {pre:?} turns {text:?} into {got:?}, the source into {expected:?}"
             ))
@@ -83,11 +82,4 @@ pub fn check(source: &tokenizers::Tokenizer, vocab: &Metadata, pre: &str) -> Res
         }
     }
     Ok(())
-}
-
-/// llama.cpp takes text as it comes, the source may compose it first.
-fn normalized(source: &tokenizers::Tokenizer, text: &str) -> String {
-    let mut string = NormalizedString::from(text);
-    let done = source.get_normalizer().map(|n| n.normalize(&mut string).is_ok());
-    if done.unwrap_or(false) { string.get().to_owned() } else { text.to_owned() }
 }

@@ -1,9 +1,9 @@
 //! Recognises a byte-level pre-tokenizer by what its `tokenizer.json` says it does, not by a list of known models.
 
 use serde_json::Value as Json;
-use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
 
-use super::folder::{Folder, token_text};
+use super::folder::{Folder, list, token_text};
+use super::hugging_face::HuggingFace;
 use super::merge::Merges;
 use super::pres::{self, DIGIT, DIGITS, GPT2, PRES, PUNCTUATION, PUNCTUATION_RUN, Pre};
 use super::sha256;
@@ -19,7 +19,7 @@ const PROBE: &str = include_str!("pre_probe.txt");
 /// `merges_up`: whether every token can be merged from its letters.
 pub fn recognise(
     folder: &Folder,
-    tokenizer: &Tokenizer,
+    tokenizer: &HuggingFace,
     merges_up: impl Fn(&'static Pre) -> Result<bool>,
     fits: impl Fn(&'static str) -> Result<()>,
 ) -> Result<&'static str> {
@@ -57,15 +57,14 @@ fn stands_for(pre: &Pre, steps: &[String]) -> bool {
 }
 
 /// The name in the converter's table.
-fn known(folder: &Folder, tokenizer: &Tokenizer) -> Result<Option<&'static str>> {
+fn known(folder: &Folder, tokenizer: &HuggingFace) -> Result<Option<&'static str>> {
     let probe: String = serde_json::from_str(PROBE).map_err(|e| Error::input(e.to_string()))?;
     // transformers' class for Llama puts BOS in front whatever the post-processor says.
     let class = folder.config("tokenizer_class").as_str().unwrap_or_default();
     let own_bos = class.starts_with("LlamaTokenizer");
-    let Ok(encoding) = tokenizer.encode_fast(probe, !own_bos) else { return Ok(None) };
-    let mut ids = encoding.get_ids().to_vec();
+    let Ok(mut ids) = tokenizer.encode(&probe, !own_bos, true) else { return Ok(None) };
     if own_bos && folder.config("add_bos_token").as_bool().unwrap_or(true) {
-        let bos = token_text(folder.config("bos_token")).and_then(|t| tokenizer.token_to_id(t));
+        let bos = token_text(folder.config("bos_token")).and_then(|t| tokenizer.id(t));
         ids.splice(0..0, bos);
     }
     let hash = sha256::hex(format!("{ids:?}").as_bytes());
@@ -86,7 +85,7 @@ fn normalizer_steps(normalizer: &Json, out: &mut Vec<String>) {
         None if normalizer.is_null() => {}
         Some("NFC") => {}
         Some("Sequence") => {
-            normalizer["normalizers"].as_array().into_iter().flatten().for_each(|n| normalizer_steps(n, out));
+            list(Some(&normalizer["normalizers"])).for_each(|n| normalizer_steps(n, out));
         }
         _ => out.push(describe(normalizer)),
     }
@@ -104,7 +103,7 @@ fn pre_tokenizer_steps(step: &Json, out: &mut Vec<String>) {
     };
     match (step["type"].as_str(), pattern) {
         (Some("Sequence"), _) => {
-            step["pretokenizers"].as_array().into_iter().flatten().for_each(|s| pre_tokenizer_steps(s, out));
+            list(Some(&step["pretokenizers"])).for_each(|s| pre_tokenizer_steps(s, out));
         }
         (Some("Split"), Some(pattern)) if isolates => out.push(pattern),
         (Some("Digits"), _) => {
@@ -146,7 +145,7 @@ fn canonical(regex: &str) -> String {
     SPELLINGS.iter().fold(regex.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-fn unknown(json: &Json, tokenizer: &Tokenizer, steps: &[String]) -> Error {
+fn unknown(json: &Json, tokenizer: &HuggingFace, steps: &[String]) -> Error {
     let seen = if steps.is_empty() { describe(&json["pre_tokenizer"]) } else { steps.join("\n    ") };
     let alike = alike(tokenizer);
     let hint = match alike.as_slice() {
@@ -159,17 +158,10 @@ fn unknown(json: &Json, tokenizer: &Tokenizer, steps: &[String]) -> Error {
 }
 
 /// Pre-tokenizers that cut the test strings as this one does.
-fn alike(tokenizer: &Tokenizer) -> Vec<&'static str> {
-    let Some(source) = tokenizer.get_pre_tokenizer() else { return Vec::new() };
+fn alike(tokenizer: &HuggingFace) -> Vec<&'static str> {
     let strings = super::awkward();
-    let source_pieces = |text: &str| {
-        let mut pieces = PreTokenizedString::from(text);
-        source.pre_tokenize(&mut pieces).ok()?;
-        let splits = pieces.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
-        Some(splits.into_iter().map(|(piece, ..)| piece.to_owned()).collect::<Vec<_>>())
-    };
-    let expected: Option<Vec<_>> = strings.iter().map(|s| source_pieces(s)).collect();
-    let Some(expected) = expected else { return Vec::new() };
+    let expected: Result<Vec<_>> = strings.iter().map(|text| tokenizer.words(text)).collect();
+    let Ok(expected) = expected else { return Vec::new() };
     let same = |pre: &&'static Pre| {
         let Ok(merges) = Merges::new(pre, &[], &Default::default()) else { return false };
         strings.iter().zip(&expected).all(|(text, expected)| {

@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use serde_json::Value as Json;
 
 use super::folder::Folder;
+use super::hugging_face::HuggingFace;
 use super::merge::Merges;
 use super::pres::Pre;
-use super::vocab::TokenType;
+use super::vocab::{self, TokenType};
 use super::{TokenizerOptions, keys, looks_special, parity, pre, pres, special};
 use crate::error::{Error, Result};
-use crate::metadata::{Array, Metadata, Value};
+use crate::metadata::Metadata;
 
 pub fn write(folder: &Folder, vocab_size: usize, options: &TokenizerOptions, out: &mut Metadata) -> Result<()> {
     let json = folder.tokenizer.as_ref().ok_or_else(|| folder.missing("tokenizer.json"))?;
@@ -22,45 +23,39 @@ pub fn write(folder: &Folder, vocab_size: usize, options: &TokenizerOptions, out
     let tokenizer = folder.tokenizer()?;
     let (texts, types) = tokens(json, &tokenizer, vocab_size)?;
     let merges = special::merges(folder)?;
-    let ids = super::vocab::index(&texts)?;
-    let mut vocab = Metadata::default();
-    vocab.set(keys::MODEL, "gpt2");
-    vocab.set(keys::PRE, "");
-    vocab.set(keys::TOKENS, texts);
-    vocab.set(keys::TOKEN_TYPE, types.iter().map(|&t| t as i32).collect::<Vec<i32>>());
-    vocab.set(keys::MERGES, merges);
+    let ids = vocab::index(&texts)?;
+    out.set(keys::MODEL, "gpt2");
+    out.set(keys::PRE, ""); // chosen below, with the rest to try it on
+    out.set(keys::TOKENS, texts);
+    out.set(keys::TOKEN_TYPE, types.iter().map(|&t| t as i32).collect::<Vec<i32>>());
+    // The converter leaves out an empty list, and llama.cpp does not load a file without the key. Empty, it loads.
+    out.set(keys::MERGES, merges);
     let name = match &options.pre {
         Some(name) => pres::names().find(|n| n == name).ok_or_else(|| {
             let known = pres::names().collect::<Vec<_>>().join(", ");
             Error::request(format!("--pre {name}: llama.cpp has no such pre-tokenizer")).help(format!("known: {known}"))
         })?,
         None => {
-            let merges_up = |row| merges_up(row, &vocab, &ids, &types);
+            let merges_up = |row| merges_up(row, out, &ids, &types);
             let fits = |name: &str| match options.exact_llama {
                 true => Ok(()),
-                false => parity::check(&tokenizer, &vocab, name),
+                false => parity::check(&tokenizer, out, name),
             };
             pre::recognise(folder, &tokenizer, merges_up, fits)?
         }
     };
-    vocab.set(keys::PRE, name);
-    // An empty list is left out.
-    for key in [keys::MODEL, keys::PRE, keys::TOKENS, keys::TOKEN_TYPE, keys::MERGES] {
-        if let Some(value) = vocab.remove(key).filter(|v| v.as_array().is_none_or(|a| !a.is_empty())) {
-            out.set(key, value);
-        }
-    }
+    out.set(keys::PRE, name);
     Ok(())
 }
 
 /// Whether merging the letters of each token gives that token.
-fn merges_up(row: &'static Pre, vocab: &Metadata, ids: &HashMap<String, u32>, types: &[TokenType]) -> Result<bool> {
-    let Some(Array::Str(list)) = vocab.get(keys::MERGES).and_then(Value::as_array) else { return Ok(true) };
+fn merges_up(row: &'static Pre, metadata: &Metadata, ids: &HashMap<String, u32>, types: &[TokenType]) -> Result<bool> {
+    let list = vocab::strings(metadata, keys::MERGES)?.unwrap_or_default();
     let merges = Merges::new(row, list, ids)?;
     Ok(ids.iter().filter(|(_, id)| types[**id as usize] == TokenType::Normal).all(|(text, _)| merges.reaches(text)))
 }
 
-fn tokens(json: &Json, tokenizer: &tokenizers::Tokenizer, vocab_size: usize) -> Result<(Vec<String>, Vec<TokenType>)> {
+fn tokens(json: &Json, tokenizer: &HuggingFace, vocab_size: usize) -> Result<(Vec<String>, Vec<TokenType>)> {
     let vocab = super::model_vocab(json)?;
     let mut texts: Vec<String> = (0..vocab_size).map(|i| format!("[PAD{i}]")).collect();
     let mut types = vec![TokenType::Unused; vocab_size];
@@ -72,10 +67,10 @@ fn tokens(json: &Json, tokenizer: &tokenizers::Tokenizer, vocab_size: usize) -> 
         }
         (texts[id as usize], types[id as usize]) = (text.clone(), TokenType::Normal);
     }
-    for (id, token) in tokenizer.get_added_tokens_decoder() {
+    for (id, token) in tokenizer.added() {
         super::in_range(id, &token.content, vocab_size)?;
         // llama.cpp looks for these in raw text, so they are written as they decode.
-        let text = if token.normalized { None } else { tokenizer.decode(&[id], false).ok() };
+        let text = if token.normalized { None } else { tokenizer.decode(&[id]).ok() };
         let mut text = text.unwrap_or_else(|| token.content.clone());
         let control = token.special || looks_special(&text);
         if !control {

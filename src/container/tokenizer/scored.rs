@@ -106,7 +106,7 @@ pub fn is_scored(tokenizer: &Json) -> bool {
 pub fn from_json(folder: &Folder, tokenizer: &Json, vocab_size: usize, exact: bool) -> Result<Tokens> {
     let vocab = super::model_vocab(tokenizer)?;
     let ranks = if exact { HashMap::new() } else { best_ranks(&merges(folder)?) };
-    let added = folder.tokenizer()?.get_added_tokens_decoder();
+    let added = folder.tokenizer()?.added();
     let mut tokens = Tokens::padding(vocab_size);
     let unmerged = -(ranks.len() as f32);
     for (text, &id) in &vocab {

@@ -12,7 +12,7 @@ use crate::metadata::Metadata;
 const ID_KEYS: &[(&str, &str)] = &[
     ("bos", keys::BOS_ID),
     ("eos", keys::EOS_ID),
-    ("unk", "tokenizer.ggml.unknown_token_id"),
+    ("unk", keys::UNKNOWN_ID),
     ("sep", "tokenizer.ggml.seperator_token_id"),
     ("pad", "tokenizer.ggml.padding_token_id"),
     ("mask", "tokenizer.ggml.mask_token_id"),
