@@ -227,7 +227,8 @@ fn a_new_spelling_is_recognised_by_what_it_does_in_the_error() {
 /// Each is a way in which the files can lie.
 #[test]
 fn damaged_folders_are_errors() {
-    let lies: [(&str, fn(&mut Json)); 8] = [
+    type Lie = fn(&mut Json);
+    let lies: [(&str, Lie); 8] = [
         ("id beyond the embeddings", |t| t["model"]["vocab"]["!"] = 999_999.into()),
         ("no id", |t| t["model"]["vocab"]["!"] = "x".into()),
         ("two tokens, one id", |t| t["model"]["vocab"]["!"] = 1.into()),
@@ -245,6 +246,12 @@ fn damaged_folders_are_errors() {
             from_folder(dir.path(), "llama", vocab_size("byte-level"), &TokenizerOptions::default()).is_err(),
             "{what}"
         );
+    }
+    // The crate panics on this one as soon as it encodes.
+    let dir = folder_with("byte-level", |t| t["post_processor"]["special_tokens"] = serde_json::json!({}));
+    let _ = from_folder(dir.path(), "llama", vocab_size("byte-level"), &TokenizerOptions::default());
+    if let Ok(tokenizer) = load_folder(dir.path()) {
+        assert!(tokenizer.encode("x", true, true).is_err());
     }
     let empty = tempfile::tempdir().unwrap();
     assert!(from_folder(empty.path(), "llama", 10, &TokenizerOptions::default()).is_err());

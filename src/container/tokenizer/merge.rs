@@ -238,3 +238,27 @@ impl Scored {
         self.ids.get(&format!("<0x{byte:02X}>")).or_else(|| self.ids.get(&letter?)).copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_scores_merge_from_the_left() {
+        let ids: HashMap<String, u32> = ["a", "b", "ab", "ba"].into_iter().map(str::to_owned).zip(0..).collect();
+        for (ab, ba) in [(0.0, -0.0), (-0.0, 0.0), (1.0, 1.0)] {
+            let mut out = Vec::new();
+            Scored::new(vec![0.0, 0.0, ab, ba], &ids, None).encode("aba", &mut out).unwrap();
+            assert_eq!(out, [2, 0], "{ab} {ba}");
+        }
+    }
+
+    #[test]
+    fn text_without_tokens_is_unknown_once() {
+        let ids: HashMap<String, u32> = ["?", "a"].into_iter().map(str::to_owned).zip(0..).collect();
+        let mut out = Vec::new();
+        Scored::new(vec![0.0; 2], &ids, Some(0)).encode("xya字", &mut out).unwrap();
+        assert_eq!(out, [0, 1, 0]);
+        assert!(Scored::new(vec![0.0; 2], &ids, None).encode("x", &mut out).is_err());
+    }
+}

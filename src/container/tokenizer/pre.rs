@@ -170,3 +170,50 @@ fn alike(tokenizer: &HuggingFace) -> Vec<&'static str> {
     };
     PRES.iter().filter(|p| p.byte_level).filter(same).map(|p| p.names[0]).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn rows(pre_tokenizer: &Json) -> Vec<&'static str> {
+        let steps = steps(&json!({"normalizer": null, "pre_tokenizer": pre_tokenizer}));
+        PRES.iter().filter(|p| p.byte_level && stands_for(p, &steps)).map(|p| p.names[0]).collect()
+    }
+
+    fn sequence(splits: &[&str]) -> Json {
+        let split = |regex: &&str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"});
+        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
+        json!({"type": "Sequence", "pretokenizers": splits.iter().map(split).chain([byte_level]).collect::<Vec<_>>()})
+    }
+
+    #[test]
+    fn every_row_is_found_by_its_own_patterns() {
+        for pre in PRES.iter().filter(|p| p.byte_level) {
+            let own = [pre.splits];
+            let sources = if pre.sources.is_empty() { &own[..] } else { pre.sources };
+            for source in sources {
+                assert!(rows(&sequence(source)).contains(&pre.names[0]), "{:?}", pre.names);
+            }
+        }
+    }
+
+    /// As published files spell them.
+    #[test]
+    fn other_spellings_are_found() {
+        let llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        assert_eq!(rows(&sequence(&[llama3])), ["llama-bpe", "dbrx", "glm4"]);
+        assert_eq!(rows(&sequence(&[&llama3.replace("{1,3}", "")])), ["qwen2"]);
+        let cl100k = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+        assert_eq!(rows(&sequence(&[cl100k])), ["llama-bpe", "dbrx", "glm4"]);
+        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false});
+        assert_eq!(rows(&byte_level), ["gpt-2"]);
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        assert_eq!(rows(&json!({"type": "Sequence", "pretokenizers": [digits, byte_level]})), ["smollm"]);
+        let unusual =
+            [json!({"type": "ByteLevel"}), json!({"type": "Whitespace"}), json!(null), sequence(&["[aeiou]"])];
+        for unknown in unusual {
+            assert!(rows(&unknown).is_empty(), "{unknown}");
+        }
+    }
+}
