@@ -1,11 +1,12 @@
 //! The tokenizer files of a Hugging Face folder, read and checked once.
 
-use std::collections::{BTreeMap, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
+use tokenizers::AddedToken;
 
+use super::hugging_face::HuggingFace;
 use crate::error::{At, Error, Result};
 
 /// No tokenizer comes near; a larger file is a mistake.
@@ -19,14 +20,6 @@ pub struct Folder {
     pub config: Option<Json>,
     /// `config.json` of the model
     pub model: Option<Json>,
-}
-
-/// A token that is cut out of the text before anything else.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Added {
-    pub content: String,
-    pub special: bool,
-    pub normalized: bool,
 }
 
 impl Folder {
@@ -56,63 +49,43 @@ impl Folder {
         self.config.as_ref().map_or(&Json::Null, |c| &c[key])
     }
 
-    /// `tokenizer.json` as the `tokenizers` crate runs it, with the tokens that `tokenizer_config.json` adds.
-    pub fn tokenizer(&self) -> Result<tokenizers::Tokenizer> {
+    /// `tokenizer.json` with the tokens that `tokenizer_config.json` adds.
+    pub fn tokenizer(&self) -> Result<HuggingFace> {
         let bytes = self.bytes("tokenizer.json")?.ok_or_else(|| self.missing("tokenizer.json"))?;
-        // The crate may panic on files that no tool writes.
-        let parsed = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(&bytes)));
-        let mut tokenizer = match parsed {
-            Ok(parsed) => parsed.map_err(|e| Error::input(e.to_string())).at(|| "tokenizer.json")?,
-            Err(_) => return Err(Error::input("the file breaks the tokenizers library").at("tokenizer.json")),
-        };
-        let known = tokenizer.get_vocab(true);
-        for (_, added) in self.added_tokens(&known)? {
-            let token = tokenizers::AddedToken::from(added.content.clone(), added.special).normalized(added.normalized);
-            if !tokenizer.get_added_vocabulary().get_vocab().contains_key(&added.content) {
-                tokenizer.add_tokens([token]).map_err(|e| Error::input(e.to_string()).at("tokenizer_config.json"))?;
-            }
-        }
+        let mut tokenizer = HuggingFace::parse(&bytes)?;
+        self.add_config_tokens(&mut tokenizer).at(|| "tokenizer_config.json")?;
         Ok(tokenizer)
+    }
+
+    /// `tokenizer_config.json` may change added tokens, and name special ones that nothing else mentions.
+    fn add_config_tokens(&self, tokenizer: &mut HuggingFace) -> Result<()> {
+        let mut listed = Vec::new();
+        for (id, token) in self.config("added_tokens_decoder").as_object().into_iter().flatten() {
+            let id: u32 = id.parse().map_err(|_| Error::input(format!("{id:?} is no token id")))?;
+            let content = token["content"].as_str().ok_or_else(|| Error::input(format!("token {id} has no text")))?;
+            let flag = |name: &str| token[name].as_bool();
+            let special = flag("special").unwrap_or(false);
+            let added = AddedToken::from(content, special)
+                .normalized(flag("normalized").unwrap_or(!special))
+                .single_word(flag("single_word").unwrap_or(false))
+                .lstrip(flag("lstrip").unwrap_or(false))
+                .rstrip(flag("rstrip").unwrap_or(false));
+            listed.push((id, added));
+        }
+        listed.sort_by_key(|(id, _)| *id);
+        tokenizer.add(listed.into_iter().map(|(_, token)| token).collect())?;
+        let names = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"].map(|role| format!("{role}_token"));
+        let named = names.iter().map(|n| self.config(n)).chain(list(Some(self.config("additional_special_tokens"))));
+        let named: Vec<&str> = named.filter_map(token_text).collect();
+        let known: HashSet<String> = tokenizer.added().into_values().map(|token| token.content).collect();
+        let new = named.into_iter().filter(|content| !known.contains(*content));
+        tokenizer.add(new.map(|content| AddedToken::from(content, true)).collect())
     }
 
     pub fn missing(&self, name: &str) -> Error {
         Error::input(format!("there is no {name}"))
             .at(self.dir.display().to_string())
             .help("copy the tokenizer's files from the model's repository")
-    }
-
-    /// Added tokens by id: `tokenizer.json`, then what `tokenizer_config.json` changes and names. `vocab`: the model's own ids.
-    pub fn added_tokens(&self, vocab: &HashMap<String, u32>) -> Result<BTreeMap<u32, Added>> {
-        let mut added = BTreeMap::new();
-        let mut insert = |id: Option<u32>, token: &Json, place: &str| -> Result<()> {
-            let content = token["content"].as_str().filter(|c| !c.is_empty());
-            let (Some(content), Some(id)) = (content, id) else {
-                return Err(Error::input(format!("an added token has no text or no id: {token}")).at(place));
-            };
-            let id = vocab.get(content).copied().unwrap_or(id);
-            let special = token["special"].as_bool().unwrap_or(false);
-            let normalized = token["normalized"].as_bool().unwrap_or(!special);
-            added.insert(id, Added { content: content.to_owned(), special, normalized });
-            Ok(())
-        };
-        for token in list(self.tokenizer.as_ref().map(|t| &t["added_tokens"])) {
-            insert(as_id(&token["id"]), token, "tokenizer.json")?;
-        }
-        for (id, token) in self.config("added_tokens_decoder").as_object().into_iter().flatten() {
-            insert(id.parse().ok(), token, "tokenizer_config.json")?;
-        }
-        let names = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"].map(|role| format!("{role}_token"));
-        let named = names.iter().map(|n| self.config(n)).chain(list(Some(self.config("additional_special_tokens"))));
-        for content in named.filter_map(token_text) {
-            if added.values().any(|a| a.content == content) {
-                continue;
-            }
-            // A special token that nothing else mentions is appended to the vocabulary.
-            let next = vocab.values().chain(added.keys()).max().map_or(0, |&id| id.saturating_add(1));
-            let id = vocab.get(content).copied().unwrap_or(next);
-            added.insert(id, Added { content: content.to_owned(), special: true, normalized: false });
-        }
-        Ok(added)
     }
 }
 

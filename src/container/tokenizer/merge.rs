@@ -183,9 +183,10 @@ fn isolate<'a>(pattern: &SysRegex, text: &'a str) -> Vec<&'a str> {
 pub struct Scored {
     scores: Vec<f32>,
     ids: HashMap<String, u32>,
+    unknown: Option<u32>,
 }
 
-/// Higher is better.
+/// Higher is better. -0.0 has to be made 0.0 first: SentencePiece writes it, and C++ sees no difference.
 #[derive(PartialEq)]
 struct Score(f32);
 impl Eq for Score {}
@@ -201,32 +202,63 @@ impl Ord for Score {
 }
 
 impl Scored {
-    pub fn new(scores: Vec<f32>, ids: &HashMap<String, u32>) -> Scored {
-        Scored { scores, ids: ids.clone() }
+    pub fn new(scores: Vec<f32>, ids: &HashMap<String, u32>, unknown: Option<u32>) -> Scored {
+        Scored { scores, ids: ids.clone(), unknown }
     }
 
     pub fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
         let mut symbols = symbols(text, |_| ());
         merge_all(&mut symbols, |a, b| {
             let id = *self.ids.get(&text[a.start..b.start + b.len])?;
-            Some((Score(self.scores[id as usize]), ()))
+            Some((Score(self.scores[id as usize] + 0.0), ()))
         });
+        let mut after_unknown = false;
         for symbol in symbols.iter().filter(|s| s.len > 0) {
             let piece = &text[symbol.start..symbol.start + symbol.len];
-            match self.ids.get(piece) {
-                Some(&id) => out.push(id),
-                None => piece.bytes().try_for_each(|byte| self.byte(byte).map(|id| out.push(id)))?,
+            let bytes = || piece.bytes().map(|byte| self.byte(byte)).collect::<Option<Vec<u32>>>();
+            let found = self.ids.get(piece).map(|&id| vec![id]).or_else(bytes);
+            let unknown = found.is_none();
+            match (found, self.unknown) {
+                (Some(ids), _) => out.extend(ids),
+                (None, Some(_)) if after_unknown => {}
+                (None, Some(id)) => out.push(id),
+                (None, None) => {
+                    return Err(Error::input(format!("the vocabulary has neither {piece:?} nor an unknown token")));
+                }
             }
+            after_unknown = unknown;
         }
         Ok(())
     }
 
-    fn byte(&self, byte: u8) -> Result<u32> {
+    /// A vocabulary without all bytes is one that llama.cpp stops at; here a run of such text is one unknown token, as
+    /// SentencePiece has it.
+    fn byte(&self, byte: u8) -> Option<u32> {
         let letter = byte.is_ascii().then(|| (byte as char).to_string());
-        let id = self.ids.get(&format!("<0x{byte:02X}>")).or_else(|| self.ids.get(&letter?));
-        id.copied().ok_or_else(|| {
-            Error::input(format!("the vocabulary has no token for byte 0x{byte:02X}"))
-                .help("llama.cpp cannot tokenize such text with this vocabulary either")
-        })
+        self.ids.get(&format!("<0x{byte:02X}>")).or_else(|| self.ids.get(&letter?)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_scores_merge_from_the_left() {
+        let ids: HashMap<String, u32> = ["a", "b", "ab", "ba"].into_iter().map(str::to_owned).zip(0..).collect();
+        for (ab, ba) in [(0.0, -0.0), (-0.0, 0.0), (1.0, 1.0)] {
+            let mut out = Vec::new();
+            Scored::new(vec![0.0, 0.0, ab, ba], &ids, None).encode("aba", &mut out).unwrap();
+            assert_eq!(out, [2, 0], "{ab} {ba}");
+        }
+    }
+
+    #[test]
+    fn text_without_tokens_is_unknown_once() {
+        let ids: HashMap<String, u32> = ["?", "a"].into_iter().map(str::to_owned).zip(0..).collect();
+        let mut out = Vec::new();
+        Scored::new(vec![0.0; 2], &ids, Some(0)).encode("xya字", &mut out).unwrap();
+        assert_eq!(out, [0, 1, 0]);
+        assert!(Scored::new(vec![0.0; 2], &ids, None).encode("x", &mut out).is_err());
     }
 }

@@ -2,7 +2,9 @@
 //! Sources: llama.cpp `conversion/`, `gguf-py/gguf/vocab.py`, `src/llama-vocab.cpp`.
 
 mod bytes;
+mod control;
 mod folder;
+mod hugging_face;
 mod merge;
 mod parity;
 mod pre;
@@ -17,7 +19,6 @@ mod vocab;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::OnceLock;
 
 use serde_json::{Value as Json, json};
 
@@ -25,6 +26,7 @@ use crate::error::{At, Error, Result};
 use crate::metadata::Metadata;
 
 use folder::Folder;
+use hugging_face::HuggingFace;
 pub use parity::{Mismatch, awkward, parity};
 use special::Special;
 pub use template::{check_template, render_template, templates};
@@ -40,6 +42,7 @@ mod keys {
     pub const MERGES: &str = "tokenizer.ggml.merges";
     pub const BOS_ID: &str = "tokenizer.ggml.bos_token_id";
     pub const EOS_ID: &str = "tokenizer.ggml.eos_token_id";
+    pub const UNKNOWN_ID: &str = "tokenizer.ggml.unknown_token_id";
     pub const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
     pub const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
     pub const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
@@ -81,7 +84,8 @@ fn write(folder: &Folder, arch: &str, vocab_size: usize, options: &TokenizerOpti
     let model = folder.bytes("tokenizer.model")?.filter(|_| !byte_level_phi(folder, arch));
     let scored = match (&model, &folder.tokenizer) {
         (Some(bytes), _) => Some(scored::from_model(folder, bytes, vocab_size, arch == "phi3")?),
-        (None, Some(json)) if scored::is_scored(json) => {
+        // The converter knows such files for Llama alone.
+        (None, Some(json)) if scored::is_scored(json) && (LLAMA_LIKE.contains(&arch) || !options.exact_llama) => {
             Some(scored::from_json(folder, json, vocab_size, options.exact_llama)?)
         }
         (None, Some(_)) => None,
@@ -178,11 +182,7 @@ fn in_range(id: u32, text: &str, vocab_size: usize) -> Result<()> {
 pub struct Tokenizer(Inner);
 
 enum Inner {
-    HuggingFace {
-        tokenizer: Box<tokenizers::Tokenizer>,
-        /// The same with special tokens taken for plain text.
-        plain: OnceLock<Box<tokenizers::Tokenizer>>,
-    },
+    HuggingFace(Box<HuggingFace>),
     Gguf(Box<Vocab>),
 }
 
@@ -196,7 +196,7 @@ pub fn load_folder(dir: &Path) -> Result<Tokenizer> {
     let folder = Folder::open(dir)?;
     if folder.tokenizer.is_some() {
         let tokenizer = Box::new(folder.tokenizer().at(|| dir.display().to_string())?);
-        return Ok(Tokenizer(Inner::HuggingFace { tokenizer, plain: OnceLock::new() }));
+        return Ok(Tokenizer(Inner::HuggingFace(tokenizer)));
     }
     let bytes = folder.bytes("tokenizer.model")?.ok_or_else(|| folder.missing("tokenizer.json or tokenizer.model"))?;
     let pieces = sentencepiece::parse(&bytes).at(|| "tokenizer.model").at(|| dir.display().to_string())?.pieces.len();
@@ -208,25 +208,16 @@ impl Tokenizer {
     /// As `llama_tokenize`: `add_special` adds BOS and EOS where the model wants them; `parse_special` finds special tokens
     /// in the text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
-        let tokenizer = match &self.0 {
-            Inner::Gguf(vocab) => return vocab.encode(text, add_special, parse_special),
-            Inner::HuggingFace { tokenizer, .. } if parse_special => tokenizer,
-            Inner::HuggingFace { tokenizer, plain } => plain.get_or_init(|| {
-                let mut plain = tokenizer.clone();
-                plain.set_encode_special_tokens(true);
-                plain
-            }),
-        };
-        let encoding = tokenizer.encode_fast(text, add_special).map_err(|e| Error::input(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        match &self.0 {
+            Inner::HuggingFace(tokenizer) => tokenizer.encode(text, add_special, parse_special),
+            Inner::Gguf(vocab) => vocab.encode(text, add_special, parse_special),
+        }
     }
 
     /// Text of the ids; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         match &self.0 {
-            Inner::HuggingFace { tokenizer, .. } => {
-                tokenizer.decode(ids, false).map_err(|e| Error::input(e.to_string()))
-            }
+            Inner::HuggingFace(tokenizer) => tokenizer.decode(ids),
             Inner::Gguf(vocab) => {
                 let bytes: Vec<u8> = ids.iter().flat_map(|&id| vocab.piece(id)).collect();
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -237,26 +228,28 @@ impl Tokenizer {
     /// The id of a token's exact text: `<|im_end|>`.
     pub fn id(&self, token: &str) -> Option<u32> {
         match &self.0 {
-            Inner::HuggingFace { tokenizer, .. } => tokenizer.token_to_id(token),
+            Inner::HuggingFace(tokenizer) => tokenizer.id(token),
             Inner::Gguf(vocab) => vocab.id(token),
         }
     }
 
     pub fn token(&self, id: u32) -> Option<String> {
         match &self.0 {
-            Inner::HuggingFace { tokenizer, .. } => tokenizer.id_to_token(id),
+            Inner::HuggingFace(tokenizer) => tokenizer.token(id),
             Inner::Gguf(vocab) => vocab.token(id).map(str::to_owned),
         }
+    }
+
+    /// Whether llama.cpp only comes close to the source on text beyond ASCII.
+    fn is_approximate(&self) -> bool {
+        matches!(&self.0, Inner::Gguf(vocab) if vocab.is_approximate())
     }
 
     /// Tokens, padding included.
     pub fn vocab_size(&self) -> usize {
         match &self.0 {
-            Inner::HuggingFace { tokenizer, .. } => tokenizer.get_vocab_size(true),
+            Inner::HuggingFace(tokenizer) => tokenizer.len(),
             Inner::Gguf(vocab) => vocab.len(),
         }
     }
 }
-
-#[cfg(test)]
-mod dev_tests;

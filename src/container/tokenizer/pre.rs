@@ -1,8 +1,9 @@
 //! Recognises a byte-level pre-tokenizer by what its `tokenizer.json` says it does, not by a list of known models.
 
 use serde_json::Value as Json;
-use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
 
+use super::folder::{Folder, list, token_text};
+use super::hugging_face::HuggingFace;
 use super::merge::Merges;
 use super::pres::{self, DIGIT, DIGITS, GPT2, PRES, PUNCTUATION, PUNCTUATION_RUN, Pre};
 use super::sha256;
@@ -13,31 +14,40 @@ use crate::error::{Error, Result};
 const HASHES: &str = include_str!("pre_hashes.txt");
 const PROBE: &str = include_str!("pre_probe.txt");
 
-/// The value of `tokenizer.ggml.pre`. Structure decides; the converter's own table picks among names of one behaviour, and
-/// is the second chance of a structure unknown here.
+/// The value of `tokenizer.ggml.pre`. Structure finds the candidates; the converter's own table puts one of their names first,
+/// and is the second chance of a structure unknown here. `fits` has the last word on each.
+/// `merges_up`: whether every token can be merged from its letters.
 pub fn recognise(
-    json: &Json,
-    tokenizer: &Tokenizer,
-    reachable: impl Fn(&'static Pre) -> Result<bool>,
+    folder: &Folder,
+    tokenizer: &HuggingFace,
+    merges_up: impl Fn(&'static Pre) -> Result<bool>,
+    fits: impl Fn(&'static str) -> Result<()>,
 ) -> Result<&'static str> {
+    let json = folder.tokenizer.as_ref().unwrap_or(&Json::Null);
     let steps = steps(json);
     let ignore_merges = json["model"]["ignore_merges"].as_bool().unwrap_or(false);
-    let rows: Vec<&'static Pre> = PRES.iter().filter(|p| p.byte_level && stands_for(p, &steps)).collect();
-    let known = hashed(tokenizer)?;
-    if let Some(name) = known.filter(|name| rows.iter().any(|p| p.names.contains(name))) {
-        return Ok(name);
+    let rows = PRES.iter().filter(|p| p.byte_level && stands_for(p, &steps));
+    let (same, other): (Vec<_>, Vec<_>) = rows.partition(|p| p.ignore_merges == ignore_merges);
+    let known = known(folder, tokenizer)?;
+    let mut names: Vec<&'static str> = Vec::new();
+    names.extend(
+        known.filter(|n| same.is_empty() && other.is_empty() || same.iter().chain(&other).any(|p| p.names.contains(n))),
+    );
+    names.extend(same.iter().map(|p| p.names[0]));
+    for row in other {
+        // Otherwise the flag changes nothing.
+        if merges_up(row)? {
+            names.push(row.names[0]);
+        }
     }
-    // The flag only matters where some token cannot be merged up from its letters.
-    let row = match (rows.iter().find(|p| p.ignore_merges == ignore_merges), rows.first()) {
-        (Some(row), _) => Some(*row),
-        (None, Some(row)) if reachable(row)? => Some(*row),
-        _ => None,
-    };
-    match (row, known) {
-        (Some(row), _) => Ok(row.names[0]),
-        (None, Some(name)) => Ok(name),
-        (None, None) => Err(unknown(json, tokenizer, &steps)),
+    let mut refusal = None;
+    for name in names {
+        match fits(name) {
+            Ok(()) => return Ok(name),
+            Err(error) => refusal = refusal.or(Some(error)),
+        }
     }
+    Err(refusal.unwrap_or_else(|| unknown(json, tokenizer, &steps)))
 }
 
 fn stands_for(pre: &Pre, steps: &[String]) -> bool {
@@ -46,10 +56,18 @@ fn stands_for(pre: &Pre, steps: &[String]) -> bool {
     sources.iter().any(|source| source.iter().map(|step| canonical(step)).eq(steps.iter().cloned()))
 }
 
-fn hashed(tokenizer: &Tokenizer) -> Result<Option<&'static str>> {
+/// The name in the converter's table.
+fn known(folder: &Folder, tokenizer: &HuggingFace) -> Result<Option<&'static str>> {
     let probe: String = serde_json::from_str(PROBE).map_err(|e| Error::input(e.to_string()))?;
-    let Ok(encoding) = tokenizer.encode(probe, true) else { return Ok(None) };
-    let hash = sha256::hex(format!("{:?}", encoding.get_ids()).as_bytes());
+    // transformers' class for Llama puts BOS in front whatever the post-processor says.
+    let class = folder.config("tokenizer_class").as_str().unwrap_or_default();
+    let own_bos = class.starts_with("LlamaTokenizer");
+    let Ok(mut ids) = tokenizer.encode(&probe, !own_bos, true) else { return Ok(None) };
+    if own_bos && folder.config("add_bos_token").as_bool().unwrap_or(true) {
+        let bos = token_text(folder.config("bos_token")).and_then(|t| tokenizer.id(t));
+        ids.splice(0..0, bos);
+    }
+    let hash = sha256::hex(format!("{ids:?}").as_bytes());
     Ok(HASHES.lines().find_map(|line| line.strip_prefix(&hash)).map(str::trim))
 }
 
@@ -67,7 +85,7 @@ fn normalizer_steps(normalizer: &Json, out: &mut Vec<String>) {
         None if normalizer.is_null() => {}
         Some("NFC") => {}
         Some("Sequence") => {
-            normalizer["normalizers"].as_array().into_iter().flatten().for_each(|n| normalizer_steps(n, out));
+            list(Some(&normalizer["normalizers"])).for_each(|n| normalizer_steps(n, out));
         }
         _ => out.push(describe(normalizer)),
     }
@@ -85,7 +103,7 @@ fn pre_tokenizer_steps(step: &Json, out: &mut Vec<String>) {
     };
     match (step["type"].as_str(), pattern) {
         (Some("Sequence"), _) => {
-            step["pretokenizers"].as_array().into_iter().flatten().for_each(|s| pre_tokenizer_steps(s, out));
+            list(Some(&step["pretokenizers"])).for_each(|s| pre_tokenizer_steps(s, out));
         }
         (Some("Split"), Some(pattern)) if isolates => out.push(pattern),
         (Some("Digits"), _) => {
@@ -124,13 +142,10 @@ const SPELLINGS: &[(&str, &str)] = &[
 const CONTRACTION: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
 
 fn canonical(regex: &str) -> String {
-    SPELLINGS.iter().fold(regex.to_owned(), |text, (from, to)| {
-        // `{1}` must not eat into `{1,3}`, which it does not: the brace closes.
-        text.replace(from, to)
-    })
+    SPELLINGS.iter().fold(regex.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-fn unknown(json: &Json, tokenizer: &Tokenizer, steps: &[String]) -> Error {
+fn unknown(json: &Json, tokenizer: &HuggingFace, steps: &[String]) -> Error {
     let seen = if steps.is_empty() { describe(&json["pre_tokenizer"]) } else { steps.join("\n    ") };
     let alike = alike(tokenizer);
     let hint = match alike.as_slice() {
@@ -143,17 +158,10 @@ fn unknown(json: &Json, tokenizer: &Tokenizer, steps: &[String]) -> Error {
 }
 
 /// Pre-tokenizers that cut the test strings as this one does.
-fn alike(tokenizer: &Tokenizer) -> Vec<&'static str> {
-    let Some(source) = tokenizer.get_pre_tokenizer() else { return Vec::new() };
+fn alike(tokenizer: &HuggingFace) -> Vec<&'static str> {
     let strings = super::awkward();
-    let source_pieces = |text: &str| {
-        let mut pieces = PreTokenizedString::from(text);
-        source.pre_tokenize(&mut pieces).ok()?;
-        let splits = pieces.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
-        Some(splits.into_iter().map(|(piece, ..)| piece.to_owned()).collect::<Vec<_>>())
-    };
-    let expected: Option<Vec<_>> = strings.iter().map(|s| source_pieces(s)).collect();
-    let Some(expected) = expected else { return Vec::new() };
+    let expected: Result<Vec<_>> = strings.iter().map(|text| tokenizer.words(text)).collect();
+    let Ok(expected) = expected else { return Vec::new() };
     let same = |pre: &&'static Pre| {
         let Ok(merges) = Merges::new(pre, &[], &Default::default()) else { return false };
         strings.iter().zip(&expected).all(|(text, expected)| {
@@ -161,4 +169,51 @@ fn alike(tokenizer: &Tokenizer) -> Vec<&'static str> {
         })
     };
     PRES.iter().filter(|p| p.byte_level).filter(same).map(|p| p.names[0]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn rows(pre_tokenizer: &Json) -> Vec<&'static str> {
+        let steps = steps(&json!({"normalizer": null, "pre_tokenizer": pre_tokenizer}));
+        PRES.iter().filter(|p| p.byte_level && stands_for(p, &steps)).map(|p| p.names[0]).collect()
+    }
+
+    fn sequence(splits: &[&str]) -> Json {
+        let split = |regex: &&str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"});
+        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
+        json!({"type": "Sequence", "pretokenizers": splits.iter().map(split).chain([byte_level]).collect::<Vec<_>>()})
+    }
+
+    #[test]
+    fn every_row_is_found_by_its_own_patterns() {
+        for pre in PRES.iter().filter(|p| p.byte_level) {
+            let own = [pre.splits];
+            let sources = if pre.sources.is_empty() { &own[..] } else { pre.sources };
+            for source in sources {
+                assert!(rows(&sequence(source)).contains(&pre.names[0]), "{:?}", pre.names);
+            }
+        }
+    }
+
+    /// As published files spell them.
+    #[test]
+    fn other_spellings_are_found() {
+        let llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        assert_eq!(rows(&sequence(&[llama3])), ["llama-bpe", "dbrx", "glm4"]);
+        assert_eq!(rows(&sequence(&[&llama3.replace("{1,3}", "")])), ["qwen2"]);
+        let cl100k = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+        assert_eq!(rows(&sequence(&[cl100k])), ["llama-bpe", "dbrx", "glm4"]);
+        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false});
+        assert_eq!(rows(&byte_level), ["gpt-2"]);
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        assert_eq!(rows(&json!({"type": "Sequence", "pretokenizers": [digits, byte_level]})), ["smollm"]);
+        let unusual =
+            [json!({"type": "ByteLevel"}), json!({"type": "Whitespace"}), json!(null), sequence(&["[aeiou]"])];
+        for unknown in unusual {
+            assert!(rows(&unknown).is_empty(), "{unknown}");
+        }
+    }
 }

@@ -106,28 +106,29 @@ pub fn is_scored(tokenizer: &Json) -> bool {
 pub fn from_json(folder: &Folder, tokenizer: &Json, vocab_size: usize, exact: bool) -> Result<Tokens> {
     let vocab = super::model_vocab(tokenizer)?;
     let ranks = if exact { HashMap::new() } else { best_ranks(&merges(folder)?) };
-    let added = folder.added_tokens(&vocab)?;
+    let added = folder.tokenizer()?.added();
     let mut tokens = Tokens::padding(vocab_size);
     let unmerged = -(ranks.len() as f32);
-    for (text, id) in &vocab {
-        let special = added.get(id).is_some_and(|a| a.special);
+    for (text, &id) in &vocab {
+        super::in_range(id, text, vocab_size)?;
+        let token = added.get(&id);
         let kind = match byte_token(text) {
             Some(_) => TokenType::Byte,
-            None if special => TokenType::Control,
+            None if token.is_some_and(|a| a.special) => TokenType::Control,
             None => TokenType::Normal,
         };
-        let score = match ranks.get(text) {
-            _ if exact || special => ADDED,
-            Some(&rank) => -(rank as f32),
-            None => unmerged,
-        };
-        super::in_range(*id, text, vocab_size)?;
-        tokens.set(*id as usize, text, score, kind);
+        let score = if exact { ADDED } else { ranks.get(text).map_or(unmerged, |&rank| -(rank as f32)) };
+        tokens.set(id as usize, text, score, kind);
     }
-    for (&id, token) in added.iter().filter(|(_, a)| !vocab.contains_key(&a.content)) {
+    for (&id, token) in added.iter().filter(|(_, a)| !exact || !vocab.contains_key(&a.content)) {
         super::in_range(id, &token.content, vocab_size)?;
-        let kind = if token.special { TokenType::Control } else { TokenType::UserDefined };
-        tokens.set(id as usize, &token.content, ADDED, kind);
+        let special = token.special || !exact && looks_special(&token.content);
+        if special {
+            tokens.set(id as usize, &token.content, ADDED, TokenType::Control);
+        } else {
+            let text = if exact { token.content.clone() } else { token.content.replace('▁', " ") };
+            tokens.set(id as usize, &text, ADDED, TokenType::UserDefined);
+        }
     }
     Ok(tokens)
 }

@@ -12,7 +12,7 @@ use crate::metadata::Metadata;
 const ID_KEYS: &[(&str, &str)] = &[
     ("bos", keys::BOS_ID),
     ("eos", keys::EOS_ID),
-    ("unk", "tokenizer.ggml.unknown_token_id"),
+    ("unk", keys::UNKNOWN_ID),
     ("sep", "tokenizer.ggml.seperator_token_id"),
     ("pad", "tokenizer.ggml.padding_token_id"),
     ("mask", "tokenizer.ggml.mask_token_id"),
@@ -158,8 +158,6 @@ impl Special {
     /// Which special tokens surround a text, from the template of `TemplateProcessing`.
     fn read_sequence_template(&mut self, processor: &Json, config: &mut Json, has_config: bool) {
         let single: Vec<&Json> = list(Some(&processor["single"])).collect();
-        let pair: Vec<&Json> = list(Some(&processor["pair"])).collect();
-        let special = |piece: Option<&&Json>| piece.map(|p| p["SpecialToken"]["id"].clone()).filter(truthy);
         let (mut first, mut last) = (None, None);
         if single.len() > 1 {
             first = special(single.first());
@@ -169,14 +167,11 @@ impl Special {
             if !has_config {
                 config["bos_token"] = first.clone();
             } else if *first != config["bos_token"] && *first != config["cls_token"] {
-                ["bos_token", "cls_token"]
-                    .into_iter()
-                    .filter(|r| !truthy(&config[*r]))
-                    .collect::<Vec<_>>()
-                    .iter()
-                    .for_each(|r| {
-                        config[*r] = first.clone();
-                    });
+                for role in ["bos_token", "cls_token"] {
+                    if !truthy(&config[role]) {
+                        config[role] = first.clone();
+                    }
+                }
             }
             self.set_add("bos", *first == config["bos_token"] || *first == config["cls_token"]);
         }
@@ -191,6 +186,19 @@ impl Special {
             config["eos_token"] = last.clone();
             self.set_add("eos", true);
         }
+        self.read_separator(processor, config, has_config, first, last);
+    }
+
+    /// Whether the template puts a special token between the two texts of a pair, which `first` and `last` surround.
+    fn read_separator(
+        &mut self,
+        processor: &Json,
+        config: &mut Json,
+        has_config: bool,
+        first: Option<Json>,
+        last: Option<Json>,
+    ) {
+        let pair: Vec<&Json> = list(Some(&processor["pair"])).collect();
         let starts = first.is_some() && special(pair.first()) == first;
         let ends = last.is_some() && special(pair.last()) == last;
         let inner = pair.get(usize::from(starts)..pair.len().saturating_sub(usize::from(ends))).unwrap_or_default();
@@ -231,6 +239,11 @@ impl Special {
         }
         Ok(())
     }
+}
+
+/// The text of a special token in a template.
+fn special(piece: Option<&&Json>) -> Option<Json> {
+    piece.map(|p| p["SpecialToken"]["id"].clone()).filter(truthy)
 }
 
 /// As Python sees it.

@@ -1,11 +1,12 @@
 //! The tokenizer of a GGUF file as llama.cpp runs it, quirks included: what this says is what that runtime will do.
 //! Source: llama.cpp `src/llama-vocab.cpp`.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
 use super::merge::{Merges, Scored};
 use super::pres::{self, Pre};
-use super::{bytes, keys};
+use super::{bytes, control, keys};
 use crate::error::{Error, Result};
 use crate::metadata::{Array, Metadata, Value};
 
@@ -27,79 +28,6 @@ impl TokenType {
         [Normal, Unknown, Control, UserDefined, Unused, Byte].into_iter().find(|&t| t as i32 == v).unwrap_or(Unused)
     }
 }
-
-/// Text that ends generation: llama.cpp makes these control tokens whatever the file says.
-const END_TEXTS: &[&str] = &[
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|flush|>",
-    "<|calls|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "</s>",
-    "<|eom_id|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "<|end_of_text|>",
-    "<end_of_utterance>",
-    "<eos>",
-    "<turn|>",
-    "<|tool_response>",
-    "<｜end▁of▁sentence｜>",
-    "[e~[",
-];
-/// The same for fill-in-the-middle texts, unless a key of the file names the token: (keys, texts).
-const INFILL_TEXTS: &[(&[&str], &[&str])] = &[
-    (
-        &["fim_pre", "prefix"],
-        &[
-            "<|fim_prefix|>",
-            "<fim-prefix>",
-            "<fim_prefix>",
-            "<｜fim▁begin｜>",
-            "<PRE>",
-            "▁<PRE>",
-            "<|code_prefix|>",
-            "<|prefix|>",
-        ],
-    ),
-    (
-        &["fim_suf", "suffix"],
-        &[
-            "<|fim_suffix|>",
-            "<fim-suffix>",
-            "<fim_suffix>",
-            "<｜fim▁hole｜>",
-            "<SUF>",
-            "▁<SUF>",
-            "<|code_suffix|>",
-            "<|suffix|>",
-        ],
-    ),
-    (
-        &["fim_mid", "middle"],
-        &[
-            "<|fim_middle|>",
-            "<fim-middle>",
-            "<fim_middle>",
-            "<｜fim▁end｜>",
-            "<MID>",
-            "▁<MID>",
-            "<|code_middle|>",
-            "<|middle|>",
-        ],
-    ),
-    (&["fim_pad"], &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
-    (&["fim_rep"], &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
-    (&["fim_sep"], &["<|file_sep|>"]),
-];
-/// Always shown, so never control tokens.
-const VISIBLE_TEXTS: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
 /// How text between special tokens becomes ids.
 enum Scheme {
@@ -144,91 +72,35 @@ impl Vocab {
         };
         let tokens = tokens(metadata)?;
         let ids = index(&tokens)?;
-        let types = token_types(metadata, tokens.len())?;
+        let mut types = token_types(metadata, tokens.len())?;
         let pre = match metadata.str(keys::PRE) {
             _ if model == "gemma4" => "gemma4",
+            _ if !ranked => "default", // it has none
             Some(name) if !name.is_empty() => name,
             _ => "default",
         };
-        let pre = pres::find(pre)
+        let row = pres::find(pre)
             .ok_or_else(|| Error::unsupported(format!("{} is {pre:?}, which llama.cpp does not know", keys::PRE)))?;
-        let scheme = if ranked {
-            let merges = strings(metadata, keys::MERGES)?.ok_or_else(|| missing(keys::MERGES))?;
-            Scheme::Ranked { pre, merges: Merges::new(pre, merges, &ids)? }
-        } else {
-            let scores = scores(metadata, tokens.len())?;
-            let add_space_prefix = flag(metadata, keys::ADD_SPACE_PREFIX).unwrap_or(true);
-            Scheme::Scored { scores: Scored::new(scores, &ids), add_space_prefix }
-        };
         let id = |key: &str, default: Option<u32>| {
             let in_range = |id: &u32| (*id as usize) < tokens.len();
             let given = metadata.u64(key).and_then(|v| u32::try_from(v).ok()).filter(in_range);
             given.or(default.filter(in_range))
         };
-        let default_bos = match pre.names[0] {
-            "glm4" => None,
-            _ if metadata.str(keys::PRE) == Some("chatglm-bpe") || model == "gemma4" => None,
-            _ => Some(if ranked { 11 } else { 1 }),
+        let (bos, eos) = default_ends(model, pre);
+        let (bos, eos) = (id(keys::BOS_ID, bos), id(keys::EOS_ID, eos));
+        let scheme = match ranked {
+            true => Scheme::Ranked { pre: row, merges: Merges::new(row, merges(metadata, pre)?, &ids)? },
+            false => Scheme::Scored {
+                scores: Scored::new(scores(metadata, tokens.len())?, &ids, id(keys::UNKNOWN_ID, Some(0))),
+                add_space_prefix: flag(metadata, keys::ADD_SPACE_PREFIX).unwrap_or(true),
+            },
         };
-        let default_eos = (model != "gemma4").then_some(if ranked { 11 } else { 2 });
-        let mut vocab = Vocab {
-            bos: id(keys::BOS_ID, default_bos),
-            eos: id(keys::EOS_ID, default_eos),
-            add_bos: flag(metadata, keys::ADD_BOS).unwrap_or(!ranked || pre.add_bos) || !pre.byte_level && ranked,
-            add_eos: flag(metadata, keys::ADD_EOS).unwrap_or(false),
-            special: Vec::new(),
-            strips_right: HashSet::new(),
-            tokens,
-            types,
-            ids,
-            scheme,
-        };
-        vocab.override_types(metadata);
-        vocab.collect_special(metadata);
-        Ok(vocab)
-    }
-
-    /// llama.cpp trusts some texts more than the file's types.
-    fn override_types(&mut self, metadata: &Metadata) {
-        let given = |stem: &&&str| metadata.get(&format!("tokenizer.ggml.{stem}_token_id")).is_some();
-        for (stems, texts) in INFILL_TEXTS {
-            if stems.iter().any(|s| given(&s)) {
-                continue;
-            }
-            if let Some(id) = texts.iter().filter_map(|t| self.ids.get(*t)).min() {
-                self.types[*id as usize] = TokenType::Control;
-            }
-        }
-        let set = |vocab: &mut Vocab, text: &str, to: TokenType| {
-            if let Some(&id) = vocab.ids.get(text) {
-                vocab.types[id as usize] = to;
-            }
-        };
-        END_TEXTS.iter().for_each(|t| set(self, t, TokenType::Control));
-        VISIBLE_TEXTS.iter().for_each(|t| set(self, t, TokenType::UserDefined));
-        let has = |text: &str| self.ids.contains_key(text);
-        let harmony = has("<|return|>") && has("<|call|>");
-        let solar = (has("<|call|>") || has("<|calls|>")) && has("<|flush|>");
-        let normal_s =
-            has("<|tool_response>") || self.eos == self.ids.get("<|plamo:eos|>").copied() && self.eos.is_some();
-        if harmony || solar {
-            set(self, "<|end|>", TokenType::UserDefined);
-        }
-        if normal_s {
-            set(self, "</s>", TokenType::Normal);
-        }
-    }
-
-    fn collect_special(&mut self, metadata: &Metadata) {
-        use TokenType::{Control, Unknown, UserDefined};
-        let cut = |&id: &u32| matches!(self.types[id as usize], Control | UserDefined | Unknown);
-        self.special = (0..self.tokens.len() as u32).filter(cut).collect();
-        self.special.sort_by_key(|&id| (std::cmp::Reverse(self.tokens[id as usize].len()), id));
-        let name = metadata.str("general.name").unwrap_or_default().to_ascii_lowercase();
-        if name.contains("phi-3") || name.contains("phi3") {
-            let kept = |id: &&u32| !matches!(self.tokens[**id as usize].as_str(), "<unk>" | "<s>" | "<|endoftext|>");
-            self.strips_right = self.special.iter().filter(kept).copied().collect();
-        }
+        control::override_types(&mut types, &ids, eos, metadata);
+        let add_bos = flag(metadata, keys::ADD_BOS).unwrap_or(!ranked || row.add_bos) || ranked && !row.byte_level;
+        let add_eos = flag(metadata, keys::ADD_EOS).unwrap_or(false);
+        let special = special(&tokens, &types);
+        let strips_right = strips_right(metadata, &tokens, &special);
+        Ok(Vocab { tokens, types, ids, scheme, special, strips_right, bos, eos, add_bos, add_eos })
     }
 
     pub fn len(&self) -> usize {
@@ -239,6 +111,10 @@ impl Vocab {
     }
     pub fn id(&self, token: &str) -> Option<u32> {
         self.ids.get(token).copied()
+    }
+
+    pub fn is_approximate(&self) -> bool {
+        matches!(&self.scheme, Scheme::Ranked { pre, .. } if !pre.sources.is_empty())
     }
 
     /// As `llama_tokenize`: `add_special` obeys the file's BOS and EOS flags, `parse_special` finds control tokens in the text.
@@ -330,6 +206,44 @@ pub fn byte_token(token: &str) -> Option<u8> {
     (hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_hexdigit())).then(|| u8::from_str_radix(hex, 16).ok())?
 }
 
+/// Ids of BOS and EOS where the file names none.
+fn default_ends(model: &str, pre: &str) -> (Option<u32>, Option<u32>) {
+    match (model, pre) {
+        ("gemma4", _) => (None, None),
+        ("llama", _) => (Some(1), Some(2)),
+        (_, "glm4" | "glm5" | "chatglm-bpe") => (None, Some(11)),
+        _ => (Some(11), Some(11)),
+    }
+}
+
+/// Tokens that are looked for in the text, longest first.
+fn special(tokens: &[String], types: &[TokenType]) -> Vec<u32> {
+    use TokenType::{Control, Unknown, UserDefined};
+    let mut special: Vec<(u32, &String)> = (0..).zip(tokens).collect();
+    special.retain(|&(id, _)| matches!(types[id as usize], Control | UserDefined | Unknown));
+    special.sort_by_key(|&(id, token)| (Reverse(token.len()), id));
+    special.into_iter().map(|(id, _)| id).collect()
+}
+
+/// Special tokens that swallow the space behind them: Phi-3's.
+fn strips_right(metadata: &Metadata, tokens: &[String], special: &[u32]) -> HashSet<u32> {
+    let name = metadata.str("general.name").unwrap_or_default().to_ascii_lowercase();
+    if !name.contains("phi-3") && !name.contains("phi3") {
+        return HashSet::new();
+    }
+    let keeps = |id: u32| matches!(tokens[id as usize].as_str(), "<unk>" | "<s>" | "<|endoftext|>");
+    special.iter().copied().filter(|&id| !keeps(id)).collect()
+}
+
+/// `left right`, best first. An empty list is fine; llama.cpp loads no file without the key, Kimi-K2 excepted.
+fn merges<'a>(metadata: &'a Metadata, pre: &str) -> Result<&'a [String]> {
+    match strings(metadata, keys::MERGES)? {
+        Some(list) => Ok(list),
+        None if pre == "kimi-k2" => Ok(&[]),
+        None => Err(missing(keys::MERGES).help("llama.cpp does not load it either: convert the model again")),
+    }
+}
+
 fn missing(key: &str) -> Error {
     Error::input(format!("the file has no {key}"))
 }
@@ -338,7 +252,7 @@ fn flag(metadata: &Metadata, key: &str) -> Option<bool> {
     metadata.get(key)?.as_bool()
 }
 
-fn strings<'a>(metadata: &'a Metadata, key: &str) -> Result<Option<&'a [String]>> {
+pub fn strings<'a>(metadata: &'a Metadata, key: &str) -> Result<Option<&'a [String]>> {
     match metadata.get(key) {
         None => Ok(None),
         Some(Value::Array(Array::Str(list))) => Ok(Some(list)),
