@@ -84,6 +84,9 @@ impl From<std::io::Error> for Error {
         let error = Error::new(Kind::Io, e.to_string());
         match e.kind() {
             std::io::ErrorKind::StorageFull => error.help("free disk space or write elsewhere with -o"),
+            std::io::ErrorKind::FileTooLarge => {
+                error.help("raise the limit (`ulimit -f`), or split the output with --split-max-size")
+            }
             _ => error,
         }
     }

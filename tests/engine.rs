@@ -41,8 +41,7 @@ fn a_token_has_the_same_bits_in_any_batch_and_with_any_threads() {
             cpu::pool(threads).unwrap().install(|| {
                 let mut caches = [engine.transient(100).unwrap(), engine.transient(31).unwrap()];
                 let [a, b] = &mut caches;
-                let mut both =
-                    [Sequence { tokens: &long, cache: a }, Sequence { tokens: &short, cache: b }];
+                let mut both = [Sequence { tokens: &long, cache: a }, Sequence { tokens: &short, cache: b }];
                 engine.forward(&mut both, &mut NoTap).unwrap()
             })
         };

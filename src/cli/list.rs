@@ -52,7 +52,7 @@ impl What {
     fn rows(self) -> (&'static str, &'static [&'static str], Vec<Vec<String>>) {
         match self {
             What::Formats => ("formats", &["format", "bits", "block", "written", "importance", "about"], formats()),
-            What::Presets => ("presets", &["preset", "about"], presets()),
+            What::Presets => ("presets", &["preset", "written", "about"], presets()),
             What::Archs => ("archs", &["arch", "classes"], archs()),
             What::Containers => ("containers", &["container", "about"], containers()),
         }
@@ -70,14 +70,22 @@ fn formats() -> Vec<Vec<String>> {
             _ => "",
         };
         let weights = block.map_or(String::new(), |b| b.weights.to_string());
-        let written = if encode.is_some() { "yes" } else { "no" };
-        vec![c.name().into(), bits, weights, written.into(), importance.into(), c.about().into()]
+        let written = yes(encode.is_some());
+        vec![c.name().into(), bits, weights, written, importance.into(), c.about().into()]
     };
     codec::all().map(row).collect()
 }
 
+fn yes(it_is: bool) -> String {
+    if it_is { "yes" } else { "not yet" }.to_owned()
+}
+
 fn presets() -> Vec<Vec<String>> {
-    recipe::list().unwrap_or_default().into_iter().map(|p| vec![p.name, p.about]).collect()
+    recipe::list()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|p| vec![p.name.to_lowercase(), yes(p.writable), p.about])
+        .collect()
 }
 
 fn archs() -> Vec<Vec<String>> {

@@ -63,6 +63,7 @@ enum Command {
 
 /// Runs the program; returns the exit code: 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> u8 {
+    refuse_large_files_by_error();
     let cli = Cli::parse();
     let reporter = Reporter::new(cli.common.json, cli.common.quiet);
     let outcome: Result<bool> = match &cli.command {
@@ -85,4 +86,13 @@ pub fn main() -> u8 {
 
 fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
+}
+
+/// A file beyond `ulimit -f` is an error of the write, which cleans up and says so, not the end of the process.
+fn refuse_large_files_by_error() {
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal installs no handler and touches no memory.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }

@@ -48,37 +48,49 @@ impl Reporter {
         eprintln!("error: {error}");
     }
 
-    /// A bar on a terminal; elsewhere a plain line every ten seconds.
+    /// Progress in bytes.
     pub fn progress(&self, what: &str, bytes: u64) -> Progress {
-        let bar = ProgressBar::new(bytes);
+        self.bar(what, bytes, "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}", (1e6, "MB"))
+    }
+
+    /// Progress in tokens.
+    pub fn tokens(&self, what: &str, tokens: u64) -> Progress {
+        self.bar(what, tokens, "{msg} {bar:30} {human_pos}/{human_len} tokens {per_sec} ETA {eta}", (1.0, "tokens"))
+    }
+
+    /// A bar on a terminal; elsewhere a plain line every ten seconds.
+    fn bar(&self, what: &str, total: u64, template: &str, unit: (f64, &'static str)) -> Progress {
+        let bar = ProgressBar::new(total);
         let terminal = std::io::stderr().is_terminal();
         if self.quiet || !terminal {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
-        let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}");
+        let style = ProgressStyle::with_template(template);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(what.to_owned());
         let lines = (!self.quiet && !terminal).then(|| Mutex::new(Instant::now()));
-        Progress { bar, lines }
+        Progress { bar, lines, unit }
     }
 }
 
 pub struct Progress {
     bar: ProgressBar,
     lines: Option<Mutex<Instant>>,
+    /// What the plain lines count in, and its name.
+    unit: (f64, &'static str),
 }
 
 impl Progress {
-    pub fn advance(&self, bytes: u64) {
-        self.bar.inc(bytes);
+    pub fn advance(&self, done: u64) {
+        self.bar.inc(done);
         let Some(lines) = &self.lines else { return };
         let Ok(mut last) = lines.try_lock() else { return };
         if last.elapsed() >= Duration::from_secs(10) {
             *last = Instant::now();
             let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0).max(1));
             let percent = done as f64 * 100.0 / total as f64;
-            let (rate, eta) = (self.bar.per_sec() / 1e6, self.bar.eta().as_secs());
-            eprintln!("{}: {percent:.0} %, {rate:.0} MB/s, {eta} s left", self.bar.message());
+            let (rate, eta) = (self.bar.per_sec() / self.unit.0, self.bar.eta().as_secs());
+            eprintln!("{}: {percent:.0} %, {rate:.0} {}/s, {eta} s left", self.bar.message(), self.unit.1);
         }
     }
 
@@ -110,4 +122,13 @@ pub fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Ve
         }
     }
     table.trim_fmt()
+}
+
+/// The same as a Markdown table.
+pub fn markdown(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> String {
+    let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
+    let mut out = line(&mut header.iter().map(|h| (*h).to_owned()));
+    out += &line(&mut (0..header.len()).map(|i| if right.contains(&i) { "---:" } else { "---" }.to_owned()));
+    rows.iter().for_each(|row| out += &line(&mut row.iter().map(|cell| cell.replace('|', "\\|"))));
+    out
 }

@@ -84,7 +84,7 @@ pub trait Checkpoint: Send + Sync {
     fn dropped(&self) -> &[Dropped];
     /// Plane `plane` of `tensors()[tensor]`.
     fn read(&self, tensor: usize, plane: usize) -> Result<Weight<'_>>;
-    /// Metadata as a GGUF file of this model would carry it, tokenizer included, without `general.file_type`.
+    /// Metadata as a GGUF file of this model carries it, tokenizer included; `general.file_type` only if it is one.
     fn metadata(&self) -> Result<Metadata>;
     /// The tokenizer, from the files as they are.
     fn tokenizer(&self) -> Result<tokenizer::Tokenizer>;

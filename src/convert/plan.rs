@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::arch::{self, Transform};
+use crate::arch::{self, Role, Transform};
 use crate::calibrate::imatrix::Imatrix;
 use crate::codec::{self, Codec, Importance};
 use crate::container::gguf::{self, TensorSpec};
@@ -65,6 +65,9 @@ impl Plan {
             tensors.push(planned(request, i, choice)?);
         }
 
+        if !tensors.iter().all(|t| t.copied) {
+            metadata.remove("general.file_type");
+        }
         if let Some(file_type) = recipe.file_type {
             replace(&mut metadata, "general.quantization_version", 2u32.into());
             replace(&mut metadata, "general.file_type", file_type.into());
@@ -126,11 +129,12 @@ fn planned(request: &Request<'_>, index: usize, choice: Choice) -> Result<Planne
     if !copied {
         refuse_requantize(request, t.codec, choice.codec).at(place)?;
     }
-    let entry = request.imatrix.and_then(|(imatrix, _)| imatrix.get(&t.name));
-    let weighted = !copied && entry.is_some() && uses_importance(choice.codec);
-    if let Some(entry) = entry.filter(|_| weighted) {
-        entry.plane(0, t.planes(), t.dims().cols).at(place)?;
-    }
+    let entry = request.imatrix.and_then(|(imatrix, _)| imatrix.get(&t.name)).filter(|_| !copied);
+    // Also where the format does not use it: an importance matrix of another model must not pass unseen.
+    let fits = entry.map(|entry| entry.plane(0, t.planes(), t.dims().cols).map(|_| ()).at(place)).transpose();
+    // llama.cpp goes without it for the embedding.
+    let fits = if t.id.role == Role::TokenEmbd { fits.unwrap_or(None) } else { fits? };
+    let weighted = fits.is_some() && uses_importance(choice.codec);
     if choice.needs_importance && !weighted {
         return Err(Error::request(format!(
             "{} needs importance, and the matrix has none for it",

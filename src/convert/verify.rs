@@ -178,7 +178,7 @@ fn accounted(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<Strin
 }
 
 /// Compares every weight with its source, in the artifact's row order.
-fn weight_errors(
+pub fn weight_errors(
     artifact: &dyn Checkpoint,
     source: &dyn Checkpoint,
     threads: usize,

@@ -10,7 +10,7 @@ use std::ops::Range;
 use half::bf16;
 
 use crate::container::{Checkpoint, tokenizer};
-use crate::device::cpu::Tokens;
+use crate::device::cpu::TokenScore;
 use crate::engine::{Engine, KvCache, NoTap, Sequence};
 use crate::error::{At, Error, Result};
 use crate::metadata::{Array, Metadata, Value};
@@ -18,7 +18,7 @@ use protocol::Window;
 use reference::Reference;
 use score::{Side, compare};
 
-/// Tokens that are run at a time: enough that decoding weights costs little beside multiplying them.
+/// TokenScore that are run at a time: enough that decoding weights costs little beside multiplying them.
 pub const BATCH: usize = 2048;
 
 /// A model to be compared, and what messages call it.
@@ -34,7 +34,7 @@ pub fn run(
     candidates: &[Candidate<'_>],
     windows: &[Window],
     progress: &dyn Fn(u64),
-) -> Result<Vec<Vec<Vec<Tokens>>>> {
+) -> Result<Vec<Vec<Vec<TokenScore>>>> {
     let heads = candidates.iter().map(|c| c.engine.head().at(|| c.name.clone())).collect::<Result<Vec<_>>>()?;
     let mut out = vec![Vec::with_capacity(windows.len()); candidates.len()];
     for range in batches(windows) {
@@ -117,7 +117,7 @@ fn targets(windows: &[Window]) -> Vec<u32> {
     windows.iter().flat_map(|w| w.targets().map(|(_, token)| token)).collect()
 }
 
-fn by_window(windows: &[Window], tokens: Vec<Tokens>) -> impl Iterator<Item = Vec<Tokens>> + '_ {
+fn by_window(windows: &[Window], tokens: Vec<TokenScore>) -> impl Iterator<Item = Vec<TokenScore>> + '_ {
     let mut tokens = tokens.into_iter();
     windows.iter().map(move |w| tokens.by_ref().take(w.scored.len()).collect())
 }

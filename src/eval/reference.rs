@@ -61,7 +61,7 @@ const TOKENS: &str = "tokens";
 const WINDOWS: &str = "windows";
 
 pub enum Reference<'a> {
-    Live(Engine<'a>),
+    Live(Box<Engine<'a>>),
     Cached(&'a Cached),
 }
 

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::container::Weight;
-use crate::device::cpu::{self, Panels, Scores, Tokens};
+use crate::device::cpu::{self, Panels, Scores, TokenScore};
 use crate::engine::Head;
 use crate::error::{Error, Result};
 
@@ -23,7 +23,7 @@ const POSITIONS: usize = 128;
 /// What every position says of every model: `[model][position]`. `targets` are the tokens that came next.
 ///
 /// Errors: heads of different vocabularies; logits that are not finite.
-pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Result<Vec<Vec<Tokens>>> {
+pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Result<Vec<Vec<TokenScore>>> {
     let vocab = reference.head.weight.packed.dims.rows;
     if let Some(other) = models.iter().map(|m| m.head.weight.packed.dims.rows).find(|rows| *rows != vocab) {
         return Err(Error::input(format!("the reference has {vocab} tokens, the artifact {other}"))
@@ -39,8 +39,8 @@ pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Re
         .collect();
     let mut all = Scores::new(targets.len(), models.len());
     parts.iter().for_each(|part| all.merge(part));
-    let rows: Vec<Vec<Tokens>> = (0..models.len()).map(|m| all.finish(m).collect()).collect();
-    let finite = |t: &Tokens| t.nll.is_finite() && t.nll_reference.is_finite() && t.kld.is_finite();
+    let rows: Vec<Vec<TokenScore>> = (0..models.len()).map(|m| all.finish(m).collect()).collect();
+    let finite = |t: &TokenScore| t.nll.is_finite() && t.nll_ref.is_finite() && t.kld.is_finite();
     match rows.iter().position(|row| !row.iter().all(finite)) {
         Some(model) => Err(Error::input(format!("logits of model {} or of the reference are not finite", model + 1))
             .at("the output matrix")

@@ -22,6 +22,8 @@ pub struct Preset {
     pub aliases: Vec<String>,
     /// Bits per weight of the default codec, scales included; `None` where the source decides.
     pub bits_per_weight: Option<f64>,
+    /// Its default codec has an encoder.
+    pub writable: bool,
 }
 
 /// Every preset, in the order of `presets.rs`.
@@ -35,7 +37,8 @@ pub fn list() -> Result<Vec<Preset>> {
                 _ => None,
             };
             let bits_per_weight = block.map(|b| b.bytes as f64 * 8.0 / b.weights as f64);
-            Ok(Preset { name: recipe.name, about: recipe.about, aliases: recipe.aliases, bits_per_weight })
+            let writable = block.is_none_or(|b| b.encode.is_some());
+            Ok(Preset { writable, name: recipe.name, about: recipe.about, aliases: recipe.aliases, bits_per_weight })
         })
         .collect()
 }

@@ -45,20 +45,9 @@ def convert(source, target, output, *options):
     return Path(output)
 
 
-# The file types llama_model_quantize knows, for when the binary cannot list its own presets.
-PRESETS = ("f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q2_k_s q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k "
-           "iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq2_m iq3_xxs iq3_xs iq3_s iq3_m iq4_nl iq4_xs tq1_0 tq2_0 mxfp4_moe "
-           "q1_0 q2_0").split()
-
-
 def presets():
     """Names of the binary's presets."""
-    try:
-        listed = json.loads(quant("list", "presets", "--json"))
-    except (QuantError, ValueError):
-        return list(PRESETS)
-    rows = listed.get("presets", []) if isinstance(listed, dict) else listed
-    return [row["name"] if isinstance(row, dict) else row for row in rows]
+    return [row["preset"] for row in json.loads(quant("list", "presets", "--json"))["presets"]]
 
 
 class Report:

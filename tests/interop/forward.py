@@ -191,7 +191,8 @@ class Model:
 
     def logits(self, tokens):
         """Logits of every position, [tokens, vocabulary]."""
-        table = self.w["model.embed_tokens.weight"]
+        tied = "model.embed_tokens.weight" not in self.w  # transformers may store either of a tied pair
+        table = self.w["lm_head.weight" if tied else "model.embed_tokens.weight"]
         x = table[np.asarray(tokens)] * (math.sqrt(self.c["hidden_size"]) if self.gemma else 1)
         for i in range(self.layers):
             p = f"model.layers.{i}."

@@ -11,6 +11,7 @@ from llama_cpp import llama_cpp as c
 import imatrix as imatrix_file
 
 GGML_F32 = 0
+COPY = "copy"  # not a file type: the source's own
 KV_INT, KV_STR = 0, 3  # enum llama_model_kv_override_type
 NEWER_FTYPES = {"Q2_0": 41}  # in llama.cpp, not yet among the Python names
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an assert should end the process, not start a debugger
@@ -54,7 +55,9 @@ def _overrides(entries):
 
 def _parameters(number, threads, imatrix, pure, allow_requantize):
     p = c.llama_model_quantize_default_params()
-    p.ftype, p.nthread, p.pure, p.allow_requantize = number, threads, pure, allow_requantize
+    p.nthread, p.pure, p.allow_requantize = threads, pure, allow_requantize
+    p.only_copy = number is None
+    p.ftype = 0 if number is None else number
     if imatrix:
         m = imatrix_file.load(imatrix)
         rows = (c.llama_model_imatrix_data * (len(m.values) + 1))()
@@ -80,7 +83,7 @@ def quantize(source, output, preset, imatrix=None, threads=2, pure=False, allow_
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
                 c.llama_log_set(c.llama_log_callback(0), None)  # to stderr
-                p = _parameters(ftype(preset), threads, imatrix, pure, allow_requantize)
+                p = _parameters(None if preset == COPY else ftype(preset), threads, imatrix, pure, allow_requantize)
                 status = c.llama_model_quantize(str(source).encode(), str(output).encode(), ctypes.byref(p))
             finally:
                 os._exit(1 if status else 0)

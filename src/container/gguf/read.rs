@@ -16,7 +16,6 @@ use crate::tensor::Packed;
 
 const KEY_ARCH: &str = "general.architecture";
 const KEY_TYPE: &str = "general.type";
-const KEY_FILE_TYPE: &str = "general.file_type";
 /// ggml's type id of the scales.
 const F32: u32 = 0;
 
@@ -178,7 +177,7 @@ impl Checkpoint for Gguf {
 
     fn metadata(&self) -> Result<Metadata> {
         let mut metadata = self.metadata.clone();
-        for key in shards::KEYS.iter().chain(&[KEY_FILE_TYPE]) {
+        for key in shards::KEYS {
             metadata.remove(key);
         }
         Ok(metadata)

@@ -86,12 +86,17 @@ pub fn place(
     storage: Storage,
 ) -> Result<(Vec<Placed>, Vec<Dropped>)> {
     let is_scale = |l: &Located| storage == Storage::Fp8Block && l.entry.name.ends_with(SCALE_SUFFIX);
-    let (scales, weights): (Vec<_>, Vec<_>) = located.into_iter().partition(is_scale);
+    let (scales, mut weights): (Vec<_>, Vec<_>) = located.into_iter().partition(is_scale);
     let mut scales: HashMap<_, _> = scales.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
     let mut sorter = Sorter { arch, spec, storage, pieces: BTreeMap::new(), dropped: Vec::new() };
-    for source in &weights {
-        let (name, file) = (&source.entry.name, &shards[source.shard].file);
-        let scale = scales.remove(&format!("{name}{SCALE_SUFFIX}"));
+    let head_alone = spec.tied && !weights.iter().any(|w| w.entry.name.ends_with(EMBEDDING));
+    for source in &mut weights {
+        let file = &shards[source.shard].file;
+        let scale = scales.remove(&format!("{}{SCALE_SUFFIX}", source.entry.name));
+        if head_alone && source.entry.name == HEAD {
+            EMBEDDING.clone_into(&mut source.entry.name);
+        }
+        let (name, source) = (source.entry.name.clone(), &*source);
         sorter.put(source, scale.as_ref(), file).at(|| name.as_str()).at(|| file.as_str())?;
     }
     if let Some(orphan) = scales.values().min_by_key(|l| &l.entry.name) {
@@ -176,6 +181,10 @@ fn rows_of(part: &Part, rows: usize) -> Result<Range<usize>> {
             .help("config.json is of another model: download it again")),
     }
 }
+
+/// Of a tied pair, transformers stores one, and either will do.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 const SCALE_SUFFIX: &str = "_scale_inv";
 

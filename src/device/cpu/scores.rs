@@ -37,9 +37,9 @@ pub struct Scores(Vec<Position>);
 
 /// What one position says of one model; logarithms are natural.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Tokens {
+pub struct TokenScore {
     /// -log p of the next token, by the reference and by the model.
-    pub nll_reference: f64,
+    pub nll_ref: f64,
     pub nll: f64,
     /// KL divergence of the model from the reference over the whole vocabulary.
     pub kld: f64,
@@ -79,12 +79,12 @@ impl Scores {
     }
 
     /// Positions of one model.
-    pub fn finish(&self, model: usize) -> impl Iterator<Item = Tokens> + '_ {
+    pub fn finish(&self, model: usize) -> impl Iterator<Item = TokenScore> + '_ {
         self.0.iter().map(move |at| {
             let (p, q) = (&at.reference, &at.models[model]);
             let kld = at.gaps[model] / p.sum - p.log_sum() + q.log_sum();
-            Tokens {
-                nll_reference: p.log_sum() - f64::from(p.target),
+            TokenScore {
+                nll_ref: p.log_sum() - f64::from(p.target),
                 nll: q.log_sum() - f64::from(q.target),
                 // Below zero by rounding alone.
                 kld: if kld < 0.0 { 0.0 } else { kld },
@@ -200,7 +200,7 @@ mod tests {
             let kld: f64 = ep.iter().zip(eq).map(|(p, q)| p * (p / q).ln()).sum();
             assert!((got.kld - kld).abs() < 1e-6 * kld.max(1e-2), "{} {kld}", got.kld);
             assert!((got.nll - -eq[target as usize].ln()).abs() < 1e-6, "{}", got.nll);
-            assert!((got.nll_reference - -ep[target as usize].ln()).abs() < 1e-6);
+            assert!((got.nll_ref - -ep[target as usize].ln()).abs() < 1e-6);
             let top = |x: &[f64]| (0..vocab).max_by(|a, b| x[*a].total_cmp(&x[*b]).then(b.cmp(a))).unwrap();
             assert_eq!(got.same_top, top(&ep) == top(eq));
         }
