@@ -21,6 +21,8 @@ pub mod engine;
 
 pub mod calibrate;
 
+pub mod eval;
+
 pub mod convert;
 
 pub mod cli;
