@@ -55,7 +55,7 @@ pub static PROTOCOLS: &[Protocol] = &[
         name: "gptq-2048",
         about: "disjoint windows of 2048 tokens, BOS only where the tokenizer puts it; \
                 all tokens but a window's first are scored (2047)",
-        source: "GPTQ (Frantar et al. 2022), section 4, and its published evaluation",
+        source: "GPTQ (Frantar et al. 2022) and the evaluation published with it",
         context: 2048,
         least_context: 2,
         drops_last_newline: false,
@@ -159,7 +159,7 @@ fn strided(tokens: &[u32], _: Option<u32>, context: usize) -> Vec<Window> {
     // One less than the context: the first new token needs a position before it that predicts it.
     let stride = STRIDE.min(context - 1);
     let mut windows = Vec::new();
-    let (mut start, mut done) = (0usize, 1);
+    let (mut start, mut done) = (0_usize, 1);
     while done < tokens.len() {
         let end = start.saturating_add(context).min(tokens.len());
         windows.push(Window { tokens: tokens[start..end].to_vec(), scored: done - 1 - start..end - 1 - start });

@@ -1,0 +1,441 @@
+//! From what each token lost to what a model lost, with how sure one can be.
+//!
+//! Definitions follow llama.cpp's `perplexity --kl-divergence`; intervals come from resampling whole chunks, because the
+//! tokens of one chunk resemble each other (block bootstrap: Künsch 1989; percentile interval: Efron 1979).
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// Resamples of a bootstrap.
+const RESAMPLES: usize = 2000;
+/// Every run draws the same resamples.
+const SEED: u64 = 0;
+/// Both ends of a 95 % interval.
+const TAILS: [f64; 2] = [0.025, 0.975];
+
+/// One scored token. Natural logarithms (nats).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TokenStats {
+    /// Negative log-likelihood of the true token under the reference.
+    pub nll_ref: f32,
+    /// The same under the artifact.
+    pub nll: f32,
+    /// KL(reference || artifact) over the vocabulary.
+    pub kld: f32,
+    /// Probability of the true token under the reference.
+    pub p_ref: f32,
+    /// The same under the artifact.
+    pub p: f32,
+    /// Both give the same token the highest probability.
+    pub same_top: bool,
+}
+
+/// A figure with its 95 % interval; no interval where there is one chunk only. Every number is finite.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    pub value: f64,
+    pub low: Option<f64>,
+    pub high: Option<f64>,
+}
+
+/// KL divergence from the reference, nats a token. A percentile between two ranks is interpolated linearly, as numpy does.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Divergence {
+    pub mean: f64,
+    pub low: Option<f64>,
+    pub high: Option<f64>,
+    pub median: f64,
+    pub p90: f64,
+    pub p95: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// Scored tokens.
+    pub tokens: usize,
+    pub chunks: usize,
+    pub reference_perplexity: f64,
+    /// exp of the mean negative log-likelihood.
+    pub perplexity: Estimate,
+    /// ln of artifact's over reference's perplexity, on the same tokens: far sharper than the difference of two intervals.
+    pub ln_ppl_ratio: Estimate,
+    pub kld: Divergence,
+    /// Share of tokens, 0 to 1.
+    pub same_top: Estimate,
+    /// Mean change of the true token's probability, -1 to 1: bias.
+    pub mean_delta_p: Estimate,
+    /// Root mean square of that change, 0 to 1: noise.
+    pub rms_delta_p: Estimate,
+}
+
+/// Aggregates tokens, one inner list a chunk (a window of the protocol). Deterministic.
+/// Errors: no chunks, a chunk without tokens, a number that is not finite.
+pub fn summarize(chunks: &[Vec<TokenStats>]) -> Result<Summary> {
+    if chunks.is_empty() {
+        return Err(Error::request("no text was evaluated").help("ask for at least one chunk"));
+    }
+    for (index, chunk) in chunks.iter().enumerate() {
+        check(chunk).map_err(|e| e.at(format!("chunk {index}")))?;
+    }
+    let sums: Vec<Sums> = chunks.iter().map(|chunk| Sums::of(chunk)).collect();
+    let whole = sums.iter().fold(Sums::default(), Sums::plus);
+    let intervals = bootstrap(&sums);
+    let estimate = |figure: usize| Estimate {
+        value: whole.figures()[figure],
+        low: intervals.map(|i| i[figure][0]),
+        high: intervals.map(|i| i[figure][1]),
+    };
+
+    let mut klds: Vec<f32> = chunks.iter().flatten().map(|t| t.kld).collect();
+    klds.sort_unstable_by(f32::total_cmp);
+    let klds: Vec<f64> = klds.into_iter().map(f64::from).collect();
+    let mean = estimate(KLD);
+    let summary = Summary {
+        tokens: klds.len(),
+        chunks: chunks.len(),
+        reference_perplexity: (whole.nll_ref / whole.tokens).exp(),
+        perplexity: estimate(PERPLEXITY),
+        ln_ppl_ratio: estimate(LN_PPL_RATIO),
+        kld: Divergence {
+            mean: mean.value,
+            low: mean.low,
+            high: mean.high,
+            median: percentile(&klds, 0.5),
+            p90: percentile(&klds, 0.9),
+            p95: percentile(&klds, 0.95),
+            p99: percentile(&klds, 0.99),
+            p999: percentile(&klds, 0.999),
+            max: percentile(&klds, 1.0),
+        },
+        same_top: estimate(SAME_TOP),
+        mean_delta_p: estimate(MEAN_DELTA_P),
+        rms_delta_p: estimate(RMS_DELTA_P),
+    };
+    let ends = [summary.perplexity.low, summary.perplexity.high];
+    let perplexities =
+        [summary.reference_perplexity, summary.perplexity.value].into_iter().chain(ends.into_iter().flatten());
+    match perplexities.into_iter().all(f64::is_finite) {
+        true => Ok(summary),
+        false => Err(Error::input("the perplexity is too large for a number").help(BROKEN)),
+    }
+}
+
+const BROKEN: &str =
+    "the model is broken or does not fit its tokenizer: try `quant verify`, and the model it was made from";
+
+fn check(chunk: &[TokenStats]) -> Result<()> {
+    if chunk.is_empty() {
+        return Err(Error::request("no token is scored"));
+    }
+    for (index, t) in chunk.iter().enumerate() {
+        let named = [
+            ("reference's negative log-likelihood", t.nll_ref),
+            ("artifact's negative log-likelihood", t.nll),
+            ("KL divergence", t.kld),
+            ("reference's probability", t.p_ref),
+            ("artifact's probability", t.p),
+        ];
+        if let Some((name, value)) = named.into_iter().find(|(_, value)| !value.is_finite()) {
+            return Err(Error::input(format!("the {name} is {value}"))
+                .at(format!("scored token {index}"))
+                .help(BROKEN));
+        }
+    }
+    Ok(())
+}
+
+/// What figures are made of, added up over tokens.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    tokens: f64,
+    nll_ref: f64,
+    nll: f64,
+    kld: f64,
+    same_top: f64,
+    delta_p: f64,
+    delta_p_squared: f64,
+}
+
+/// Places in [`Sums::figures`].
+const PERPLEXITY: usize = 0;
+const LN_PPL_RATIO: usize = 1;
+const KLD: usize = 2;
+const SAME_TOP: usize = 3;
+const MEAN_DELTA_P: usize = 4;
+const RMS_DELTA_P: usize = 5;
+const FIGURES: usize = 6;
+
+impl Sums {
+    fn of(chunk: &[TokenStats]) -> Sums {
+        chunk.iter().fold(Sums::default(), |sums, t| {
+            let delta_p = f64::from(t.p) - f64::from(t.p_ref);
+            sums.plus(&Sums {
+                tokens: 1.0,
+                nll_ref: t.nll_ref.into(),
+                nll: t.nll.into(),
+                kld: t.kld.into(),
+                same_top: f64::from(u8::from(t.same_top)),
+                delta_p,
+                delta_p_squared: delta_p * delta_p,
+            })
+        })
+    }
+
+    fn plus(self, other: &Sums) -> Sums {
+        Sums {
+            tokens: self.tokens + other.tokens,
+            nll_ref: self.nll_ref + other.nll_ref,
+            nll: self.nll + other.nll,
+            kld: self.kld + other.kld,
+            same_top: self.same_top + other.same_top,
+            delta_p: self.delta_p + other.delta_p,
+            delta_p_squared: self.delta_p_squared + other.delta_p_squared,
+        }
+    }
+
+    fn figures(&self) -> [f64; FIGURES] {
+        [
+            (self.nll / self.tokens).exp(),
+            (self.nll - self.nll_ref) / self.tokens,
+            self.kld / self.tokens,
+            self.same_top / self.tokens,
+            self.delta_p / self.tokens,
+            (self.delta_p_squared / self.tokens).sqrt(),
+        ]
+    }
+}
+
+/// [low, high] of every figure, `None` for one chunk. A resample draws as many chunks as there are, with replacement, and
+/// all figures of artifact and reference are taken from that same draw (paired).
+fn bootstrap(chunks: &[Sums]) -> Option<[[f64; 2]; FIGURES]> {
+    if chunks.len() < 2 {
+        return None;
+    }
+    let mut rng = SplitMix(SEED);
+    let mut draws: [Vec<f64>; FIGURES] = Default::default();
+    for _ in 0..RESAMPLES {
+        let sums = (0..chunks.len()).fold(Sums::default(), |sums, _| sums.plus(&chunks[rng.below(chunks.len())]));
+        for (draws, figure) in draws.iter_mut().zip(sums.figures()) {
+            draws.push(figure);
+        }
+    }
+    Some(draws.map(|mut draws| {
+        draws.sort_unstable_by(f64::total_cmp);
+        TAILS.map(|q| percentile(&draws, q))
+    }))
+}
+
+/// The `q` quantile (0 to 1) of an ascending, non-empty list: rank `q * (n - 1)`, linear between neighbours.
+fn percentile(sorted: &[f64], q: f64) -> f64 {
+    let rank = q * (sorted.len() - 1) as f64;
+    let below = rank as usize; // towards zero
+    let above = (below + 1).min(sorted.len() - 1);
+    let share = rank - below as f64;
+    if share == 0.0 { sorted[below] } else { sorted[below] + (sorted[above] - sorted[below]) * share }
+}
+
+/// SplitMix64 (Steele, Lea and Flood 2014).
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// 0 to n - 1; its bias of n / 2^64 shows nowhere.
+    fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.next()) * n as u128) >> 64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(nll_ref: f32, nll: f32, kld: f32, p_ref: f32, p: f32, same_top: bool) -> TokenStats {
+        TokenStats { nll_ref, nll, kld, p_ref, p, same_top }
+    }
+
+    fn near(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-9, "{a} is not {b}");
+    }
+
+    fn normal(rng: &mut SplitMix) -> f64 {
+        let uniform = |rng: &mut SplitMix| ((rng.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        (-2.0 * uniform(rng).ln()).sqrt() * (std::f64::consts::TAU * uniform(rng)).cos()
+    }
+
+    /// Chunks whose tokens share a chunk effect: KLD 1 + chunk + token noise, nll = ref + 0.1 + noise.
+    fn synthetic(chunks: usize, tokens: usize, seed: u64) -> Vec<Vec<TokenStats>> {
+        let mut rng = SplitMix(seed);
+        let chunk = |_| {
+            let effect = normal(&mut rng);
+            let one = |_| {
+                let nll_ref = 2.0 + effect + normal(&mut rng);
+                let nll = nll_ref + 0.1 + 0.01 * normal(&mut rng);
+                let kld = 1.0 + 0.2 * effect + 0.2 * normal(&mut rng);
+                token(nll_ref as f32, nll as f32, kld as f32, 0.5, 0.5, true)
+            };
+            (0..tokens).map(one).collect()
+        };
+        (0..chunks).map(chunk).collect()
+    }
+
+    #[test]
+    fn figures_by_hand() {
+        let chunks = [
+            vec![token(1.0, 1.5, 0.1, 0.5, 0.25, true), token(2.0, 2.0, 0.2, 0.25, 0.5, true)],
+            vec![token(3.0, 4.5, 0.6, 0.75, 0.25, false), token(2.0, 2.0, 0.3, 0.5, 0.5, true)],
+        ];
+        let s = summarize(&chunks).unwrap();
+        assert_eq!((s.tokens, s.chunks), (4, 2));
+        near(s.reference_perplexity, 2f64.exp());
+        near(s.perplexity.value, 2.5f64.exp());
+        near(s.ln_ppl_ratio.value, 0.5);
+        assert!((s.kld.mean - 0.3).abs() < 1e-7 && (s.kld.median - 0.25).abs() < 1e-7);
+        assert!((s.kld.p90 - 0.51).abs() < 1e-7, "0.3 + 0.7 * (0.6 - 0.3)");
+        assert_eq!(s.kld.max, f64::from(0.6f32));
+        near(s.same_top.value, 0.75);
+        near(s.mean_delta_p.value, -0.125);
+        near(s.rms_delta_p.value, (0.375f64 / 4.0).sqrt());
+        // Two chunks: a resample is one of 1+1, 1+2, 2+2, and each extreme has a quarter of the draws.
+        near(s.ln_ppl_ratio.low.unwrap(), 0.25);
+        near(s.ln_ppl_ratio.high.unwrap(), 0.75);
+        near(s.perplexity.low.unwrap(), 1.75f64.exp());
+        near(s.same_top.low.unwrap(), 0.5);
+        near(s.same_top.high.unwrap(), 1.0);
+        near(s.mean_delta_p.low.unwrap(), -0.25);
+        near(s.rms_delta_p.high.unwrap(), 0.125f64.sqrt());
+    }
+
+    #[test]
+    fn chunks_weigh_by_their_tokens() {
+        let s = summarize(&[vec![token(1.0, 1.0, 0.0, 0.5, 0.5, true); 3], vec![token(1.0, 5.0, 0.4, 0.5, 0.5, true)]]);
+        near(s.unwrap().ln_ppl_ratio.value, 1.0);
+    }
+
+    #[test]
+    fn one_chunk_has_no_interval() {
+        let s = summarize(&[vec![token(1.0, 1.5, 0.1, 0.5, 0.25, true)]]).unwrap();
+        for e in [s.perplexity, s.ln_ppl_ratio, s.same_top, s.mean_delta_p, s.rms_delta_p] {
+            assert_eq!((e.low, e.high), (None, None));
+        }
+        assert_eq!((s.kld.low, s.kld.high), (None, None));
+        assert_eq!((s.kld.median, s.kld.p999), (s.kld.max, s.kld.max), "one token is all its percentiles");
+    }
+
+    #[test]
+    fn percentiles_as_numpy() {
+        // numpy.percentile([1, 2, 4, 8, 16], [0, 10, 50, 90, 99, 99.9, 100])
+        let list = [1.0, 2.0, 4.0, 8.0, 16.0];
+        for (q, value) in [(0.0, 1.0), (0.1, 1.4), (0.5, 4.0), (0.9, 12.8), (0.99, 15.68), (0.999, 15.968), (1.0, 16.0)]
+        {
+            near(percentile(&list, q), value);
+        }
+    }
+
+    #[test]
+    fn intervals_have_the_width_theory_gives() {
+        let chunks = synthetic(400, 50, 1);
+        let s = summarize(&chunks).unwrap();
+        let means: Vec<f64> =
+            chunks.iter().map(|c| c.iter().map(|t| f64::from(t.kld)).sum::<f64>() / c.len() as f64).collect();
+        let mean = means.iter().sum::<f64>() / 400.0;
+        let variance = means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / 399.0;
+        let theory = 2.0 * 1.96 * (variance / 400.0).sqrt();
+        let width = s.kld.high.unwrap() - s.kld.low.unwrap();
+        assert!((width / theory - 1.0).abs() < 0.08, "{width} against {theory}");
+        // Were tokens independent, the interval would be far narrower: the blocks matter.
+        assert!(width > 5.0 * 2.0 * 1.96 * (0.08f64 / 20_000.0).sqrt(), "{width}");
+    }
+
+    #[test]
+    fn intervals_hold_the_truth_nineteen_times_in_twenty() {
+        let holds = |seed| {
+            let s = summarize(&synthetic(40, 8, seed)).unwrap();
+            s.kld.low.unwrap() <= 1.0 && 1.0 <= s.kld.high.unwrap()
+        };
+        let held = (100..400).filter(|&seed| holds(seed)).count();
+        assert!((271..=295).contains(&held), "{held} of 300");
+    }
+
+    #[test]
+    fn pairing_sharpens_the_ratio() {
+        let s = summarize(&synthetic(100, 20, 3)).unwrap();
+        let width = |e: Estimate| e.high.unwrap() - e.low.unwrap();
+        assert!(width(s.ln_ppl_ratio) < width(s.perplexity) / s.perplexity.value / 50.0);
+        assert!((s.ln_ppl_ratio.value - 0.1).abs() < 0.002);
+    }
+
+    #[test]
+    fn same_tokens_same_summary() {
+        let chunks = synthetic(30, 5, 7);
+        assert_eq!(summarize(&chunks).unwrap(), summarize(&chunks).unwrap());
+        assert_ne!(summarize(&chunks).unwrap(), summarize(&chunks[1..]).unwrap());
+    }
+
+    #[test]
+    fn a_model_against_itself_lost_nothing() {
+        let chunks = vec![vec![token(1.0, 1.0, 0.0, 0.4, 0.4, true); 4]; 3];
+        let s = summarize(&chunks).unwrap();
+        assert_eq!(s.ln_ppl_ratio, Estimate { value: 0.0, low: Some(0.0), high: Some(0.0) });
+        assert_eq!((s.kld.max, s.same_top.value, s.rms_delta_p.value), (0.0, 1.0, 0.0));
+        assert_eq!(s.perplexity.value, s.reference_perplexity);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_an_error() {
+        let good = token(1.0, 1.0, 0.1, 0.5, 0.5, true);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let tokens = [
+                TokenStats { nll_ref: bad, ..good },
+                TokenStats { nll: bad, ..good },
+                TokenStats { kld: bad, ..good },
+                TokenStats { p_ref: bad, ..good },
+                TokenStats { p: bad, ..good },
+            ];
+            for token in tokens {
+                let error = summarize(&[vec![good], vec![good, token]]).unwrap_err();
+                assert_eq!(error.places(), ["scored token 1", "chunk 1"]);
+            }
+        }
+        let huge = token(1.0, 1e4, 0.1, 0.5, 0.0, true);
+        assert!(summarize(&[vec![huge], vec![huge]]).unwrap_err().message().contains("too large"));
+        // The mean is a number, but resamples of the worst chunk are not.
+        assert!(summarize(&[vec![good], vec![token(1.0, 1000.0, 0.1, 0.5, 0.0, true)]]).is_err());
+        assert!(summarize(&[vec![token(-1e4, 1.0, 0.1, 0.5, 0.5, true)]]).is_ok(), "e^-10000 is 0, a number");
+        assert!(summarize(&[]).is_err());
+        assert!(summarize(&[vec![good], vec![]]).is_err());
+    }
+
+    #[test]
+    fn json_has_the_documented_names() {
+        let s = summarize(&[vec![token(1.0, 1.5, 0.1, 0.5, 0.25, true)]]).unwrap();
+        let json = serde_json::to_value(s).unwrap();
+        let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&json["perplexity"]), ["value", "low", "high"]);
+        assert_eq!(keys(&json["kld"]), ["mean", "low", "high", "median", "p90", "p95", "p99", "p999", "max"]);
+        assert_eq!(
+            keys(&json),
+            [
+                "tokens",
+                "chunks",
+                "reference_perplexity",
+                "perplexity",
+                "ln_ppl_ratio",
+                "kld",
+                "same_top",
+                "mean_delta_p",
+                "rms_delta_p"
+            ]
+        );
+        assert!(json["perplexity"]["low"].is_null());
+    }
+}
