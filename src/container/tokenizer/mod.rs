@@ -2,6 +2,8 @@
 //! Sources: llama.cpp `conversion/`, `gguf-py/gguf/vocab.py`, `src/llama-vocab.cpp`.
 
 mod bytes;
+mod clock;
+mod end;
 mod folder;
 mod merge;
 mod parity;
@@ -20,10 +22,12 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use serde_json::{Value as Json, json};
+use tokenizers::DecoderWrapper;
 
 use crate::error::{At, Error, Result};
 use crate::metadata::Metadata;
 
+pub use end::end_tokens;
 use folder::Folder;
 pub use parity::{Mismatch, awkward, parity};
 use special::Special;
@@ -40,6 +44,8 @@ mod keys {
     pub const MERGES: &str = "tokenizer.ggml.merges";
     pub const BOS_ID: &str = "tokenizer.ggml.bos_token_id";
     pub const EOS_ID: &str = "tokenizer.ggml.eos_token_id";
+    pub const EOT_ID: &str = "tokenizer.ggml.eot_token_id";
+    pub const EOM_ID: &str = "tokenizer.ggml.eom_token_id";
     pub const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
     pub const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
     pub const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
@@ -234,6 +240,23 @@ impl Tokenizer {
         }
     }
 
+    /// The bytes that a token stands for, which need not be whole characters; special tokens as their own text. Nothing for
+    /// an id outside the vocabulary.
+    pub fn piece(&self, id: u32) -> Vec<u8> {
+        let tokenizer = match &self.0 {
+            Inner::Gguf(vocab) => return vocab.piece(id),
+            Inner::HuggingFace { tokenizer, .. } => tokenizer,
+        };
+        let Some(token) = tokenizer.id_to_token(id) else { return Vec::new() };
+        if tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id) {
+            return token.into_bytes();
+        }
+        match tokenizer.get_decoder().is_some_and(is_byte_level) {
+            true => bytes::decode(&token).unwrap_or_else(|| token.into_bytes()),
+            false => vocab::scored_piece(&token),
+        }
+    }
+
     /// The id of a token's exact text: `<|im_end|>`.
     pub fn id(&self, token: &str) -> Option<u32> {
         match &self.0 {
@@ -255,6 +278,14 @@ impl Tokenizer {
             Inner::HuggingFace { tokenizer, .. } => tokenizer.get_vocab_size(true),
             Inner::Gguf(vocab) => vocab.len(),
         }
+    }
+}
+
+fn is_byte_level(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteLevel(_) => true,
+        DecoderWrapper::Sequence(all) => all.get_decoders().iter().any(is_byte_level),
+        _ => false,
     }
 }
 

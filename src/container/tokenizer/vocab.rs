@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::merge::{Merges, Scored};
 use super::pres::{self, Pre};
-use super::{bytes, keys};
+use super::{bytes, end, keys};
 use crate::error::{Error, Result};
 use crate::metadata::{Array, Metadata, Value};
 
@@ -28,32 +28,7 @@ impl TokenType {
     }
 }
 
-/// Text that ends generation: llama.cpp makes these control tokens whatever the file says.
-const END_TEXTS: &[&str] = &[
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|flush|>",
-    "<|calls|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "</s>",
-    "<|eom_id|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "<|end_of_text|>",
-    "<end_of_utterance>",
-    "<eos>",
-    "<turn|>",
-    "<|tool_response>",
-    "<｜end▁of▁sentence｜>",
-    "[e~[",
-];
-/// The same for fill-in-the-middle texts, unless a key of the file names the token: (keys, texts).
+/// Fill-in-the-middle texts, control tokens too unless a key of the file names another: (keys, texts).
 const INFILL_TEXTS: &[(&[&str], &[&str])] = &[
     (
         &["fim_pre", "prefix"],
@@ -94,9 +69,6 @@ const INFILL_TEXTS: &[(&[&str], &[&str])] = &[
             "<|middle|>",
         ],
     ),
-    (&["fim_pad"], &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
-    (&["fim_rep"], &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
-    (&["fim_sep"], &["<|file_sep|>"]),
 ];
 /// Always shown, so never control tokens.
 const VISIBLE_TEXTS: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
@@ -191,7 +163,7 @@ impl Vocab {
     /// llama.cpp trusts some texts more than the file's types.
     fn override_types(&mut self, metadata: &Metadata) {
         let given = |stem: &&&str| metadata.get(&format!("tokenizer.ggml.{stem}_token_id")).is_some();
-        for (stems, texts) in INFILL_TEXTS {
+        for (stems, texts) in INFILL_TEXTS.iter().chain(end::INFILL) {
             if stems.iter().any(|s| given(&s)) {
                 continue;
             }
@@ -204,19 +176,11 @@ impl Vocab {
                 vocab.types[id as usize] = to;
             }
         };
-        END_TEXTS.iter().for_each(|t| set(self, t, TokenType::Control));
+        end::TEXTS.iter().for_each(|t| set(self, t, TokenType::Control));
         VISIBLE_TEXTS.iter().for_each(|t| set(self, t, TokenType::UserDefined));
-        let has = |text: &str| self.ids.contains_key(text);
-        let harmony = has("<|return|>") && has("<|call|>");
-        let solar = (has("<|call|>") || has("<|calls|>")) && has("<|flush|>");
-        let normal_s =
-            has("<|tool_response>") || self.eos == self.ids.get("<|plamo:eos|>").copied() && self.eos.is_some();
-        if harmony || solar {
-            set(self, "<|end|>", TokenType::UserDefined);
-        }
-        if normal_s {
-            set(self, "</s>", TokenType::Normal);
-        }
+        let eos = self.eos.map(|id| self.tokens[id as usize].as_str());
+        let demoted = end::demoted(|text| self.ids.contains_key(text), eos);
+        demoted.into_iter().for_each(|(text, to)| set(self, text, to));
     }
 
     fn collect_special(&mut self, metadata: &Metadata) {
@@ -316,11 +280,16 @@ impl Vocab {
             (Scheme::Ranked { pre, .. }, _) if pre.byte_level => {
                 bytes::decode(token).unwrap_or_else(|| token.as_bytes().to_vec())
             }
-            _ => match byte_token(token) {
-                Some(byte) => vec![byte],
-                None => token.replace('▁', " ").into_bytes(),
-            },
+            _ => scored_piece(token),
         }
+    }
+}
+
+/// The bytes of a token that writes a space as `▁`.
+pub fn scored_piece(token: &str) -> Vec<u8> {
+    match byte_token(token) {
+        Some(byte) => vec![byte],
+        None => token.replace('▁', " ").into_bytes(),
     }
 }
 
@@ -346,7 +315,7 @@ fn strings<'a>(metadata: &'a Metadata, key: &str) -> Result<Option<&'a [String]>
     }
 }
 
-fn tokens(metadata: &Metadata) -> Result<Vec<String>> {
+pub fn tokens(metadata: &Metadata) -> Result<Vec<String>> {
     let list = strings(metadata, keys::TOKENS)?.filter(|l| !l.is_empty()).ok_or_else(|| missing(keys::TOKENS))?;
     if i32::try_from(list.len()).is_err() {
         return Err(Error::limits(format!("{} tokens are more than ids can count", list.len())));
