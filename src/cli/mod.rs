@@ -1,6 +1,7 @@
 //! The command line: one file a command. `report` is the only module that prints.
 
 mod convert;
+mod generate;
 mod inspect;
 mod list;
 mod model;
@@ -54,6 +55,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Check a file, and against its source: structure, values, completeness, tokenizer, chat template
     Verify(verify::Verify),
+    /// Let a model or artifact continue a text or answer a question
+    Generate(generate::Generate),
     /// List formats, presets and architectures
     List(list::List),
     /// Print a completion script or the manual page
@@ -70,6 +73,7 @@ pub fn main() -> u8 {
         Command::Plan(c) => c.run(&cli.common, &reporter, true),
         Command::Inspect(c) => c.run(&cli.common, &reporter),
         Command::Verify(c) => c.run(&cli.common, &reporter),
+        Command::Generate(c) => c.run(&cli.common, &reporter),
         Command::List(c) => c.run(&reporter),
         Command::Shell(c) => c.run(),
     };

@@ -3,13 +3,13 @@
 
 mod bytes;
 mod clock;
-mod end;
 mod folder;
 mod merge;
 mod parity;
 mod pre;
 mod pres;
 mod ranked;
+mod role;
 mod scored;
 mod sentencepiece;
 mod sha256;
@@ -27,9 +27,9 @@ use tokenizers::DecoderWrapper;
 use crate::error::{At, Error, Result};
 use crate::metadata::Metadata;
 
-pub use end::end_tokens;
 use folder::Folder;
 pub use parity::{Mismatch, awkward, parity};
+pub use role::{end_tokens, leading_bos, special_id};
 use special::Special;
 pub use template::{check_template, render_template, templates};
 use vocab::Vocab;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::merge::{Merges, Scored};
 use super::pres::{self, Pre};
-use super::{bytes, end, keys};
+use super::{bytes, keys, role};
 use crate::error::{Error, Result};
 use crate::metadata::{Array, Metadata, Value};
 
@@ -163,7 +163,7 @@ impl Vocab {
     /// llama.cpp trusts some texts more than the file's types.
     fn override_types(&mut self, metadata: &Metadata) {
         let given = |stem: &&&str| metadata.get(&format!("tokenizer.ggml.{stem}_token_id")).is_some();
-        for (stems, texts) in INFILL_TEXTS.iter().chain(end::INFILL) {
+        for (stems, texts) in INFILL_TEXTS.iter().chain(role::END_INFILL) {
             if stems.iter().any(|s| given(&s)) {
                 continue;
             }
@@ -176,10 +176,10 @@ impl Vocab {
                 vocab.types[id as usize] = to;
             }
         };
-        end::TEXTS.iter().for_each(|t| set(self, t, TokenType::Control));
+        role::END_TEXTS.iter().for_each(|t| set(self, t, TokenType::Control));
         VISIBLE_TEXTS.iter().for_each(|t| set(self, t, TokenType::UserDefined));
         let eos = self.eos.map(|id| self.tokens[id as usize].as_str());
-        let demoted = end::demoted(|text| self.ids.contains_key(text), eos);
+        let demoted = role::demoted(|text| self.ids.contains_key(text), eos);
         demoted.into_iter().for_each(|(text, to)| set(self, text, to));
     }
 

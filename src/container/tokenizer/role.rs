@@ -1,14 +1,14 @@
-//! Tokens that end a generation, by key and by text: no file lists them all. Source: llama.cpp `src/llama-vocab.cpp`.
+//! Tokens that a text begins with and that end a generation, by key and by text: no file lists them all. Source: llama.cpp `src/llama-vocab.cpp`.
 
 use std::collections::BTreeSet;
 
 use super::vocab::{self, TokenType};
-use super::keys;
+use super::{Tokenizer, keys};
 use crate::error::Result;
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, Value};
 
 /// Ends wherever they are in the vocabulary; llama.cpp makes them control tokens whatever the file says.
-pub const TEXTS: &[&str] = &[
+pub const END_TEXTS: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -33,7 +33,7 @@ pub const TEXTS: &[&str] = &[
     "[e~[",
 ];
 /// What separates files and repositories in fill-in-the-middle training: (keys, texts).
-pub const INFILL: &[(&[&str], &[&str])] = &[
+pub const END_INFILL: &[(&[&str], &[&str])] = &[
     (&["fim_pad"], &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
     (&["fim_rep"], &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
     (&["fim_sep"], &["<|file_sep|>"]),
@@ -54,19 +54,35 @@ pub fn demoted(has: impl Fn(&str) -> bool, eos: Option<&str>) -> Vec<(&'static s
 pub fn end_tokens(metadata: &Metadata) -> Result<Vec<u32>> {
     let tokens = vocab::tokens(metadata)?;
     let ids = vocab::index(&tokens)?;
-    let key = |key: &str| metadata.u64(key).and_then(|id| u32::try_from(id).ok()).filter(|id| tokens.len() > *id as usize);
+    let key =
+        |key: &str| metadata.u64(key).and_then(|id| u32::try_from(id).ok()).filter(|id| tokens.len() > *id as usize);
     let named = [keys::EOS_ID, keys::EOT_ID, keys::EOM_ID].into_iter().filter_map(key);
-    let infill = INFILL.iter().filter_map(|(stems, texts)| {
+    let infill = END_INFILL.iter().filter_map(|(stems, texts)| {
         let given = stems.iter().find_map(|stem| key(&format!("tokenizer.ggml.{stem}_token_id")));
         given.or_else(|| texts.iter().filter_map(|t| ids.get(*t).copied()).min())
     });
     let mut ends: BTreeSet<u32> = named.chain(infill).collect();
-    ends.extend(TEXTS.iter().filter_map(|t| ids.get(*t)));
+    ends.extend(END_TEXTS.iter().filter_map(|t| ids.get(*t)));
     let eos = key(keys::EOS_ID).map(|id| tokens[id as usize].as_str());
     for (text, _) in demoted(|text| ids.contains_key(text), eos) {
         ids.get(text).map(|id| ends.remove(id));
     }
     Ok(ends.into_iter().collect())
+}
+
+/// The id that the metadata names for a role: `bos`, `eos`, `eot`.
+pub fn special_id(metadata: &Metadata, role: &str) -> Option<u32> {
+    u32::try_from(metadata.u64(&format!("tokenizer.ggml.{role}_token_id"))?).ok()
+}
+
+/// The BOS token, where the model wants it in front of every text: as the metadata says, else as the tokenizer does.
+pub fn leading_bos(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<u32>> {
+    if let Some(add) = metadata.get(keys::ADD_BOS).and_then(Value::as_bool) {
+        return Ok(special_id(metadata, "bos").filter(|_| add));
+    }
+    let [with, without] = [true, false].map(|special| tokenizer.encode("a", special, false));
+    let (with, without) = (with?.first().copied(), without?.first().copied());
+    Ok(with.filter(|_| with != without))
 }
 
 #[cfg(test)]
