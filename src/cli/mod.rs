@@ -1,6 +1,8 @@
 //! The command line: one file a command. `report` is the only module that prints.
 
 mod convert;
+mod eval;
+mod generate;
 mod inspect;
 mod list;
 mod model;
@@ -50,10 +52,16 @@ enum Command {
     Convert(convert::Convert),
     /// Show what convert would write: codecs, fallbacks, sizes, memory, disk
     Plan(convert::Convert),
+    /// Measure what artifacts lost against their reference: perplexity, KL divergence, top-1 agreement
+    Eval(eval::Eval),
+    /// Keep a reference's hidden states in a file, to evaluate artifacts without the model
+    Reference(eval::MakeReference),
     /// Show what a model or artifact holds
     Inspect(inspect::Inspect),
     /// Check a file, and against its source: structure, values, completeness, tokenizer, chat template
     Verify(verify::Verify),
+    /// Let a model or artifact continue a text or answer a question
+    Generate(generate::Generate),
     /// List formats, presets and architectures
     List(list::List),
     /// Print a completion script or the manual page
@@ -69,8 +77,11 @@ pub fn main() -> u8 {
     let outcome: Result<bool> = match &cli.command {
         Command::Convert(c) => c.run(&cli.common, &reporter, false),
         Command::Plan(c) => c.run(&cli.common, &reporter, true),
+        Command::Eval(c) => c.run(&cli.common, &reporter),
+        Command::Reference(c) => c.run(&cli.common, &reporter),
         Command::Inspect(c) => c.run(&cli.common, &reporter),
         Command::Verify(c) => c.run(&cli.common, &reporter),
+        Command::Generate(c) => c.run(&cli.common, &reporter),
         Command::List(c) => c.run(&reporter),
         Command::Shell(c) => c.run(),
     };

@@ -21,10 +21,16 @@ impl Reporter {
 
     /// Results. A closed pipe (`quant list | head`) is the reader's choice, not an error.
     pub fn text(&self, text: &str) -> Result<()> {
+        self.stream(text)?;
+        self.stream("\n").map(|_| ())
+    }
+
+    /// A part of a result that is still being made; shown at once. False: nobody reads any more.
+    pub fn stream(&self, part: &str) -> Result<bool> {
         let mut out = std::io::stdout().lock();
-        match out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
-            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => Ok(other?),
+        match out.write_all(part.as_bytes()).and_then(|()| out.flush()) {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+            other => Ok(other.map(|()| true)?),
         }
     }
 

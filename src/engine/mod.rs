@@ -1,11 +1,15 @@
 //! One transformer that runs every checkpoint as it lies on disk: packed weights are decoded in front of each product, so two
 //! files differ in their weights alone, never in how they are computed.
 
+pub mod chat;
 mod experts;
+pub mod generate;
 mod layer;
 mod load;
 mod rope;
+pub mod sample;
 mod tap;
+pub mod utf8;
 
 use std::collections::HashMap;
 

@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use crate::device::cpu::TokenScore;
 use crate::error::{Error, Result};
 
 /// Resamples of a bootstrap.
@@ -13,23 +14,6 @@ const RESAMPLES: usize = 2000;
 const SEED: u64 = 0;
 /// Both ends of a 95 % interval.
 const TAILS: [f64; 2] = [0.025, 0.975];
-
-/// One scored token. Natural logarithms (nats).
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct TokenStats {
-    /// Negative log-likelihood of the true token under the reference.
-    pub nll_ref: f32,
-    /// The same under the artifact.
-    pub nll: f32,
-    /// KL(reference || artifact) over the vocabulary.
-    pub kld: f32,
-    /// Probability of the true token under the reference.
-    pub p_ref: f32,
-    /// The same under the artifact.
-    pub p: f32,
-    /// Both give the same token the highest probability.
-    pub same_top: bool,
-}
 
 /// A figure with its 95 % interval; no interval where there is one chunk only. Every number is finite.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -74,7 +58,7 @@ pub struct Summary {
 
 /// Aggregates tokens, one inner list a chunk (a window of the protocol). Deterministic.
 /// Errors: no chunks, a chunk without tokens, a number that is not finite.
-pub fn summarize(chunks: &[Vec<TokenStats>]) -> Result<Summary> {
+pub fn summarize(chunks: &[Vec<TokenScore>]) -> Result<Summary> {
     if chunks.is_empty() {
         return Err(Error::request("no text was evaluated").help("ask for at least one chunk"));
     }
@@ -90,9 +74,8 @@ pub fn summarize(chunks: &[Vec<TokenStats>]) -> Result<Summary> {
         high: intervals.map(|i| i[figure][1]),
     };
 
-    let mut klds: Vec<f32> = chunks.iter().flatten().map(|t| t.kld).collect();
-    klds.sort_unstable_by(f32::total_cmp);
-    let klds: Vec<f64> = klds.into_iter().map(f64::from).collect();
+    let mut klds: Vec<f64> = chunks.iter().flatten().map(|t| t.kld).collect();
+    klds.sort_unstable_by(f64::total_cmp);
     let mean = estimate(KLD);
     let summary = Summary {
         tokens: klds.len(),
@@ -127,7 +110,7 @@ pub fn summarize(chunks: &[Vec<TokenStats>]) -> Result<Summary> {
 const BROKEN: &str =
     "the model is broken or does not fit its tokenizer: try `quant verify`, and the model it was made from";
 
-fn check(chunk: &[TokenStats]) -> Result<()> {
+fn check(chunk: &[TokenScore]) -> Result<()> {
     if chunk.is_empty() {
         return Err(Error::request("no token is scored"));
     }
@@ -136,8 +119,6 @@ fn check(chunk: &[TokenStats]) -> Result<()> {
             ("reference's negative log-likelihood", t.nll_ref),
             ("artifact's negative log-likelihood", t.nll),
             ("KL divergence", t.kld),
-            ("reference's probability", t.p_ref),
-            ("artifact's probability", t.p),
         ];
         if let Some((name, value)) = named.into_iter().find(|(_, value)| !value.is_finite()) {
             return Err(Error::input(format!("the {name} is {value}"))
@@ -170,14 +151,16 @@ const RMS_DELTA_P: usize = 5;
 const FIGURES: usize = 6;
 
 impl Sums {
-    fn of(chunk: &[TokenStats]) -> Sums {
+    fn of(chunk: &[TokenScore]) -> Sums {
         chunk.iter().fold(Sums::default(), |sums, t| {
-            let delta_p = f64::from(t.p) - f64::from(t.p_ref);
+            // A probability above 1 is one of rounding.
+            let p = |nll: f64| (-nll).exp().min(1.0);
+            let delta_p = p(t.nll) - p(t.nll_ref);
             sums.plus(&Sums {
                 tokens: 1.0,
-                nll_ref: t.nll_ref.into(),
-                nll: t.nll.into(),
-                kld: t.kld.into(),
+                nll_ref: t.nll_ref,
+                nll: t.nll,
+                kld: t.kld,
                 same_top: f64::from(u8::from(t.same_top)),
                 delta_p,
                 delta_p_squared: delta_p * delta_p,
@@ -259,8 +242,13 @@ impl SplitMix {
 mod tests {
     use super::*;
 
-    fn token(nll_ref: f32, nll: f32, kld: f32, p_ref: f32, p: f32, same_top: bool) -> TokenStats {
-        TokenStats { nll_ref, nll, kld, p_ref, p, same_top }
+    fn token(nll_ref: f64, nll: f64, kld: f64, same_top: bool) -> TokenScore {
+        TokenScore { nll_ref, nll, kld, same_top }
+    }
+
+    /// With these probabilities of the true token.
+    fn likely(p_ref: f64, p: f64, kld: f64, same_top: bool) -> TokenScore {
+        token(-p_ref.ln(), -p.ln(), kld, same_top)
     }
 
     fn near(a: f64, b: f64) {
@@ -273,7 +261,7 @@ mod tests {
     }
 
     /// Chunks whose tokens share a chunk effect: KLD 1 + chunk + token noise, nll = ref + 0.1 + noise.
-    fn synthetic(chunks: usize, tokens: usize, seed: u64) -> Vec<Vec<TokenStats>> {
+    fn synthetic(chunks: usize, tokens: usize, seed: u64) -> Vec<Vec<TokenScore>> {
         let mut rng = SplitMix(seed);
         let chunk = |_| {
             let effect = normal(&mut rng);
@@ -281,7 +269,7 @@ mod tests {
                 let nll_ref = 2.0 + effect + normal(&mut rng);
                 let nll = nll_ref + 0.1 + 0.01 * normal(&mut rng);
                 let kld = 1.0 + 0.2 * effect + 0.2 * normal(&mut rng);
-                token(nll_ref as f32, nll as f32, kld as f32, 0.5, 0.5, true)
+                token(nll_ref, nll, kld, true)
             };
             (0..tokens).map(one).collect()
         };
@@ -291,24 +279,25 @@ mod tests {
     #[test]
     fn figures_by_hand() {
         let chunks = [
-            vec![token(1.0, 1.5, 0.1, 0.5, 0.25, true), token(2.0, 2.0, 0.2, 0.25, 0.5, true)],
-            vec![token(3.0, 4.5, 0.6, 0.75, 0.25, false), token(2.0, 2.0, 0.3, 0.5, 0.5, true)],
+            vec![likely(0.5, 0.25, 0.1, true), likely(0.25, 0.5, 0.2, true)],
+            vec![likely(0.75, 0.25, 0.6, false), likely(0.5, 0.5, 0.3, true)],
         ];
         let s = summarize(&chunks).unwrap();
         assert_eq!((s.tokens, s.chunks), (4, 2));
-        near(s.reference_perplexity, 2f64.exp());
-        near(s.perplexity.value, 2.5f64.exp());
-        near(s.ln_ppl_ratio.value, 0.5);
-        assert!((s.kld.mean - 0.3).abs() < 1e-7 && (s.kld.median - 0.25).abs() < 1e-7);
-        assert!((s.kld.p90 - 0.51).abs() < 1e-7, "0.3 + 0.7 * (0.6 - 0.3)");
-        assert_eq!(s.kld.max, f64::from(0.6f32));
+        near(s.reference_perplexity, (16.0f64 * 4.0 / 3.0).powf(0.25));
+        near(s.perplexity.value, 2f64.powf(1.5));
+        near(s.ln_ppl_ratio.value, 3f64.ln() / 4.0);
+        near(s.kld.mean, 0.3);
+        near(s.kld.median, 0.25);
+        near(s.kld.p90, 0.51); // 0.3 + 0.7 * (0.6 - 0.3)
+        near(s.kld.max, 0.6);
         near(s.same_top.value, 0.75);
         near(s.mean_delta_p.value, -0.125);
         near(s.rms_delta_p.value, (0.375f64 / 4.0).sqrt());
         // Two chunks: a resample is one of 1+1, 1+2, 2+2, and each extreme has a quarter of the draws.
-        near(s.ln_ppl_ratio.low.unwrap(), 0.25);
-        near(s.ln_ppl_ratio.high.unwrap(), 0.75);
-        near(s.perplexity.low.unwrap(), 1.75f64.exp());
+        near(s.ln_ppl_ratio.low.unwrap(), 0.0);
+        near(s.ln_ppl_ratio.high.unwrap(), 3f64.ln() / 2.0);
+        near(s.perplexity.low.unwrap(), 2f64.powf(1.5));
         near(s.same_top.low.unwrap(), 0.5);
         near(s.same_top.high.unwrap(), 1.0);
         near(s.mean_delta_p.low.unwrap(), -0.25);
@@ -317,13 +306,13 @@ mod tests {
 
     #[test]
     fn chunks_weigh_by_their_tokens() {
-        let s = summarize(&[vec![token(1.0, 1.0, 0.0, 0.5, 0.5, true); 3], vec![token(1.0, 5.0, 0.4, 0.5, 0.5, true)]]);
+        let s = summarize(&[vec![token(1.0, 1.0, 0.0, true); 3], vec![token(1.0, 5.0, 0.4, true)]]);
         near(s.unwrap().ln_ppl_ratio.value, 1.0);
     }
 
     #[test]
     fn one_chunk_has_no_interval() {
-        let s = summarize(&[vec![token(1.0, 1.5, 0.1, 0.5, 0.25, true)]]).unwrap();
+        let s = summarize(&[vec![token(1.0, 1.5, 0.1, true)]]).unwrap();
         for e in [s.perplexity, s.ln_ppl_ratio, s.same_top, s.mean_delta_p, s.rms_delta_p] {
             assert_eq!((e.low, e.high), (None, None));
         }
@@ -345,8 +334,7 @@ mod tests {
     fn intervals_have_the_width_theory_gives() {
         let chunks = synthetic(400, 50, 1);
         let s = summarize(&chunks).unwrap();
-        let means: Vec<f64> =
-            chunks.iter().map(|c| c.iter().map(|t| f64::from(t.kld)).sum::<f64>() / c.len() as f64).collect();
+        let means: Vec<f64> = chunks.iter().map(|c| c.iter().map(|t| t.kld).sum::<f64>() / c.len() as f64).collect();
         let mean = means.iter().sum::<f64>() / 400.0;
         let variance = means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / 399.0;
         let theory = 2.0 * 1.96 * (variance / 400.0).sqrt();
@@ -383,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_model_against_itself_lost_nothing() {
-        let chunks = vec![vec![token(1.0, 1.0, 0.0, 0.4, 0.4, true); 4]; 3];
+        let chunks = vec![vec![token(1.0, 1.0, 0.0, true); 4]; 3];
         let s = summarize(&chunks).unwrap();
         assert_eq!(s.ln_ppl_ratio, Estimate { value: 0.0, low: Some(0.0), high: Some(0.0) });
         assert_eq!((s.kld.max, s.same_top.value, s.rms_delta_p.value), (0.0, 1.0, 0.0));
@@ -392,32 +380,27 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_is_an_error() {
-        let good = token(1.0, 1.0, 0.1, 0.5, 0.5, true);
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let tokens = [
-                TokenStats { nll_ref: bad, ..good },
-                TokenStats { nll: bad, ..good },
-                TokenStats { kld: bad, ..good },
-                TokenStats { p_ref: bad, ..good },
-                TokenStats { p: bad, ..good },
-            ];
+        let good = token(1.0, 1.0, 0.1, true);
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let tokens =
+                [TokenScore { nll_ref: bad, ..good }, TokenScore { nll: bad, ..good }, TokenScore { kld: bad, ..good }];
             for token in tokens {
                 let error = summarize(&[vec![good], vec![good, token]]).unwrap_err();
                 assert_eq!(error.places(), ["scored token 1", "chunk 1"]);
             }
         }
-        let huge = token(1.0, 1e4, 0.1, 0.5, 0.0, true);
+        let huge = token(1.0, 1e4, 0.1, true);
         assert!(summarize(&[vec![huge], vec![huge]]).unwrap_err().message().contains("too large"));
         // The mean is a number, but resamples of the worst chunk are not.
-        assert!(summarize(&[vec![good], vec![token(1.0, 1000.0, 0.1, 0.5, 0.0, true)]]).is_err());
-        assert!(summarize(&[vec![token(-1e4, 1.0, 0.1, 0.5, 0.5, true)]]).is_ok(), "e^-10000 is 0, a number");
+        assert!(summarize(&[vec![good], vec![token(1.0, 1000.0, 0.1, true)]]).is_err());
+        assert!(summarize(&[vec![token(-1e4, 1.0, 0.1, true)]]).is_ok(), "e^-10000 is 0, a number");
         assert!(summarize(&[]).is_err());
         assert!(summarize(&[vec![good], vec![]]).is_err());
     }
 
     #[test]
     fn json_has_the_documented_names() {
-        let s = summarize(&[vec![token(1.0, 1.5, 0.1, 0.5, 0.25, true)]]).unwrap();
+        let s = summarize(&[vec![token(1.0, 1.5, 0.1, true)]]).unwrap();
         let json = serde_json::to_value(s).unwrap();
         let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(keys(&json["perplexity"]), ["value", "low", "high"]);

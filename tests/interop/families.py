@@ -3,7 +3,7 @@
 GGUF, real llama.cpp runs that, and forward.py computes the same logits from the folder. Rows of q and k in the wrong
 order, a metadata key lost or misread, a norm without its one: each shows as a divergence far above the limit.
 
-    families.py [CASE...] [--tokens 128] [--max-kld 1e-5]   the cases of synthetic.py, and every folder in $QUANT_MODELS
+    families.py [CASE...] [--tokens 128] [--max-kld 1e-5]   the cases of synthetic.py; logits.py has real models
     families.py --sensitivity                               how far such mistakes move the logits (needs no binary)
     families.py --converted DIR                             takes DIR/CASE-f32.gguf instead of calling quant
 """
@@ -53,12 +53,10 @@ def run_case(report, name, folder, gguf, a):
 
 def families(a):
     report = Report("families", "case", "max KLD", "max difference", "strings alike", "first differences")
-    real = Path(os.environ["QUANT_MODELS"]) if os.environ.get("QUANT_MODELS") else None
     names = a.cases or list(synthetic.CASES)
-    folders = sorted(p.parent for p in real.glob("*/config.json")) if real and not a.cases else []
     with tempfile.TemporaryDirectory() as work:
-        for name in [*names, *folders]:
-            folder = name if isinstance(name, Path) else synthetic.case(Path(work) / name, name, "f32")
+        for name in names:
+            folder = synthetic.case(Path(work) / name, name, "f32")
             gguf = Path(a.converted or work) / f"{folder.name}-f32.gguf"
             if a.converted and not gguf.exists():
                 report.row("skipped", folder.name, "-", "-", "-", f"no {gguf}")

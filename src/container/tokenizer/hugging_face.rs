@@ -6,10 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 use tokenizers::{
-    AddedToken, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
-    Tokenizer,
+    AddedToken, DecoderWrapper, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
+    PreTokenizer, Tokenizer,
 };
 
+use super::{bytes, vocab};
 use crate::error::{Error, Result};
 
 pub struct HuggingFace {
@@ -82,7 +83,28 @@ impl HuggingFace {
     pub fn token(&self, id: u32) -> Option<String> {
         self.tokenizer.id_to_token(id)
     }
+
+    /// The bytes that a token stands for; special tokens as their own text.
+    pub fn piece(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.token(id) else { return Vec::new() };
+        if self.tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id) {
+            return token.into_bytes();
+        }
+        match self.tokenizer.get_decoder().is_some_and(is_byte_level) {
+            true => bytes::decode(&token).unwrap_or_else(|| token.into_bytes()),
+            false => vocab::scored_piece(&token),
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
+    }
+}
+
+fn is_byte_level(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteLevel(_) => true,
+        DecoderWrapper::Sequence(all) => all.get_decoders().iter().any(is_byte_level),
+        _ => false,
     }
 }

@@ -2,6 +2,7 @@
 //! Sources: llama.cpp `conversion/`, `gguf-py/gguf/vocab.py`, `src/llama-vocab.cpp`.
 
 mod bytes;
+mod clock;
 mod control;
 mod folder;
 mod hugging_face;
@@ -10,6 +11,7 @@ mod parity;
 mod pre;
 mod pres;
 mod ranked;
+mod role;
 mod scored;
 mod sentencepiece;
 mod sha256;
@@ -28,6 +30,7 @@ use crate::metadata::Metadata;
 use folder::Folder;
 use hugging_face::HuggingFace;
 pub use parity::{Mismatch, awkward, parity};
+pub use role::{end_tokens, leading_bos, special_id};
 use special::Special;
 pub use template::{check_template, render_template, templates};
 use vocab::Vocab;
@@ -43,6 +46,8 @@ mod keys {
     pub const BOS_ID: &str = "tokenizer.ggml.bos_token_id";
     pub const EOS_ID: &str = "tokenizer.ggml.eos_token_id";
     pub const UNKNOWN_ID: &str = "tokenizer.ggml.unknown_token_id";
+    pub const EOT_ID: &str = "tokenizer.ggml.eot_token_id";
+    pub const EOM_ID: &str = "tokenizer.ggml.eom_token_id";
     pub const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
     pub const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
     pub const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
@@ -222,6 +227,15 @@ impl Tokenizer {
                 let bytes: Vec<u8> = ids.iter().flat_map(|&id| vocab.piece(id)).collect();
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
+        }
+    }
+
+    /// The bytes that a token stands for, which need not be whole characters; special tokens as their own text. Nothing for
+    /// an id outside the vocabulary.
+    pub fn piece(&self, id: u32) -> Vec<u8> {
+        match &self.0 {
+            Inner::HuggingFace(tokenizer) => tokenizer.piece(id),
+            Inner::Gguf(vocab) => vocab.piece(id),
         }
     }
 

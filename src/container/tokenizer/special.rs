@@ -16,8 +16,8 @@ const ID_KEYS: &[(&str, &str)] = &[
     ("sep", "tokenizer.ggml.seperator_token_id"),
     ("pad", "tokenizer.ggml.padding_token_id"),
     ("mask", "tokenizer.ggml.mask_token_id"),
-    ("eot", "tokenizer.ggml.eot_token_id"),
-    ("eom", "tokenizer.ggml.eom_token_id"),
+    ("eot", keys::EOT_ID),
+    ("eom", keys::EOM_ID),
 ];
 const ADD_KEYS: &[(&str, &str)] =
     &[("bos", keys::ADD_BOS), ("eos", keys::ADD_EOS), ("sep", "tokenizer.ggml.add_sep_token")];

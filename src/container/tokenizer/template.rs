@@ -8,7 +8,7 @@ use minijinja::{Environment, ErrorKind, Value};
 use regex::Regex;
 use serde_json::Value as Json;
 
-use super::keys;
+use super::{clock, keys};
 use crate::error::{Error, Result};
 use crate::metadata::Metadata;
 
@@ -86,6 +86,10 @@ fn environment() -> Environment<'static> {
     env.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
+    env.add_function("strftime_now", |format: &str| -> Result<String, minijinja::Error> {
+        clock::format(format, clock::now())
+            .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.message().to_owned()))
+    });
     env
 }
 
@@ -131,6 +135,14 @@ mod tests {
             "{% for i in range(10000) %}{% for j in range(10000) %}{% set x = i * j %}{% endfor %}{% endfor %}";
         check_template(source).unwrap();
         assert!(render_template(source, &json!({})).is_err());
+    }
+
+    #[test]
+    fn a_template_may_ask_for_the_date() {
+        let year = render_template("{{ strftime_now('%Y') }}", &json!({})).unwrap();
+        assert!(year.parse::<u32>().is_ok_and(|y| (2024..2200).contains(&y)), "{year}");
+        let error = render_template("{{ strftime_now('%Q') }}", &json!({})).unwrap_err();
+        assert!(error.message().contains("%Q"), "{error}");
     }
 
     #[test]

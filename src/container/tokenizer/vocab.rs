@@ -192,11 +192,16 @@ impl Vocab {
             (Scheme::Ranked { pre, .. }, _) if pre.byte_level => {
                 bytes::decode(token).unwrap_or_else(|| token.as_bytes().to_vec())
             }
-            _ => match byte_token(token) {
-                Some(byte) => vec![byte],
-                None => token.replace('▁', " ").into_bytes(),
-            },
+            _ => scored_piece(token),
         }
+    }
+}
+
+/// What a token of a SentencePiece vocabulary stands for.
+pub fn scored_piece(token: &str) -> Vec<u8> {
+    match byte_token(token) {
+        Some(byte) => vec![byte],
+        None => token.replace('▁', " ").into_bytes(),
     }
 }
 
@@ -260,7 +265,7 @@ pub fn strings<'a>(metadata: &'a Metadata, key: &str) -> Result<Option<&'a [Stri
     }
 }
 
-fn tokens(metadata: &Metadata) -> Result<Vec<String>> {
+pub fn tokens(metadata: &Metadata) -> Result<Vec<String>> {
     let list = strings(metadata, keys::TOKENS)?.filter(|l| !l.is_empty()).ok_or_else(|| missing(keys::TOKENS))?;
     if i32::try_from(list.len()).is_err() {
         return Err(Error::limits(format!("{} tokens are more than ids can count", list.len())));
