@@ -10,6 +10,7 @@ mod kernel;
 mod product;
 mod scores;
 mod simd;
+mod transpose;
 
 pub use attention::{Attention, KvCache};
 pub use elementwise::{add, gate, is_finite, rms_norm, softcap, softmax};

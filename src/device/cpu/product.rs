@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::{Kernel, Tile, WIDTH};
-use super::simd;
+use super::transpose::transpose;
 use crate::container::Weight;
 
 /// Decoded rows of a weight, transposed for the kernel: panels of [`WIDTH`] rows, each `[cols][WIDTH]`.
@@ -63,57 +63,6 @@ impl Panels {
             // SAFETY: the asserts above; `load` made `count` panels of `cols` x WIDTH.
             unsafe { kernel.multiply(tile, tokens, 0) };
         }
-    }
-}
-
-/// Rows into lanes: `out[c * WIDTH + r] = rows[r][c] * scale`. In blocks, so that both sides stay in the first-level cache.
-fn transpose(rows: &[f32], cols: usize, scale: f32, out: &mut [f32]) {
-    const BLOCK: usize = 16;
-    let count = rows.len() / cols.max(1);
-    for from in (0..cols).step_by(BLOCK) {
-        let until = cols.min(from + BLOCK);
-        for r in (0..count).step_by(BLOCK) {
-            let heights = r..count.min(r + BLOCK);
-            if until - from == BLOCK && heights.len() == BLOCK {
-                square(&rows[r * cols + from..], cols, scale, &mut out[from * WIDTH + r..]);
-                continue;
-            }
-            for c in from..until {
-                for r in heights.clone() {
-                    out[c * WIDTH + r] = rows[r * cols + c] * scale;
-                }
-            }
-        }
-    }
-}
-
-simd::widest! {
-    /// 16 rows of 16.
-    fn square(rows: &[f32], cols: usize, scale: f32, out: &mut [f32]) = square_body;
-}
-
-#[inline(always)]
-fn square_body(rows: &[f32], cols: usize, scale: f32, out: &mut [f32]) {
-    const N: usize = 16;
-    let mut all = [[0.0f32; N]; N];
-    for (row, all) in rows.chunks(cols).zip(&mut all) {
-        for (w, x) in row[..N].iter().zip(all) {
-            *x = w * scale;
-        }
-    }
-    // Interleaving the two halves four times moves every element to its transposed place.
-    for _ in 0..4 {
-        let before = all;
-        for i in 0..N / 2 {
-            for j in 0..N / 2 {
-                (all[2 * i][2 * j], all[2 * i][2 * j + 1]) = (before[i][j], before[i + N / 2][j]);
-                (all[2 * i + 1][2 * j], all[2 * i + 1][2 * j + 1]) =
-                    (before[i][j + N / 2], before[i + N / 2][j + N / 2]);
-            }
-        }
-    }
-    for (c, column) in all.iter().enumerate() {
-        out[c * WIDTH..][..N].copy_from_slice(column);
     }
 }
 
