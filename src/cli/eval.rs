@@ -50,7 +50,7 @@ pub struct MakeReference {
 
 #[derive(Args)]
 struct TextArgs {
-    /// Text to evaluate on: .txt, .jsonl or .parquet [default: the bundled corpus]
+    /// Text to evaluate on: .jsonl, .parquet, or any plain text [default: the bundled corpus]
     #[arg(long, value_name = "FILE")]
     data: Vec<PathBuf>,
     /// Which windows of the text are run and what of them is scored

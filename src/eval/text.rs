@@ -28,8 +28,8 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Reads `.txt` (one document, exactly as it is), `.jsonl` (an object a line with `text`, or `prompt` and
-    /// `completion`, or `messages`) and `.parquet` (column `text`). Errors name the file and the line.
+    /// Reads `.jsonl` (an object a line with `text`, or `prompt` and `completion`, or `messages`), `.parquet` (column
+    /// `text`), and any other file as one document, exactly as it is. Errors name the file and the line.
     pub fn load(paths: &[PathBuf], render: Render) -> Result<Corpus> {
         if paths.is_empty() {
             return Err(Error::request("no file of text was given"));
@@ -77,20 +77,22 @@ static BUNDLED: [&str; 5] = bundled!("prose", "code", "chat", "multilingual", "d
 /// Stands between the documents of a bundled file.
 const SEPARATOR: &str = "\n%%%%\n";
 
-/// (extension, reader of a file's bytes, the renderer and the most bytes of text it may give)
+/// From a file's bytes, the renderer and the most bytes of text it may give.
 type Reader = fn(Vec<u8>, Render, u64) -> Result<Vec<String>>;
+/// By extension; any other file is plain text.
 static READERS: &[(&str, Reader)] = &[
-    ("txt", |bytes, _, room| within(utf8(bytes).map(|text| vec![text])?, room)),
     ("jsonl", |bytes, render, room| within(json_lines(&utf8(bytes)?, render)?, room)),
     ("parquet", |bytes, _, room| parquet::column(bytes, "text", room)),
+    ("json", |_, _, _| {
+        Err(Error::unsupported("JSON is no text to evaluate on")
+            .help("make it .jsonl: an object a line, with a field `text`"))
+    }),
 ];
 
 fn read(path: &Path, render: Render, room: u64) -> Result<Vec<String>> {
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-    let Some((_, reader)) = READERS.iter().find(|(name, _)| *name == extension) else {
-        return Err(Error::unsupported("not a kind of text file that can be read")
-            .help("name it .txt (plain text), .jsonl (an object a line) or .parquet (with a column `text`)"));
-    };
+    let plain: Reader = |bytes, _, room| within(utf8(bytes).map(|text| vec![text])?, room);
+    let reader = READERS.iter().find(|(name, _)| *name == extension).map_or(plain, |(_, reader)| *reader);
     let documents = reader(bytes(path, room)?, render, room)?;
     match documents.iter().all(|d| d.trim().is_empty()) {
         true => Err(Error::input("the file is empty").help("give a file with text")),

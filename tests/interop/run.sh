@@ -38,6 +38,7 @@ check recipe_types.py --quant "$QUANT_BIN"
 check byte_identity.py
 check families.py
 check logits.py
+check engine.py
 check kill.py
 
 printf '\n== interop\n%s' "$table"
