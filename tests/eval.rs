@@ -155,6 +155,7 @@ fn what_cannot_be_compared_is_refused() {
     fails(&[&artifact, "--reference", model, "--data", &short], &["7 tokens", "512"]);
     fs::write(&short, "").unwrap();
     fails(&[&artifact, "--reference", model, "--data", &short], &["short.txt"]);
+    fails(&[&artifact, "--reference", model, "--data", &text, "--context", "600"], &["88 more", "--context 512"]);
     let nowhere = bench.path("none.txt");
     fails(&[&artifact, "--reference", model, "--data", &nowhere], &["none.txt"]);
 

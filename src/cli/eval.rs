@@ -72,6 +72,15 @@ impl TextArgs {
     /// Windows of the text under a model's tokenizer, and what the figures will depend on.
     fn prepare(&self, checkpoint: &dyn Checkpoint) -> Result<(Vec<Window>, Conditions)> {
         let protocol = Protocol::find(&self.protocol)?;
+        let context = self.context.unwrap_or(protocol.context);
+        let most = checkpoint.family().and_then(|(_, spec)| spec.context).map_or(usize::MAX, |n| n as usize);
+        if context > most {
+            let over = context - most;
+            return Err(Error::request(format!(
+                "windows of {context} tokens are {over} more than the model's context of {most}"
+            ))
+            .help(format!("pass --context {most}")));
+        }
         let metadata = checkpoint.metadata()?;
         let corpus = match self.data.is_empty() {
             true => Corpus::bundled(),
@@ -84,7 +93,7 @@ impl TextArgs {
         let windows = protocol.windows(&text.tokens, text.bos, self.context, self.chunks).at(|| corpus.name.clone())?;
         let conditions = Conditions {
             protocol: protocol.name.to_owned(),
-            context: self.context.unwrap_or(protocol.context),
+            context,
             corpus: corpus.name,
             corpus_hash: corpus.hash,
             tokenizer_hash: eval::tokenizer_hash(&metadata)?,
@@ -319,7 +328,11 @@ fn notes(rows: &[Row], conditions: &Conditions, noise: Option<Noise>) -> Vec<Str
     let bos = c.bos.map_or_else(|| "no BOS".to_owned(), |id| format!("BOS {id}"));
     let mut out = vec![format!(
         "{} with windows of {}: {tokens} tokens scored in {chunks} windows of {} ({}), tokenizer {}, {bos}",
-        c.protocol, c.context, c.corpus, c.corpus_hash, c.tokenizer_hash
+        c.protocol,
+        c.context,
+        c.corpus,
+        c.corpus_hash.get(..16).unwrap_or(&c.corpus_hash),
+        c.tokenizer_hash
     )];
     if let Some(noise) = noise {
         out.push(format!(
