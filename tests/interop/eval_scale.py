@@ -27,7 +27,8 @@ GIB = 2**30
 
 
 def measure(*arguments):
-    """(wall seconds, CPU seconds, highest resident bytes, highest anonymous bytes) of a run of quant."""
+    """(wall seconds, CPU seconds, highest resident bytes, highest anonymous bytes) of a run of quant. Polled: the system's
+    own maximum of a child begins with what Python held when it started it."""
     start, anonymous, resident = time.monotonic(), 0, 0
     process = subprocess.Popen([binary(), *map(str, arguments)], stdout=subprocess.DEVNULL)
     while True:
@@ -35,7 +36,7 @@ def measure(*arguments):
         if ended:
             if status:
                 raise SystemExit(f"quant ended with status {status}")
-            return time.monotonic() - start, usage.ru_utime + usage.ru_stime, max(resident, usage.ru_maxrss * 1024), anonymous
+            return time.monotonic() - start, usage.ru_utime + usage.ru_stime, resident, anonymous
         text = Path(f"/proc/{process.pid}/status").read_text()
         figures = {k: int(v) * 1024 for k, v in re.findall(r"(VmHWM|RssAnon):\s+(\d+) kB", text)}
         anonymous, resident = max(anonymous, figures.get("RssAnon", 0)), max(resident, figures.get("VmHWM", 0))
