@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::container::Weight;
-use crate::device::cpu::{self, Activations, Panels, Scores, TOKENS, TokenScore};
+use crate::device::cpu::{self, Panels, Scores, TokenScore};
 use crate::engine::Head;
 use crate::error::{Error, Result};
 
@@ -13,16 +13,12 @@ pub struct Side<'a> {
     pub hidden: &'a [f32],
 }
 
-impl<'a> Side<'a> {
-    fn states(&self) -> Activations<'a> {
-        Activations::new(self.hidden, self.head.weight.packed.dims.cols)
-    }
-}
-
 /// Parts of the vocabulary that are summed on their own and joined in order, so that threads change nothing.
 const RANGES: usize = 64;
 /// Rows of the heads that are decoded at a time.
 const ROWS: usize = 128;
+/// Positions whose logits over [`ROWS`] are held at a time.
+const POSITIONS: usize = 128;
 
 /// What every position says of every model: `[model][position]`. `targets` are the tokens that came next.
 ///
@@ -36,12 +32,10 @@ pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Re
     if let Some(bad) = targets.iter().find(|t| **t as usize >= vocab) {
         return Err(Error::input(format!("token {bad} is not among the {vocab} of the model")));
     }
-    let states: Vec<Activations<'_>> = std::iter::once(reference).chain(models).map(Side::states).collect();
-    let heads: Vec<&Head<'_>> = std::iter::once(reference).chain(models).map(|side| side.head).collect();
     let step = vocab.div_ceil(RANGES).next_multiple_of(ROWS);
     let parts: Vec<Scores> = (0..vocab.div_ceil(step))
         .into_par_iter()
-        .map(|i| range(&heads, &states, targets, i * step..vocab.min((i + 1) * step)))
+        .map(|i| range(reference, models, targets, i * step..vocab.min((i + 1) * step)))
         .collect();
     let mut all = Scores::new(targets.len(), models.len());
     parts.iter().for_each(|part| all.merge(part));
@@ -55,16 +49,15 @@ pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Re
     }
 }
 
-/// Part of the vocabulary; the reference comes first.
-fn range(heads: &[&Head<'_>], states: &[Activations<'_>], targets: &[u32], rows: std::ops::Range<usize>) -> Scores {
-    let mut scores = Scores::new(targets.len(), heads.len() - 1);
-    let mut sides: Vec<Block<'_>> = heads.iter().zip(states).map(|(head, states)| Block::new(head, states)).collect();
+fn range(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32], rows: std::ops::Range<usize>) -> Scores {
+    let mut scores = Scores::new(targets.len(), models.len());
+    let mut sides: Vec<Block<'_>> = std::iter::once(reference).chain(models).map(Block::new).collect();
     for first in rows.clone().step_by(ROWS) {
         let columns = first..rows.end.min(first + ROWS);
         let n = columns.len();
         sides.iter_mut().for_each(|s| s.load(columns.clone()));
-        for from in (0..targets.len()).step_by(TOKENS) {
-            let count = TOKENS.min(targets.len() - from);
+        for from in (0..targets.len()).step_by(POSITIONS) {
+            let count = POSITIONS.min(targets.len() - from);
             sides.iter_mut().for_each(|s| s.multiply(from, count));
             let (reference, models) = sides.split_first().unwrap_or_else(|| unreachable!("the reference is there"));
             let mut logits: Vec<&[f32]> = Vec::with_capacity(models.len());
@@ -82,15 +75,16 @@ fn range(heads: &[&Head<'_>], states: &[Activations<'_>], targets: &[u32], rows:
 struct Block<'a> {
     weight: &'a Weight<'a>,
     softcap: Option<f32>,
-    states: &'a Activations<'a>,
+    hidden: &'a [f32],
     panels: Panels,
     logits: Vec<f32>,
 }
 
 impl<'a> Block<'a> {
-    fn new(head: &'a Head<'a>, states: &'a Activations<'a>) -> Self {
-        let logits = vec![0.0; TOKENS.min(states.tokens()) * ROWS];
-        Block { weight: &head.weight, softcap: head.softcap, states, panels: Panels::default(), logits }
+    fn new(side: &Side<'a>) -> Self {
+        let Side { head, hidden } = side;
+        let logits = vec![0.0; POSITIONS * ROWS];
+        Block { weight: &head.weight, softcap: head.softcap, hidden, panels: Panels::default(), logits }
     }
 
     fn load(&mut self, rows: std::ops::Range<usize>) {
@@ -98,7 +92,8 @@ impl<'a> Block<'a> {
     }
 
     fn multiply(&mut self, from: usize, count: usize) {
-        self.panels.multiply(self.states, from, count, &mut self.logits, ROWS);
+        let cols = self.weight.packed.dims.cols;
+        self.panels.multiply(&self.hidden[from * cols..(from + count) * cols], count, &mut self.logits, ROWS);
         if let Some(cap) = self.softcap {
             cpu::softcap(&mut self.logits[..count * ROWS], cap);
         }

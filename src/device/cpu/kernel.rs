@@ -7,6 +7,8 @@
 pub const WIDTH: usize = 32;
 /// Rows and panels are multiplied in chunks of this many terms, so that a chunk of a panel stays in the first-level cache.
 pub const DEPTH: usize = 256;
+/// Most rows at a time.
+const ROWS: usize = 14;
 
 /// `out[r][c] (+)= sum over k of x[r][k] * panel[k][c]` for `rows` rows and [`WIDTH`] columns.
 #[derive(Clone, Copy)]
@@ -24,18 +26,9 @@ pub struct Tile {
 
 type Run = unsafe fn(&Tile);
 
-/// How the rows of x lie.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    /// Row after row, `x_stride` apart.
-    Rows,
-    /// The rows of a tile side by side: `[depth][rows]`.
-    Packed,
-}
-
-/// A kernel for each number of rows up to its most; the first is for one row. For rows, and for packed ones.
+/// A kernel for each number of rows up to its most; the first is for one row.
 #[derive(Clone, Copy)]
-pub struct Kernel(&'static [[Run; 2]]);
+pub struct Kernel(&'static [Run]);
 
 impl Kernel {
     /// The fastest that this machine can run.
@@ -57,31 +50,6 @@ impl Kernel {
         Kernel(PLAIN)
     }
 
-    /// Most rows at a time, which is how many [`Kernel::multiply_packed`] wants side by side.
-    pub fn rows(self) -> usize {
-        self.0.len()
-    }
-
-    /// As [`Kernel::multiply`], of at most [`Kernel::rows`] rows that lie side by side: `x[k * rows + r]`.
-    ///
-    /// # Safety
-    /// As [`Kernel::multiply`].
-    pub unsafe fn multiply_packed(self, tile: Tile, rows: usize) {
-        debug_assert!((1..=self.rows()).contains(&rows));
-        for from in (0..tile.depth).step_by(DEPTH) {
-            // SAFETY: terms from `from` on are within what the caller vouches for.
-            unsafe {
-                (self.0[rows - 1][Layout::Packed as usize])(&Tile {
-                    x: tile.x.add(from * rows),
-                    panel: tile.panel.add(from * tile.panel_stride),
-                    depth: DEPTH.min(tile.depth - from),
-                    add: tile.add || from > 0,
-                    ..tile
-                });
-            }
-        }
-    }
-
     /// Multiplies `rows` rows of `depth` terms, chunk by chunk. Chunks begin at multiples of [`DEPTH`] counted from `origin`
     /// terms before the first.
     ///
@@ -97,7 +65,7 @@ impl Kernel {
                 let n = self.0.len().min(rows - row);
                 // SAFETY: rows `row..row + n` and terms `from..until` are within what the caller vouches for.
                 unsafe {
-                    (self.0[n - 1][Layout::Rows as usize])(&Tile {
+                    (self.0[n - 1])(&Tile {
                         x: tile.x.add(row * tile.x_stride + from),
                         panel: tile.panel.add(from * tile.panel_stride),
                         depth: until - from,
@@ -115,48 +83,39 @@ impl Kernel {
 
 macro_rules! each {
     ($run:ident) => {
-        &[each!($run, 1), each!($run, 2), each!($run, 3), each!($run, 4), each!($run, 5), each!($run, 6)]
+        &[$run::<1>, $run::<2>, $run::<3>, $run::<4>, $run::<5>, $run::<6>]
     };
     ($run:ident wide) => {
         &[
-            each!($run, 1),
-            each!($run, 2),
-            each!($run, 3),
-            each!($run, 4),
-            each!($run, 5),
-            each!($run, 6),
-            each!($run, 7),
-            each!($run, 8),
-            each!($run, 9),
-            each!($run, 10),
-            each!($run, 11),
-            each!($run, 12),
-            each!($run, 13),
-            each!($run, 14),
+            $run::<1>,
+            $run::<2>,
+            $run::<3>,
+            $run::<4>,
+            $run::<5>,
+            $run::<6>,
+            $run::<7>,
+            $run::<8>,
+            $run::<9>,
+            $run::<10>,
+            $run::<11>,
+            $run::<12>,
+            $run::<13>,
+            $run::<ROWS>,
         ]
     };
-    ($run:ident, $rows:literal) => {
-        [$run::<$rows, false>, $run::<$rows, true>]
-    };
 }
 
-/// Where `x[r][k]` lies.
-#[inline(always)]
-fn at<const M: usize, const PACKED: bool>(t: &Tile, r: usize, k: usize) -> usize {
-    if PACKED { k * M + r } else { r * t.x_stride + k }
-}
-
-const PLAIN: &[[Run; 2]] = each!(plain);
+const PLAIN: &[Run] = each!(plain);
 
 /// # Safety
 /// As [`Kernel::multiply`], for `M` rows.
-unsafe fn plain<const M: usize, const PACKED: bool>(t: &Tile) {
+unsafe fn plain<const M: usize>(t: &Tile) {
     let mut sums = [[0.0f32; WIDTH]; M];
     for k in 0..t.depth {
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: `r < M`, `k < depth`, `c < WIDTH`.
             unsafe {
-                let x = *t.x.add(at::<M, PACKED>(t, r, k));
+                let x = *t.x.add(r * t.x_stride + k);
                 for (c, sum) in sums.iter_mut().enumerate() {
                     *sum = x.mul_add(*t.panel.add(k * t.panel_stride + c), *sum);
                 }
@@ -176,16 +135,16 @@ unsafe fn plain<const M: usize, const PACKED: bool>(t: &Tile) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Run, Tile, WIDTH, at};
+    use super::{ROWS, Run, Tile, WIDTH};
     use std::arch::x86_64::*;
 
-    pub const AVX512: &[[Run; 2]] = each!(avx512 wide);
-    pub const AVX2: &[[Run; 2]] = each!(avx2);
+    pub const AVX512: &[Run] = each!(avx512 wide);
+    pub const AVX2: &[Run] = each!(avx2);
 
     /// # Safety
     /// As [`super::Kernel::multiply`], for `M` rows, on a CPU with AVX-512F.
     #[target_feature(enable = "avx512f")]
-    unsafe fn avx512<const M: usize, const PACKED: bool>(t: &Tile) {
+    unsafe fn avx512<const M: usize>(t: &Tile) {
         const LANES: usize = 16;
         let mut sums = [[_mm512_setzero_ps(); WIDTH / LANES]; M];
         // SAFETY: every address is one of those that the caller vouches for.
@@ -194,7 +153,7 @@ mod x86 {
                 let panel = t.panel.add(k * t.panel_stride);
                 let w = [_mm512_loadu_ps(panel), _mm512_loadu_ps(panel.add(LANES))];
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = _mm512_set1_ps(*t.x.add(at::<M, PACKED>(t, r, k)));
+                    let x = _mm512_set1_ps(*t.x.add(r * t.x_stride + k));
                     sums[0] = _mm512_fmadd_ps(x, w[0], sums[0]);
                     sums[1] = _mm512_fmadd_ps(x, w[1], sums[1]);
                 }
@@ -212,7 +171,7 @@ mod x86 {
     /// # Safety
     /// As [`super::Kernel::multiply`], for `M` rows, on a CPU with AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2<const M: usize, const PACKED: bool>(t: &Tile) {
+    unsafe fn avx2<const M: usize>(t: &Tile) {
         const LANES: usize = 8;
         // 16 registers hold six rows of half a panel.
         for half in [0, WIDTH / 2] {
@@ -223,7 +182,7 @@ mod x86 {
                     let panel = t.panel.add(k * t.panel_stride + half);
                     let w = [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(LANES))];
                     for (r, sums) in sums.iter_mut().enumerate() {
-                        let x = _mm256_set1_ps(*t.x.add(at::<M, PACKED>(t, r, k)));
+                        let x = _mm256_set1_ps(*t.x.add(r * t.x_stride + k));
                         sums[0] = _mm256_fmadd_ps(x, w[0], sums[0]);
                         sums[1] = _mm256_fmadd_ps(x, w[1], sums[1]);
                     }
@@ -283,22 +242,6 @@ mod tests {
             for kernel in kernels {
                 let got = product(kernel, rows, depth, &x, &panel);
                 assert!(got.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{rows} x {depth}");
-                let rows = rows.min(kernel.rows());
-                let side_by_side: Vec<f32> = (0..depth * rows).map(|i| x[i % rows * depth + i / rows]).collect();
-                let mut got = vec![f32::NAN; rows * WIDTH];
-                let tile = Tile {
-                    x: side_by_side.as_ptr(),
-                    x_stride: 0,
-                    panel: panel.as_ptr(),
-                    panel_stride: WIDTH,
-                    depth,
-                    out: got.as_mut_ptr(),
-                    out_stride: WIDTH,
-                    add: false,
-                };
-                // SAFETY: `side_by_side` is depth x rows, `panel` depth x WIDTH, `got` rows x WIDTH.
-                unsafe { kernel.multiply_packed(tile, rows) };
-                assert!(got.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{rows} x {depth} packed");
             }
         }
     }

@@ -14,7 +14,7 @@ mod transpose;
 
 pub use attention::{Attention, KvCache};
 pub use elementwise::{add, gate, is_finite, rms_norm, softcap, softmax};
-pub use product::{Activations, Panels, TOKENS, linear};
+pub use product::{Panels, linear};
 pub use scores::{Scores, TokenScore};
 
 /// Runs `work` with its loops spread over `threads` threads.

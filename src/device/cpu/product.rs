@@ -1,7 +1,6 @@
 //! Products with packed weights: rows are decoded a panel at a time, right in front of the kernel, so that a quantized
 //! model takes no more memory than its file.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -44,64 +43,26 @@ impl Panels {
         }
     }
 
-    /// `out[t][..] = x[from + t] * rows^T` for `tokens` tokens: `out` is `[tokens][out_stride]`. `from` begins a tile. Columns
-    /// past the rows that were loaded get zeros, up to a multiple of [`WIDTH`].
-    pub fn multiply(&self, x: &Activations<'_>, from: usize, tokens: usize, out: &mut [f32], out_stride: usize) {
-        let most = x.kernel.rows();
-        assert!(x.cols == self.cols && from + tokens <= x.tokens && from.is_multiple_of(most));
-        assert!(self.count * WIDTH <= out_stride && out.len() >= tokens * out_stride);
+    /// `out[t][out_column..] = x[t] * rows^T`: `x` is `[tokens][cols]`, `out` `[tokens][out_stride]`. Columns past the rows
+    /// that were loaded get zeros, up to a multiple of [`WIDTH`].
+    pub fn multiply(&self, x: &[f32], tokens: usize, out: &mut [f32], out_stride: usize) {
+        let kernel = Kernel::best();
+        assert!(x.len() >= tokens * self.cols && self.count * WIDTH <= out_stride);
+        assert!(out.len() >= tokens * out_stride);
         for panel in 0..self.count {
-            for first in (0..tokens).step_by(most) {
-                // A tile that is cut here was cut by the end of x, too.
-                let rows = most.min(x.tokens - from - first);
-                assert!(first + rows <= tokens);
-                let tile = Tile {
-                    x: x.data[(from + first) * self.cols..].as_ptr(),
-                    x_stride: 0,
-                    panel: self.data[panel * self.cols * WIDTH..].as_ptr(),
-                    panel_stride: WIDTH,
-                    depth: self.cols,
-                    out: out[first * out_stride + panel * WIDTH..].as_mut_ptr(),
-                    out_stride,
-                    add: false,
-                };
-                // SAFETY: x has a tile of `rows` x `cols` there, `load` made `count` panels of `cols` x WIDTH, and `out` has
-                // `rows` rows of `out_stride` from there on.
-                unsafe { x.kernel.multiply_packed(tile, rows) };
-            }
+            let tile = Tile {
+                x: x.as_ptr(),
+                x_stride: self.cols,
+                panel: self.data[panel * self.cols * WIDTH..].as_ptr(),
+                panel_stride: WIDTH,
+                depth: self.cols,
+                out: out[panel * WIDTH..].as_mut_ptr(),
+                out_stride,
+                add: false,
+            };
+            // SAFETY: the asserts above; `load` made `count` panels of `cols` x WIDTH.
+            unsafe { kernel.multiply(tile, tokens, 0) };
         }
-    }
-}
-
-/// `[tokens][cols]` in the order in which the kernel reads: tiles of some tokens, side by side. Made once for all panels.
-pub struct Activations<'a> {
-    data: Cow<'a, [f32]>,
-    tokens: usize,
-    cols: usize,
-    kernel: Kernel,
-}
-
-impl<'a> Activations<'a> {
-    pub fn new(x: &'a [f32], cols: usize) -> Activations<'a> {
-        let (kernel, tokens) = (Kernel::best(), x.len() / cols.max(1));
-        if tokens <= 1 {
-            return Activations { data: x.into(), tokens, cols, kernel };
-        }
-        let mut data = vec![0.0; x.len()];
-        let tile = kernel.rows() * cols;
-        data.par_chunks_mut(tile).zip(x.par_chunks(tile)).for_each(|(out, x)| {
-            let rows = x.len() / cols;
-            for (r, row) in x.chunks_exact(cols).enumerate() {
-                for (k, x) in row.iter().enumerate() {
-                    out[k * rows + r] = *x;
-                }
-            }
-        });
-        Activations { data: data.into(), tokens, cols, kernel }
-    }
-
-    pub fn tokens(&self) -> usize {
-        self.tokens
     }
 }
 
@@ -111,8 +72,8 @@ thread_local! {
 
 /// Rows that one job decodes.
 const JOB_ROWS: usize = 4 * WIDTH;
-/// Tokens that are multiplied at a time, so that the result stays in the second-level cache. Whole tiles of any kernel.
-pub const TOKENS: usize = 252;
+/// Tokens that one job multiplies, so that its result stays in the second-level cache.
+const JOB_TOKENS: usize = 256;
 
 /// `x * W^T + bias`: `x` is `[tokens][cols]`, `out` `[tokens][rows.len()]`, for these rows of `weight`.
 pub fn linear(weight: &Weight<'_>, rows: Range<usize>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
@@ -144,16 +105,16 @@ fn linear_tiles(
     done: impl Fn(Range<usize>, Range<usize>, &[f32]) + Sync,
 ) {
     let cols = weight.packed.dims.cols;
-    let x = &Activations::new(x, cols);
+    let tokens = x.len() / cols.max(1);
     (0..rows.len().div_ceil(JOB_ROWS)).into_par_iter().for_each(|job| {
         let columns = job * JOB_ROWS..rows.len().min((job + 1) * JOB_ROWS);
         let width = columns.len().next_multiple_of(WIDTH);
         SCRATCH.with_borrow_mut(|(panels, tile)| {
             panels.load(weight, rows.start + columns.start..rows.start + columns.end);
-            for from in (0..x.tokens).step_by(TOKENS) {
-                let until = x.tokens.min(from + TOKENS);
-                tile.resize(tile.len().max(TOKENS * JOB_ROWS), 0.0);
-                panels.multiply(x, from, until - from, tile, width);
+            for from in (0..tokens).step_by(JOB_TOKENS) {
+                let until = tokens.min(from + JOB_TOKENS);
+                tile.resize(tile.len().max(JOB_TOKENS * JOB_ROWS), 0.0);
+                panels.multiply(&x[from * cols..until * cols], until - from, tile, width);
                 done(from..until, columns.clone(), &tile[..(until - from) * width]);
             }
         });
