@@ -77,6 +77,8 @@ fn fewer_bits_lose_more_and_the_closest_comes_first() {
     assert!(report["noise"]["bf16_kld"].as_f64().unwrap() > 0.0);
     let conditions = &report["conditions"];
     assert_eq!((conditions["protocol"].as_str(), conditions["context"].as_u64()), (Some("llamacpp-512"), Some(96)));
+    // tokenizer_config.json asks for it, although tokenizer.json does not add it.
+    assert_eq!(conditions["bos"], 257);
     // 6 windows of 96, the second half of each.
     assert_eq!(report["tokens"], 6 * 47);
 }
@@ -106,6 +108,12 @@ fn a_reference_file_gives_what_the_model_gives() {
         let live = bench.eval(&["q4_k_m.gguf"], &args);
         let cached = bench.eval(&["q4_k_m.gguf"], &["--reference", &reference]);
         assert_eq!(live["artifacts"], cached["artifacts"], "{protocol}");
+        assert_eq!(live["conditions"], cached["conditions"], "{protocol}");
+        // A folder and its GGUF read a text alike.
+        let q4 = bench.path("q4_k_m.gguf");
+        let mut args = vec!["--reference", &q4];
+        args.extend(conditions);
+        assert_eq!(live["conditions"], bench.eval(&["q4_k_m.gguf"], &args)["conditions"], "{protocol}");
         assert_eq!(live["reference"]["perplexity"], cached["reference"]["perplexity"]);
     }
 }
@@ -152,7 +160,7 @@ fn what_cannot_be_compared_is_refused() {
     };
     let short = bench.path("short.txt");
     fs::write(&short, "the heron").unwrap();
-    fails(&[&artifact, "--reference", model, "--data", &short], &["7 tokens", "512"]);
+    fails(&[&artifact, "--reference", model, "--data", &short], &["8 tokens", "512"]);
     fs::write(&short, "").unwrap();
     fails(&[&artifact, "--reference", model, "--data", &short], &["short.txt"]);
     fails(&[&artifact, "--reference", model, "--data", &text, "--context", "600"], &["88 more", "--context 512"]);
@@ -221,7 +229,21 @@ fn damaged_reference_files_are_refused() {
         let error = refused(&[&honest[..8], changed.as_bytes(), &honest[8 + header..]].concat());
         assert!(error.contains("model.ref") && error.contains("help"), "{from}: {error}");
     }
-    // Its own text cannot be exchanged.
+    // Nothing is written over an input.
+    let before = fs::read(&artifact).unwrap();
+    let text = bench.path("text.txt");
+    for args in [
+        vec!["reference", &artifact, "-o", &artifact, "--data", &text],
+        vec!["reference", &artifact, "-o", &text, "--data", &text],
+        vec!["eval", &artifact, "--reference", model, "--data", &text, "--markdown", &artifact],
+    ] {
+        assert!(quant_fails(&args).contains("one of the inputs"), "{args:?}");
+    }
+    assert!(before == fs::read(&artifact).unwrap());
+    // Its own text and weights cannot be had.
+    fs::write(Path::new(&path), &honest).unwrap();
+    assert!(quant_fails(&["eval", &artifact, "--reference", &path, "--weights"]).contains("--weights"));
+    // Its text cannot be exchanged.
     fs::write(Path::new(&path), &honest).unwrap();
     let error = quant_fails(&["eval", &artifact, "--reference", &path, "--chunks", "1"]);
     assert!(error.contains("--chunks"), "{error}");

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::report::{Reporter, markdown, table};
 use super::size::Size;
 use super::{Common, model};
+use crate::container::output::{Output, publish, refuse_inputs};
 use crate::container::{Checkpoint, OpenOptions};
 use crate::convert::verify::{self, WeightError};
 use crate::device::cpu;
@@ -117,6 +118,8 @@ fn facts(name: &str, checkpoint: &dyn Checkpoint) -> Facts {
 impl MakeReference {
     pub fn run(&self, common: &Common, reporter: &Reporter) -> Result<bool> {
         let model = model::open(&self.model, &OpenOptions::default(), reporter)?;
+        let inputs: Vec<PathBuf> = files(&model).into_iter().chain(self.text.data.iter().cloned()).collect();
+        refuse_inputs(std::slice::from_ref(&self.output), &inputs)?;
         let (windows, conditions) = self.text.prepare(model.checkpoint.as_ref())?;
         let facts = facts(&model.name, model.checkpoint.as_ref());
         let scored: usize = windows.iter().map(|w| w.scored.len()).sum();
@@ -153,32 +156,62 @@ struct Row {
     weights: Option<Vec<WeightError>>,
 }
 
+/// What `--reference` names.
+enum Source {
+    File(Box<Cached>),
+    Model(model::Model),
+}
+
+impl Source {
+    fn open(argument: &str, reporter: &Reporter) -> Result<Source> {
+        let path = Path::new(argument);
+        match Cached::detect(path) {
+            true => Ok(Source::File(Box::new(Cached::open(path)?))),
+            false => model::open(argument, &OpenOptions::default(), reporter).map(Source::Model),
+        }
+    }
+
+    fn prepare(&self, text: &TextArgs) -> Result<(Vec<Window>, Conditions, Facts)> {
+        match self {
+            Source::File(_) if !text.is_default() => {
+                Err(Error::request("a reference file has its own text, protocol and windows")
+                    .help("drop --data, --protocol, --context and --chunks, or pass the model itself"))
+            }
+            Source::File(cached) => Ok((cached.windows.clone(), cached.conditions.clone(), cached.facts.clone())),
+            Source::Model(m) => {
+                let (windows, conditions) = text.prepare(m.checkpoint.as_ref())?;
+                Ok((windows, conditions, facts(&m.name, m.checkpoint.as_ref())))
+            }
+        }
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Source::File(cached) => vec![cached.path.clone()],
+            Source::Model(m) => files(m),
+        }
+    }
+}
+
+fn files(model: &model::Model) -> Vec<PathBuf> {
+    model.checkpoint.files().into_iter().map(|(path, _)| path).collect()
+}
+
 impl Eval {
     pub fn run(&self, common: &Common, reporter: &Reporter) -> Result<bool> {
         let options = OpenOptions::default();
         let open = |a: &String| Ok((a.clone(), model::open(a, &options, reporter)?));
         let artifacts: Vec<(String, model::Model)> = self.artifacts.iter().map(open).collect::<Result<_>>()?;
 
-        let cached = Cached::detect(Path::new(&self.reference)).then(|| Cached::open(Path::new(&self.reference)));
-        let cached = cached.transpose()?;
-        let live = match &cached {
-            Some(_) => None,
-            None => Some(model::open(&self.reference, &options, reporter)?),
-        };
-        let (windows, conditions, reference_facts) = match (&cached, &live) {
-            (Some(cached), _) => {
-                if !self.text.is_default() {
-                    return Err(Error::request("a reference file has its own text, protocol and windows")
-                        .help("drop --data, --protocol, --context and --chunks, or pass the model itself"));
-                }
-                (cached.windows.clone(), cached.conditions.clone(), cached.facts.clone())
-            }
-            (None, Some(model)) => {
-                let (windows, conditions) = self.text.prepare(model.checkpoint.as_ref())?;
-                (windows, conditions, facts(&model.name, model.checkpoint.as_ref()))
-            }
-            (None, None) => return Err(Error::request("--reference names no model")),
-        };
+        let source = Source::open(&self.reference, reporter)?;
+        if self.weights && matches!(source, Source::File(_)) {
+            return Err(Error::request("a reference file has no weights to compare")
+                .help("drop --weights, or pass the model itself"));
+        }
+        let inputs = artifacts.iter().flat_map(|(_, m)| files(m)).chain(source.files());
+        let inputs: Vec<PathBuf> = inputs.chain(self.text.data.iter().cloned()).collect();
+        refuse_inputs(self.markdown.as_slice(), &inputs)?;
+        let (windows, conditions, reference_facts) = source.prepare(&self.text)?;
         for (path, artifact) in &artifacts {
             same_tokenizer(artifact.checkpoint.as_ref(), &conditions).at(|| path.clone())?;
         }
@@ -190,29 +223,28 @@ impl Eval {
                 let engine = Engine::new(artifact.checkpoint.as_ref(), positions).at(|| path.clone())?;
                 candidates.push(Candidate { name: path.clone(), engine });
             }
-            let mut source = match (&cached, &live) {
-                (Some(cached), _) => Reference::Cached(cached),
-                (None, Some(m)) => Reference::Live(Box::new(Engine::new(m.checkpoint.as_ref(), positions)?)),
-                (None, None) => return Err(Error::request("--reference names no model")),
+            let mut reference = match &source {
+                Source::File(cached) => Reference::Cached(cached),
+                Source::Model(m) => Reference::Live(Box::new(Engine::new(m.checkpoint.as_ref(), positions)?)),
             };
-            let noise = match &source {
+            let noise = match &reference {
                 Reference::Live(engine) => Some(eval::noise(engine, &windows)?),
                 Reference::Cached(_) => None,
             };
             let models = candidates.len() as u64 + 1;
             let tokens = windows.iter().map(|w| w.tokens.len() as u64).sum::<u64>();
             let bar = reporter.tokens("evaluate", tokens * models);
-            let scores = eval::run(&mut source, &candidates, &windows, &|n| bar.advance(n))?;
+            let scores = eval::run(&mut reference, &candidates, &windows, &|n| bar.advance(n))?;
             bar.finish();
-            Ok((scores, noise))
+            Ok::<_, Error>((scores, noise))
         })?;
 
         let mut rows = Vec::new();
         for ((path, artifact), scores) in artifacts.iter().zip(scores) {
             let checkpoint = artifact.checkpoint.as_ref();
-            let weights = match (&live, self.weights) {
-                (Some(source), true) => {
-                    Some(verify::weight_errors(checkpoint, source.checkpoint.as_ref(), common.threads(), &|_| {})?)
+            let weights = match &source {
+                Source::Model(m) if self.weights => {
+                    Some(verify::weight_errors(checkpoint, m.checkpoint.as_ref(), common.threads(), &|_| {})?)
                 }
                 _ => None,
             };
@@ -240,7 +272,9 @@ impl Eval {
         let notes = notes(rows, conditions, noise);
         if let Some(path) = &self.markdown {
             let text = format!("{}\n{}\n", markdown(HEADER, RIGHT, &cells), notes.join("  \n"));
-            std::fs::write(path, text).at(|| path.display().to_string())?;
+            let output = Output::create(path)?;
+            output.write_at(0, text.as_bytes())?;
+            publish(vec![output])?;
         }
         if reporter.json {
             return reporter.value(&to_json(rows, conditions, &self.reference, reference, noise));

@@ -50,14 +50,13 @@ impl Layer {
     pub fn run(
         &self,
         engine: &Engine<'_>,
-        number: usize,
         sequences: &mut [Sequence<'_>],
         x: &mut [f32],
         tap: &mut dyn Tap,
     ) -> Result<()> {
         let mut normed = x.to_vec();
         self.normed(engine, &self.attn_norm, x, &mut normed);
-        let attended = self.attend(engine, number, sequences, &normed, tap)?;
+        let attended = self.attend(engine, sequences, &normed, tap)?;
         let mut out = normed;
         tap.input(self.site(Role::AttnOutput), &attended, None);
         self.o.run(engine, &attended, &mut out)?;
@@ -99,7 +98,6 @@ impl Layer {
     fn attend(
         &self,
         engine: &Engine<'_>,
-        number: usize,
         sequences: &mut [Sequence<'_>],
         x: &[f32],
         tap: &mut dyn Tap,
@@ -122,6 +120,7 @@ impl Layer {
                 angles.turn(engine.pairing, a.head_dim, wide, s.cache.len(), q);
                 angles.turn(engine.pairing, a.head_dim, narrow, s.cache.len(), k);
             }
+            let number = self.number as usize;
             s.cache.store(number, k, &v[from * narrow..][..n * narrow]);
             a.run(s.cache, number, q, &mut out[from * wide..][..n * wide]);
             from += n;

@@ -145,8 +145,9 @@ impl<'a> Engine<'a> {
         }
         let tokens: Vec<u32> = sequences.iter().flat_map(|s| s.tokens.iter().copied()).collect();
         let mut x = self.embed(&tokens)?;
-        for (number, layer) in self.layers.iter().enumerate() {
-            layer.run(self, number, sequences, &mut x, tap).at(|| format!("layer {number}"))?;
+        for layer in &self.layers {
+            let number = layer.number;
+            layer.run(self, sequences, &mut x, tap).at(|| format!("layer {number}"))?;
             self.check(&x, &tokens, || format!("the output of layer {number}"))?;
         }
         for s in sequences {

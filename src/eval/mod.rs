@@ -50,8 +50,10 @@ pub fn run(
             progress(count);
         }
         let head = reference.head()?;
-        let sides: Vec<Side<'_>> = heads.iter().zip(&hidden).map(|(head, hidden)| Side { head, hidden }).collect();
-        let tokens = compare(&Side { head: &head, hidden: &expected }, &sides, &targets(batch))?;
+        let named = candidates.iter().zip(&heads).zip(&hidden);
+        let sides: Vec<Side<'_>> = named.map(|((c, head), hidden)| Side { name: &c.name, head, hidden }).collect();
+        let reference = Side { name: "the reference", head: &head, hidden: &expected };
+        let tokens = compare(&reference, &sides, &targets(batch))?;
         for (out, tokens) in out.iter_mut().zip(tokens) {
             out.extend(by_window(batch, tokens));
         }
@@ -79,7 +81,7 @@ pub fn noise(engine: &Engine<'_>, windows: &[Window]) -> Result<Noise> {
         alone.extend(states(engine, std::slice::from_ref(window))?);
     }
     let rounded: Vec<f32> = together.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
-    let side = |hidden| Side { head: &head, hidden };
+    let side = |hidden| Side { name: "the reference", head: &head, hidden };
     let tokens = compare(&side(&together), &[side(&alone), side(&rounded)], &targets(batch))?;
     let klds = |i: usize| tokens[i].iter().map(|t| t.kld);
     let count = tokens[1].len().max(1) as f64;
@@ -154,15 +156,14 @@ pub struct Text {
     pub bos: Option<u32>,
 }
 
-/// Tokenizes with the special tokens that the tokenizer adds, reading none out of the text.
+/// Tokenizes with the BOS that the model wants, reading no special tokens out of the text. An end-of-text that some
+/// tokenizers append is no part of a text.
 pub fn tokenize(checkpoint: &dyn Checkpoint, text: &str) -> Result<Text> {
-    let tokenizer: tokenizer::Tokenizer = checkpoint.tokenizer()?;
-    let first = tokenizer.encode("a", true, false)?;
-    let bare = tokenizer.encode("a", false, false)?;
-    let bos = (first.len() > bare.len() && first.first() != bare.first()).then(|| first[0]);
-    let mut tokens = tokenizer.encode(text, true, false)?;
-    // An end-of-text that the tokenizer appends is no part of the text.
-    let appended = first.len() - bare.len() - usize::from(bos.is_some());
-    tokens.truncate(tokens.len() - appended);
+    let tokenizer = checkpoint.tokenizer()?;
+    let bos = tokenizer::leading_bos(&checkpoint.metadata()?, &tokenizer)?;
+    let mut tokens = tokenizer.encode(text, false, false)?;
+    if let Some(bos) = bos {
+        tokens.insert(0, bos);
+    }
     Ok(Text { tokens, bos })
 }

@@ -4,14 +4,14 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::protocol::Window;
-use super::{longest, states};
+use super::states;
 use crate::codec::{self, Codec};
 use crate::container::output::{Output, publish};
 use crate::container::{Weight, map};
@@ -84,6 +84,7 @@ impl Reference<'_> {
 
 /// A reference file, checked when opened.
 pub struct Cached {
+    pub path: PathBuf,
     map: Mmap,
     pub conditions: Conditions,
     pub facts: Facts,
@@ -98,16 +99,16 @@ pub struct Cached {
 }
 
 impl Cached {
-    /// Whether a file is one; reads its header only.
+    /// Whether a path is meant to be one; `open` says whether it is.
     pub fn detect(path: &Path) -> bool {
         path.extension().is_some_and(|e| e == "ref")
     }
 
     pub fn open(path: &Path) -> Result<Cached> {
-        Self::parse(map::map(path)?).at(|| path.display().to_string())
+        Self::parse(path, map::map(path)?).at(|| path.display().to_string())
     }
 
-    fn parse(map: Mmap) -> Result<Cached> {
+    fn parse(path: &Path, map: Mmap) -> Result<Cached> {
         let damaged = |what: &str| Error::input(what.to_owned()).help("make it again with `quant reference`");
         let not_ours = || damaged("this is not a reference file of quant");
         let (_, header) = SafeTensors::read_metadata(&map).map_err(|_| not_ours())?;
@@ -146,7 +147,8 @@ impl Cached {
             return Err(damaged("it has another number of hidden states than scored positions"));
         }
         let Description { conditions, facts, head_scale: scale, softcap, .. } = about;
-        Ok(Cached { map, conditions, facts, windows, codec, dims, scale, softcap, hidden, parts })
+        let path = path.to_owned();
+        Ok(Cached { path, map, conditions, facts, windows, codec, dims, scale, softcap, hidden, parts })
     }
 
     fn hidden(&self, range: Range<usize>) -> Result<Vec<f32>> {
@@ -165,14 +167,6 @@ impl Cached {
         let parts = self.parts.iter().map(|p| self.map[p.clone()].into()).collect();
         let packed = Packed { dims: self.dims, parts };
         Head { weight: Weight { codec: self.codec, packed, scale: self.scale }, softcap: self.softcap }
-    }
-
-    pub fn hidden_size(&self) -> usize {
-        self.dims.cols
-    }
-
-    pub fn vocab(&self) -> usize {
-        self.dims.rows
     }
 }
 
@@ -241,7 +235,7 @@ pub fn write(
         output.write_at(at, bytes)?;
         at += bytes.len() as u64;
     }
-    debug_assert!(at == total && longest(windows) > 0);
+    debug_assert_eq!(at, total);
     publish(vec![output])?;
     Ok(total)
 }

@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 
 /// Hidden states `[positions][hidden]` and the matrix that makes logits of them.
 pub struct Side<'a> {
+    /// What errors call it.
+    pub name: &'a str,
     pub head: &'a Head<'a>,
     pub hidden: &'a [f32],
 }
@@ -25,8 +27,10 @@ const POSITIONS: usize = 128;
 /// Errors: heads of different vocabularies; logits that are not finite.
 pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Result<Vec<Vec<TokenScore>>> {
     let vocab = reference.head.weight.packed.dims.rows;
-    if let Some(other) = models.iter().map(|m| m.head.weight.packed.dims.rows).find(|rows| *rows != vocab) {
-        return Err(Error::input(format!("the reference has {vocab} tokens, the artifact {other}"))
+    if let Some(other) = models.iter().find(|m| m.head.weight.packed.dims.rows != vocab) {
+        let rows = other.head.weight.packed.dims.rows;
+        return Err(Error::input(format!("the reference has {vocab} tokens, the artifact {rows}"))
+            .at(other.name)
             .help("compare artifacts with the model that they were made from"));
     }
     if let Some(bad) = targets.iter().find(|t| **t as usize >= vocab) {
@@ -42,8 +46,9 @@ pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Re
     let rows: Vec<Vec<TokenScore>> = (0..models.len()).map(|m| all.finish(m).collect()).collect();
     let finite = |t: &TokenScore| t.nll.is_finite() && t.nll_ref.is_finite() && t.kld.is_finite();
     match rows.iter().position(|row| !row.iter().all(finite)) {
-        Some(model) => Err(Error::input(format!("logits of model {} or of the reference are not finite", model + 1))
+        Some(model) => Err(Error::input("its logits, or those of the reference, are not finite")
             .at("the output matrix")
+            .at(models[model].name)
             .help("run `quant verify` on the file: it names weights that are not numbers")),
         None => Ok(rows),
     }
@@ -51,15 +56,17 @@ pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Re
 
 fn range(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32], rows: std::ops::Range<usize>) -> Scores {
     let mut scores = Scores::new(targets.len(), models.len());
-    let mut sides: Vec<Block<'_>> = std::iter::once(reference).chain(models).map(Block::new).collect();
+    let mut reference = Block::new(reference);
+    let mut models: Vec<Block<'_>> = models.iter().map(Block::new).collect();
     for first in rows.clone().step_by(ROWS) {
         let columns = first..rows.end.min(first + ROWS);
         let n = columns.len();
-        sides.iter_mut().for_each(|s| s.load(columns.clone()));
+        reference.load(columns.clone());
+        models.iter_mut().for_each(|m| m.load(columns.clone()));
         for from in (0..targets.len()).step_by(POSITIONS) {
             let count = POSITIONS.min(targets.len() - from);
-            sides.iter_mut().for_each(|s| s.multiply(from, count));
-            let (reference, models) = sides.split_first().unwrap_or_else(|| unreachable!("the reference is there"));
+            reference.multiply(from, count);
+            models.iter_mut().for_each(|m| m.multiply(from, count));
             let mut logits: Vec<&[f32]> = Vec::with_capacity(models.len());
             for i in 0..count {
                 logits.clear();
@@ -82,7 +89,7 @@ struct Block<'a> {
 
 impl<'a> Block<'a> {
     fn new(side: &Side<'a>) -> Self {
-        let Side { head, hidden } = side;
+        let Side { head, hidden, .. } = side;
         let logits = vec![0.0; POSITIONS * ROWS];
         Block { weight: &head.weight, softcap: head.softcap, hidden, panels: Panels::default(), logits }
     }

@@ -8,39 +8,23 @@
 file, which the system takes back when it needs them, "anonymous" what quant allocated.
 """
 import argparse
-import os
-import re
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
 import engine
 import synthetic
-from common import Report, binary, convert, main, quant
+from common import Report, binary, convert, main, watch
 
 LLAMA_8B = {"hidden": 4096, "inter": 14336, "layers": 32, "heads": 32, "kv_heads": 8, "head_dim": 128, "vocab": 128256}
 GIB = 2**30
 
 
 def measure(*arguments):
-    """(wall seconds, CPU seconds, highest resident bytes, highest anonymous bytes) of a run of quant. Polled: the system's
-    own maximum of a child begins with what Python held when it started it."""
-    start, anonymous, resident = time.monotonic(), 0, 0
-    process = subprocess.Popen([binary(), *map(str, arguments)], stdout=subprocess.DEVNULL)
-    while True:
-        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if ended:
-            if status:
-                raise SystemExit(f"quant ended with status {status}")
-            return time.monotonic() - start, usage.ru_utime + usage.ru_stime, resident, anonymous
-        text = Path(f"/proc/{process.pid}/status").read_text()
-        figures = {k: int(v) * 1024 for k, v in re.findall(r"(VmHWM|RssAnon):\s+(\d+) kB", text)}
-        anonymous, resident = max(anonymous, figures.get("RssAnon", 0)), max(resident, figures.get("VmHWM", 0))
-        time.sleep(0.02)
+    return watch(subprocess.Popen([binary(), *map(str, arguments)], stdout=subprocess.DEVNULL).pid)
 
 
 def tiled(seed, family, name, shape, spread):
@@ -58,11 +42,11 @@ def large(a):
         file = convert(folder, "q4_k_m", work / "q4_k_m.gguf")
         shutil.rmtree(folder)
         text = [option for path in engine.BUNDLED for option in ("--data", path)]
-        wall, _, resident, anonymous = measure("reference", file, "-o", work / "x.ref", "--quiet", "--protocol", "gptq-2048",
+        run = measure("reference", file, "-o", work / "x.ref", "--quiet", "--protocol", "gptq-2048",
                                                "--context", 512, "--chunks", 1, *text)
-        good = resident < 8 * GIB
-        report.row("ok" if good else "FAIL", f"{file.stat().st_size / GIB:.2f}", 512, f"{wall:.1f}", f"{512 / wall:.1f}",
-                   f"{resident / GIB:.2f}", f"{anonymous / GIB:.2f}", 8)
+        good = run.resident < 8 * GIB
+        report.row("ok" if good else "FAIL", f"{file.stat().st_size / GIB:.2f}", 512, f"{run.wall:.1f}", f"{512 / run.wall:.1f}",
+                   f"{run.resident / GIB:.2f}", f"{run.anonymous / GIB:.2f}", 8)
     return report.finish()
 
 
@@ -72,11 +56,11 @@ def curve(a):
     rates = []
     with tempfile.TemporaryDirectory() as work:
         for chunks in (1, 2, 4, 8, 16):
-            _, cpu, _, anonymous = measure("reference", a.curve, "-o", Path(work) / "x.ref", "--quiet", "--chunks", chunks, *text)
-            rates.append(cpu / chunks / 512 * 1e3)
+            run = measure("reference", a.curve, "-o", Path(work) / "x.ref", "--quiet", "--chunks", chunks, *text)
+            rates.append(run.cpu / chunks / 512 * 1e3)
             # Tokenizing the text costs the same each time, so the first is the dearest.
             good = rates[-1] <= rates[0] * 1.1
-            report.row("ok" if good else "FAIL", chunks * 512, f"{cpu:.1f}", f"{rates[-1]:.2f}", f"{anonymous / 2**20:.0f}")
+            report.row("ok" if good else "FAIL", chunks * 512, f"{run.cpu:.1f}", f"{rates[-1]:.2f}", f"{run.anonymous / 2**20:.0f}")
     return report.finish()
 
 

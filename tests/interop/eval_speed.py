@@ -10,34 +10,18 @@ divergence. "memory" is the highest RssAnon seen (polled); weights are mapped by
 """
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import engine
 import peer
-from common import Report, binary, main, quant
-from speed import anonymous
+from common import Report, binary, main, quant, watch
 
 CONTEXT = 512
-
-
-def watch(pid):
-    """(wall seconds, CPU seconds, highest anonymous bytes) until the process ends."""
-    start, most = time.monotonic(), 0
-    while True:
-        ended, status, usage = os.wait4(pid, os.WNOHANG)
-        if ended:
-            if status:
-                raise SystemExit(f"a run ended with status {status}")
-            return time.monotonic() - start, usage.ru_utime + usage.ru_stime, most
-        most = max(most, anonymous(pid))
-        time.sleep(0.01)
 
 
 def run_quant(file, reference, threads):
@@ -89,11 +73,11 @@ def run():
         for name in a.formats.split(","):
             file = peer.quantize(a.model, work / f"{name}.gguf", name, threads=a.threads)
             runs = [(run_quant(file, work / "model.ref", a.threads), run_llama(file, windows, a.threads)) for _ in range(a.runs)]
-            median = lambda side, figure: statistics.median(r[side][figure] for r in runs)
-            rates = [sum(len(w[0]) for w in windows) / median(side, 0) for side in (0, 1)]
+            median = lambda side, figure: statistics.median(getattr(r[side], figure) for r in runs)
+            rates = [sum(len(w[0]) for w in windows) / median(side, "wall") for side in (0, 1)]
             ratio, bar = rates[0] / rates[1], bars.get(name, 1.0)
             report.row("ok" if ratio >= bar else "FAIL", name, *(f"{r:.0f}" for r in rates), f"{ratio:.2f}", bar,
-                       *(f"{median(side, 1):.1f}" for side in (0, 1)), *(f"{median(side, 2) / 2**20:.0f}" for side in (0, 1)))
+                       *(f"{median(side, 'cpu'):.1f}" for side in (0, 1)), *(f"{median(side, 'anonymous') / 2**20:.0f}" for side in (0, 1)))
     print(f"load {os.getloadavg()[0]:.1f} after; llama.cpp is the build that tests/interop/env.py makes")
     return report.finish()
 

@@ -11,7 +11,6 @@ a llama of 483 M random weights is made first. A missed bar is a FAIL row.
 import argparse
 import filecmp
 import os
-import re
 import resource
 import statistics
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import peer
 import synthetic
-from common import QuantError, Report, binary, convert, main
+from common import QuantError, Report, binary, convert, main, watch
 
 SIZE = {"hidden": 2048, "inter": 5632, "layers": 8, "heads": 32, "kv_heads": 4, "head_dim": 64, "vocab": 32000}
 CPU, WALL, ANONYMOUS = "cpu", "wall", 256 << 20
@@ -31,30 +30,11 @@ BARS = {  # preset -> (what is compared, at most this part of llama.cpp's)
 }
 
 
-def anonymous(pid):
-    """Bytes of anonymous memory a process holds now; 0 once it has ended."""
-    try:
-        found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    except OSError:
-        return 0
-    return int(found[1]) * 1024 if found else 0
-
-
 def ours(model, preset, output, threads):
     """{cpu, wall, peak} of one `quant convert`."""
-    start, peak = time.perf_counter(), 0
     command = [binary(), "convert", model, "--to", preset, "-o", output, "--threads", str(threads), "--quiet"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while True:
-        pid, status, used = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            break
-        peak = max(peak, anonymous(process.pid))
-        time.sleep(0.01)
-    process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
-    if process.returncode:
-        raise QuantError(f"exit status {process.returncode}")  # it said why on stderr
-    return {CPU: used.ru_utime + used.ru_stime, WALL: time.perf_counter() - start, "peak": peak}
+    run = watch(subprocess.Popen(command, stdout=subprocess.DEVNULL).pid)
+    return {CPU: run.cpu, WALL: run.wall, "peak": run.anonymous}
 
 
 def theirs(model, preset, output, threads):
