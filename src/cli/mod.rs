@@ -6,9 +6,12 @@ mod generate;
 mod inspect;
 mod list;
 mod model;
+mod quality;
+mod reference;
 mod report;
 mod shell;
 mod size;
+mod text;
 mod verify;
 
 use clap::{Args, Parser, Subcommand};
@@ -52,10 +55,10 @@ enum Command {
     Convert(convert::Convert),
     /// Show what convert would write: codecs, fallbacks, sizes, memory, disk
     Plan(convert::Convert),
-    /// Measure what artifacts lost against their reference: perplexity, KL divergence, top-1 agreement
+    /// Measure perplexity, and what was lost against a reference: KL divergence, top-1 agreement
     Eval(eval::Eval),
     /// Keep a reference's hidden states in a file, to evaluate artifacts without the model
-    Reference(eval::MakeReference),
+    Reference(reference::Reference),
     /// Show what a model or artifact holds
     Inspect(inspect::Inspect),
     /// Check a file, and against its source: structure, values, completeness, tokenizer, chat template

@@ -18,6 +18,13 @@ pub struct Model {
     pub beside: PathBuf,
 }
 
+impl Model {
+    /// Every file that it was read from.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.checkpoint.files().into_iter().map(|(path, _)| path).collect()
+    }
+}
+
 pub fn open(argument: &str, options: &OpenOptions, reporter: &Reporter) -> Result<Model> {
     if let Some(id) = argument.strip_prefix("hf:") {
         let path = download(argument, reporter)?;

@@ -18,9 +18,9 @@ use crate::error::{At, Error, Result};
 use crate::metadata::{Array, Metadata, Value};
 use protocol::Window;
 use reference::Reference;
-use score::{Side, compare};
+use score::{Side, compare, likelihoods};
 
-/// TokenScore that are run at a time: enough that decoding weights costs little beside multiplying them.
+/// Tokens that are run at a time: enough that decoding weights costs little beside multiplying them.
 pub const BATCH: usize = 2048;
 
 /// A model to be compared, and what messages call it.
@@ -57,6 +57,21 @@ pub fn run(
         for (out, tokens) in out.iter_mut().zip(tokens) {
             out.extend(by_window(batch, tokens));
         }
+    }
+    Ok(out)
+}
+
+/// Negative log-likelihoods of one model, `[window][scored position]`: what can be said without a reference.
+/// `progress` is called with tokens as they are run. Runs in the caller's rayon pool.
+pub fn alone(model: &Candidate<'_>, windows: &[Window], progress: &dyn Fn(u64)) -> Result<Vec<Vec<f64>>> {
+    let head = model.engine.head()?;
+    let mut out = Vec::with_capacity(windows.len());
+    for range in batches(windows) {
+        let batch = &windows[range];
+        let hidden = states(&model.engine, batch)?;
+        let nll = likelihoods(&Side { name: &model.name, head: &head, hidden: &hidden }, &targets(batch))?;
+        out.extend(by_window(batch, nll));
+        progress(batch.iter().map(|w| w.tokens.len() as u64).sum());
     }
     Ok(out)
 }
@@ -121,7 +136,7 @@ fn targets(windows: &[Window]) -> Vec<u32> {
     windows.iter().flat_map(|w| w.targets().map(|(_, token)| token)).collect()
 }
 
-fn by_window(windows: &[Window], tokens: Vec<TokenScore>) -> impl Iterator<Item = Vec<TokenScore>> + '_ {
+fn by_window<T>(windows: &[Window], tokens: Vec<T>) -> impl Iterator<Item = Vec<T>> {
     let mut tokens = tokens.into_iter();
     windows.iter().map(move |w| tokens.by_ref().take(w.scored.len()).collect())
 }

@@ -33,6 +33,33 @@ pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Re
             .at(other.name)
             .help("compare artifacts with the model that they were made from"));
     }
+    let all = gather(reference, models, targets)?;
+    let rows: Vec<Vec<TokenScore>> = (0..models.len()).map(|m| all.finish(m).collect()).collect();
+    let finite = |t: &TokenScore| t.nll.is_finite() && t.nll_ref.is_finite() && t.kld.is_finite();
+    match rows.iter().position(|row| !row.iter().all(finite)) {
+        Some(model) => Err(not_finite("its logits, or those of the reference, are not finite", models[model].name)),
+        None => Ok(rows),
+    }
+}
+
+/// -log p of `targets`, the tokens that came next, by one model.
+///
+/// Errors: logits that are not finite.
+pub fn likelihoods(model: &Side<'_>, targets: &[u32]) -> Result<Vec<f64>> {
+    let all: Vec<f64> = gather(model, &[], targets)?.reference().collect();
+    match all.iter().all(|nll| nll.is_finite()) {
+        true => Ok(all),
+        false => Err(not_finite("its logits are not finite", model.name)),
+    }
+}
+
+fn not_finite(what: &str, name: &str) -> Error {
+    let error = Error::input(what).at("the output matrix").at(name);
+    error.help("run `quant verify` on the file: it names weights that are not numbers")
+}
+
+fn gather(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Result<Scores> {
+    let vocab = reference.head.weight.packed.dims.rows;
     if let Some(bad) = targets.iter().find(|t| **t as usize >= vocab) {
         return Err(Error::input(format!("token {bad} is not among the {vocab} of the model")));
     }
@@ -43,15 +70,7 @@ pub fn compare(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Re
         .collect();
     let mut all = Scores::new(targets.len(), models.len());
     parts.iter().for_each(|part| all.merge(part));
-    let rows: Vec<Vec<TokenScore>> = (0..models.len()).map(|m| all.finish(m).collect()).collect();
-    let finite = |t: &TokenScore| t.nll.is_finite() && t.nll_ref.is_finite() && t.kld.is_finite();
-    match rows.iter().position(|row| !row.iter().all(finite)) {
-        Some(model) => Err(Error::input("its logits, or those of the reference, are not finite")
-            .at("the output matrix")
-            .at(models[model].name)
-            .help("run `quant verify` on the file: it names weights that are not numbers")),
-        None => Ok(rows),
-    }
+    Ok(all)
 }
 
 fn range(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32], rows: std::ops::Range<usize>) -> Scores {

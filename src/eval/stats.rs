@@ -56,6 +56,24 @@ pub struct Summary {
     pub rms_delta_p: Estimate,
 }
 
+/// What a model says of a text, without a reference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Likelihood {
+    /// Scored tokens.
+    pub tokens: usize,
+    pub chunks: usize,
+    /// exp of the mean negative log-likelihood.
+    pub perplexity: Estimate,
+}
+
+/// Aggregates negative log-likelihoods, one inner list a chunk (a window of the protocol). Deterministic.
+/// Errors: no chunks, a chunk without tokens, a number that is not finite.
+pub fn likelihood(chunks: &[Vec<f64>]) -> Result<Likelihood> {
+    let alone = |nll: &f64| TokenScore { nll_ref: *nll, nll: *nll, kld: 0.0, same_top: true };
+    let chunks: Vec<Vec<TokenScore>> = chunks.iter().map(|chunk| chunk.iter().map(alone).collect()).collect();
+    summarize(&chunks).map(|s| Likelihood { tokens: s.tokens, chunks: s.chunks, perplexity: s.perplexity })
+}
+
 /// Aggregates tokens, one inner list a chunk (a window of the protocol). Deterministic.
 /// Errors: no chunks, a chunk without tokens, a number that is not finite.
 pub fn summarize(chunks: &[Vec<TokenScore>]) -> Result<Summary> {

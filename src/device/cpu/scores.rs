@@ -78,6 +78,11 @@ impl Scores {
         }
     }
 
+    /// -log p of the next token at every position, by the reference.
+    pub fn reference(&self) -> impl Iterator<Item = f64> + '_ {
+        self.0.iter().map(|at| at.reference.log_sum() - f64::from(at.reference.target))
+    }
+
     /// Positions of one model.
     pub fn finish(&self, model: usize) -> impl Iterator<Item = TokenScore> + '_ {
         self.0.iter().map(move |at| {

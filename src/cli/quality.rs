@@ -1,0 +1,181 @@
+//! The quality table: what artifacts lost, a row each.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::size::Size;
+use crate::container::Checkpoint;
+use crate::convert::verify::WeightError;
+use crate::eval::Noise;
+use crate::eval::reference::{Conditions, Facts};
+use crate::eval::stats::{Likelihood, Summary};
+
+/// One artifact's results.
+pub struct Row<Figures> {
+    pub path: String,
+    pub format: String,
+    pub facts: Facts,
+    pub figures: Figures,
+    pub weights: Option<Vec<WeightError>>,
+}
+
+/// A model file as tables show it.
+pub fn facts(name: &str, checkpoint: &dyn Checkpoint) -> Facts {
+    let tensors = checkpoint.tensors();
+    Facts {
+        name: name.to_owned(),
+        arch: checkpoint.arch().to_owned(),
+        bytes: tensors.iter().map(|t| t.bytes as u64).sum(),
+        weights: tensors.iter().map(|t| t.len() as u64).sum(),
+    }
+}
+
+pub const HEADER: &[&str] =
+    &["model", "size", "bits/weight", "perplexity", "change", "KLD mean", "95 %", "p99", "max", "same top", "rms dp"];
+pub const HEADER_ALONE: &[&str] = &["model", "size", "bits/weight", "perplexity", "95 %"];
+
+fn bpw(facts: &Facts) -> f64 {
+    facts.bytes as f64 * 8.0 / facts.weights.max(1) as f64
+}
+
+/// The baseline first, then the artifacts, closest first.
+pub fn cells(rows: &[Row<Summary>], reference: &Facts) -> Vec<Vec<String>> {
+    let size = |facts: &Facts| [Size(facts.bytes).to_string(), format!("{:.2}", bpw(facts))];
+    let mut out = Vec::new();
+    if let Some(first) = rows.first() {
+        let mut cells = vec![format!("{} (reference)", reference.name)];
+        cells.extend(size(reference));
+        cells.push(format!("{:.4}", first.figures.reference_perplexity));
+        cells.extend(["", "", "", "", "", "", ""].map(str::to_owned));
+        out.push(cells);
+    }
+    for row in rows {
+        let s = &row.figures;
+        let mut cells = vec![row.path.clone()];
+        cells.extend(size(&row.facts));
+        cells.extend([
+            format!("{:.4}", s.perplexity.value),
+            format!("{:+.2} %", s.ln_ppl_ratio.value.exp_m1() * 100.0),
+            digits(s.kld.mean),
+            interval(s.kld.low, s.kld.high),
+            digits(s.kld.p99),
+            digits(s.kld.max),
+            format!("{:.2} %", s.same_top.value * 100.0),
+            format!("{:.2} %", s.rms_delta_p.value * 100.0),
+        ]);
+        out.push(cells);
+    }
+    out
+}
+
+/// The same without a reference: likeliest text first.
+pub fn cells_alone(rows: &[Row<Likelihood>]) -> Vec<Vec<String>> {
+    let cells = |row: &Row<Likelihood>| {
+        let p = row.figures.perplexity;
+        let bits = format!("{:.2}", bpw(&row.facts));
+        let size = Size(row.facts.bytes).to_string();
+        vec![row.path.clone(), size, bits, format!("{:.4}", p.value), interval(p.low, p.high)]
+    };
+    rows.iter().map(cells).collect()
+}
+
+/// The ten weights of each artifact that differ most from the reference's: title and rows of a table.
+pub fn worst_weights(rows: &[Row<Summary>]) -> Vec<(String, Vec<Vec<String>>)> {
+    let table = |row: &Row<Summary>| {
+        let mut errors: Vec<&WeightError> = row.weights.as_ref()?.iter().collect();
+        errors.sort_by(|a, b| b.relative.total_cmp(&a.relative));
+        let line = |e: &WeightError| vec![e.name.clone(), e.codec.to_owned(), format!("{:.5}", e.relative)];
+        Some((format!("largest errors of {}", row.path), errors.into_iter().take(10).map(line).collect()))
+    };
+    rows.iter().filter_map(table).collect()
+}
+
+/// Three significant digits.
+fn digits(x: f64) -> String {
+    match x {
+        0.0 => "0".to_owned(),
+        x if x.abs() < 1e-3 => format!("{x:.2e}"),
+        x => {
+            let places = (2.0 - x.abs().log10().floor()).clamp(0.0, 6.0) as usize;
+            format!("{x:.places$}")
+        }
+    }
+}
+
+fn interval(low: Option<f64>, high: Option<f64>) -> String {
+    match (low, high) {
+        (Some(low), Some(high)) => format!("{} - {}", digits(low), digits(high)),
+        _ => "one window".to_owned(),
+    }
+}
+
+/// What the figures mean and depend on; `scored`: tokens and windows.
+pub fn notes(scored: Option<(usize, usize)>, conditions: &Conditions, noise: Option<Noise>) -> Vec<String> {
+    let c = conditions;
+    let (tokens, chunks) = scored.unwrap_or_default();
+    let bos = c.bos.map_or_else(|| "no BOS".to_owned(), |id| format!("BOS {id}"));
+    let mut out = vec![format!(
+        "{} with windows of {}: {tokens} tokens scored in {chunks} windows of {} ({}), tokenizer {}, {bos}",
+        c.protocol,
+        c.context,
+        c.corpus,
+        c.corpus_hash.get(..16).unwrap_or(&c.corpus_hash),
+        c.tokenizer_hash
+    )];
+    if let Some(noise) = noise {
+        out.push(format!(
+            "noise floor: {} between batch shapes (largest), {} for hidden states rounded to BF16 (mean KLD)",
+            digits(noise.batch_kld),
+            digits(noise.bf16_kld)
+        ));
+    }
+    out
+}
+
+pub fn to_json(
+    rows: &[Row<Summary>],
+    conditions: &Conditions,
+    path: &str,
+    reference: &Facts,
+    noise: Option<Noise>,
+) -> Value {
+    let artifact = |row: &Row<Summary>| {
+        let mut value = artifact(row);
+        if let Value::Object(out) = &mut value {
+            out.remove("reference_perplexity");
+            if let Some(weights) = &row.weights {
+                out.insert("weights".into(), json!(weights));
+            }
+        }
+        value
+    };
+    let perplexity = rows.first().map(|r| r.figures.reference_perplexity);
+    let tokens = rows.first().map(|r| r.figures.tokens);
+    json!({"protocol": conditions.protocol, "tokens": tokens, "conditions": conditions, "noise": noise,
+        "reference": {"path": path, "name": reference.name, "bytes": reference.bytes, "bpw": bpw(reference),
+            "perplexity": perplexity},
+        "artifacts": rows.iter().map(artifact).collect::<Vec<_>>()})
+}
+
+pub fn to_json_alone(rows: &[Row<Likelihood>], conditions: &Conditions) -> Value {
+    let tokens = rows.first().map(|r| r.figures.tokens);
+    json!({"protocol": conditions.protocol, "tokens": tokens, "conditions": conditions, "reference": null,
+        "artifacts": rows.iter().map(artifact).collect::<Vec<_>>()})
+}
+
+fn artifact<Figures: Serialize>(row: &Row<Figures>) -> Value {
+    let mut value = json!({"path": row.path, "format": row.format, "bytes": row.facts.bytes, "bpw": bpw(&row.facts)});
+    if let (Value::Object(out), Ok(Value::Object(figures))) = (&mut value, serde_json::to_value(&row.figures)) {
+        out.extend(figures);
+    }
+    value
+}
+
+/// The format that most weights of a checkpoint are in.
+pub fn format(checkpoint: &dyn Checkpoint) -> String {
+    let mut sums = std::collections::BTreeMap::<&str, usize>::new();
+    for t in checkpoint.tensors() {
+        *sums.entry(t.codec.name()).or_default() += t.len();
+    }
+    sums.into_iter().max_by_key(|(_, n)| *n).map_or_else(String::new, |(name, _)| name.to_owned())
+}
