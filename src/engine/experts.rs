@@ -1,8 +1,8 @@
 //! A feed-forward layer of experts: a router chooses a few for every token.
 
-use super::Engine;
 use super::layer::{Feed, Linear, activate};
-use super::tap::{Site, Tap};
+use super::pass::Pass;
+use super::tap::Site;
 use crate::arch::Role;
 use crate::device::cpu;
 use crate::error::Result;
@@ -31,10 +31,10 @@ pub struct Shared {
 type Visit = (usize, f32);
 
 impl Experts {
-    pub fn run(&self, engine: &Engine<'_>, layer: u32, x: &[f32], tap: &mut dyn Tap) -> Result<Vec<f32>> {
-        let hidden = engine.hidden();
-        tap.input(Site { layer: Some(layer), reader: Role::FfnGateInp, expert: None }, x, None);
-        let mut scores = self.router.product(engine, x)?;
+    pub fn run(&self, pass: &mut Pass<'_, '_>, layer: u32, x: &[f32]) -> Result<Vec<f32>> {
+        let hidden = pass.engine.hidden();
+        pass.tap.input(Site { layer: Some(layer), reader: Role::FfnGateInp, expert: None }, x, None);
+        let mut scores = self.router.product(pass, x)?;
         let experts = self.router.rows.len();
         let mut visits: Vec<Vec<Visit>> = vec![Vec::new(); experts];
         for (token, scores) in scores.chunks_exact_mut(experts).enumerate() {
@@ -42,17 +42,20 @@ impl Experts {
                 visits[expert].push((token, weight));
             }
         }
-        let mut out = vec![0.0; x.len()];
+        pass.give(std::mem::take(&mut scores));
+        let mut out = pass.take(x.len());
+        out.fill(0.0);
         for (expert, visits) in visits.iter().enumerate().filter(|(_, v)| !v.is_empty()) {
-            let result = self.expert(engine, layer, expert, visits, x, tap)?;
+            let result = self.expert(pass, layer, expert, visits, x)?;
             for ((token, weight), y) in visits.iter().zip(result.chunks_exact(hidden)) {
                 for (o, y) in out[token * hidden..][..hidden].iter_mut().zip(y) {
                     *o += y * weight;
                 }
             }
+            pass.give(result);
         }
         if let Some(shared) = &self.shared {
-            shared.add(engine, layer, x, &mut out, tap)?;
+            shared.add(pass, layer, x, &mut out)?;
         }
         Ok(out)
     }
@@ -70,36 +73,41 @@ impl Experts {
 
     fn expert(
         &self,
-        engine: &Engine<'_>,
+        pass: &mut Pass<'_, '_>,
         layer: u32,
         expert: usize,
         visits: &[Visit],
         x: &[f32],
-        tap: &mut dyn Tap,
     ) -> Result<Vec<f32>> {
-        let hidden = engine.hidden();
-        let inputs: Vec<f32> = visits.iter().flat_map(|(t, _)| &x[t * hidden..][..hidden]).copied().collect();
+        let hidden = pass.engine.hidden();
+        let mut inputs = pass.take(visits.len() * hidden);
+        for ((t, _), input) in visits.iter().zip(inputs.chunks_exact_mut(hidden)) {
+            input.copy_from_slice(&x[t * hidden..][..hidden]);
+        }
         let weights: Vec<f32> = visits.iter().map(|(_, w)| *w).collect();
         let site = |reader| Site { layer: Some(layer), reader, expert: Some(expert as u32) };
-        let product = |tensor: usize, x: &[f32]| -> Result<Vec<f32>> {
-            let weight = engine.checkpoint.read(tensor, expert)?;
+        let product = |tensor: usize, x: &[f32], pass: &mut Pass<'_, '_>| -> Result<Vec<f32>> {
+            let weight = pass.engine.checkpoint.read(tensor, expert)?;
             let dims = weight.packed.dims;
-            let mut out = vec![0.0; visits.len() * dims.rows];
+            let mut out = pass.take(visits.len() * dims.rows);
             cpu::linear(&weight, 0..dims.rows, None, x, &mut out);
             Ok(out)
         };
-        tap.input(site(Role::FfnGateExps), &inputs, Some(&weights));
-        let mut inner = product(self.gate, &inputs)?;
-        activate(engine.arch.runtime.activation, &mut inner, &product(self.up, &inputs)?);
-        tap.input(site(Role::FfnDownExps), &inner, Some(&weights));
-        product(self.down, &inner)
+        pass.tap.input(site(Role::FfnGateExps), &inputs, Some(&weights));
+        let mut inner = product(self.gate, &inputs, pass)?;
+        let up = product(self.up, &inputs, pass)?;
+        activate(pass.engine.arch.runtime.activation, &mut inner, &up);
+        pass.tap.input(site(Role::FfnDownExps), &inner, Some(&weights));
+        let out = product(self.down, &inner, pass)?;
+        [inputs, inner, up].into_iter().for_each(|used| pass.give(used));
+        Ok(out)
     }
 }
 
 impl Shared {
-    fn add(&self, engine: &Engine<'_>, layer: u32, x: &[f32], out: &mut [f32], tap: &mut dyn Tap) -> Result<()> {
-        let hidden = engine.hidden();
-        let shared = self.feed.run(engine, layer, x, tap)?;
+    fn add(&self, pass: &mut Pass<'_, '_>, layer: u32, x: &[f32], out: &mut [f32]) -> Result<()> {
+        let hidden = pass.engine.hidden();
+        let shared = self.feed.run(pass, layer, x)?;
         for ((out, y), x) in out.chunks_exact_mut(hidden).zip(shared.chunks_exact(hidden)).zip(x.chunks_exact(hidden)) {
             let weight = self.weigh.as_ref().map_or(1.0, |w| {
                 let score: f32 = w.iter().zip(x).map(|(w, x)| w * x).sum();
@@ -107,6 +115,7 @@ impl Shared {
             });
             out.iter_mut().zip(y).for_each(|(o, y)| *o += y * weight);
         }
+        pass.give(shared);
         Ok(())
     }
 }

@@ -5,7 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::experts::Experts;
-use super::tap::{Site, Tap};
+use super::pass::Pass;
+use super::tap::Site;
 use super::{Engine, Sequence};
 use crate::arch::{Activation, Role};
 use crate::device::cpu::{self, Attention};
@@ -47,26 +48,21 @@ pub struct Layer {
 
 impl Layer {
     /// `x += attention(norm(x)); x += feed(norm(x))`, `[tokens][hidden]`, for the tokens of all sequences.
-    pub fn run(
-        &self,
-        engine: &Engine<'_>,
-        sequences: &mut [Sequence<'_>],
-        x: &mut [f32],
-        tap: &mut dyn Tap,
-    ) -> Result<()> {
-        let mut normed = x.to_vec();
-        self.normed(engine, &self.attn_norm, x, &mut normed);
-        let attended = self.attend(engine, sequences, &normed, tap)?;
+    pub fn run(&self, pass: &mut Pass<'_, '_>, sequences: &mut [Sequence<'_>], x: &mut [f32]) -> Result<()> {
+        let mut normed = pass.take(x.len());
+        self.normed(pass.engine, &self.attn_norm, x, &mut normed);
+        let attended = self.attend(pass, sequences, &normed)?;
         let mut out = normed;
-        tap.input(self.site(Role::AttnOutput), &attended, None);
-        self.o.run(engine, &attended, &mut out)?;
-        drop(attended);
-        self.join(engine, &self.post_attention, &mut out, x);
+        pass.tap.input(self.site(Role::AttnOutput), &attended, None);
+        self.o.run(pass.engine, &attended, &mut out)?;
+        pass.give(attended);
+        self.join(pass.engine, &self.post_attention, &mut out, x);
 
-        out.copy_from_slice(x);
-        self.normed(engine, &self.ffn_norm, x, &mut out);
-        let mut out = self.feed.run(engine, self.number, &out, tap)?;
-        self.join(engine, &self.post_ffn, &mut out, x);
+        self.normed(pass.engine, &self.ffn_norm, x, &mut out);
+        let mut fed = self.feed.run(pass, self.number, &out)?;
+        self.join(pass.engine, &self.post_ffn, &mut fed, x);
+        pass.give(out);
+        pass.give(fed);
         Ok(())
     }
 
@@ -74,10 +70,11 @@ impl Layer {
         Site { layer: Some(self.number), reader, expert: None }
     }
 
-    /// `out` holds a copy of `x` for layers without this norm.
+    /// A copy of `x` for layers without this norm.
     fn normed(&self, engine: &Engine<'_>, gain: &Option<Vec<f32>>, x: &[f32], out: &mut [f32]) {
-        if let Some(gain) = gain {
-            engine.norm_rows(x, gain, out);
+        match gain {
+            Some(gain) => engine.norm_rows(x, gain, out),
+            None => out.copy_from_slice(x),
         }
     }
 
@@ -95,36 +92,31 @@ impl Layer {
         });
     }
 
-    fn attend(
-        &self,
-        engine: &Engine<'_>,
-        sequences: &mut [Sequence<'_>],
-        x: &[f32],
-        tap: &mut dyn Tap,
-    ) -> Result<Vec<f32>> {
-        let (a, tokens) = (&self.attention, x.len() / engine.hidden());
+    fn attend(&self, pass: &mut Pass<'_, '_>, sequences: &mut [Sequence<'_>], x: &[f32]) -> Result<Vec<f32>> {
+        let (a, tokens) = (&self.attention, x.len() / pass.engine.hidden());
         let (wide, narrow) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        tap.input(self.site(Role::AttnQ), x, None);
-        let mut q = self.q.product(engine, x)?;
-        let mut k = self.k.product(engine, x)?;
-        let v = self.v.product(engine, x)?;
-        self.norm_heads(engine, &self.q_norm, &mut q);
-        self.norm_heads(engine, &self.k_norm, &mut k);
-        let angles = engine.window_angles.as_ref().filter(|_| self.sliding).unwrap_or(&engine.angles);
-        let mut out = vec![0.0; tokens * wide];
+        pass.tap.input(self.site(Role::AttnQ), x, None);
+        let mut q = self.q.product(pass, x)?;
+        let mut k = self.k.product(pass, x)?;
+        let v = self.v.product(pass, x)?;
+        self.norm_heads(pass.engine, &self.q_norm, &mut q);
+        self.norm_heads(pass.engine, &self.k_norm, &mut k);
+        let angles = pass.engine.window_angles.as_ref().filter(|_| self.sliding).unwrap_or(&pass.engine.angles);
+        let mut out = pass.take(tokens * wide);
         let mut from = 0;
         for s in sequences {
             let n = s.tokens.len();
             let (q, k) = (&mut q[from * wide..][..n * wide], &mut k[from * narrow..][..n * narrow]);
             if self.rope {
-                angles.turn(engine.pairing, a.head_dim, wide, s.cache.len(), q);
-                angles.turn(engine.pairing, a.head_dim, narrow, s.cache.len(), k);
+                angles.turn(pass.engine.pairing, a.head_dim, wide, s.cache.len(), q);
+                angles.turn(pass.engine.pairing, a.head_dim, narrow, s.cache.len(), k);
             }
             let number = self.number as usize;
             s.cache.store(number, k, &v[from * narrow..][..n * narrow]);
             a.run(s.cache, number, q, &mut out[from * wide..][..n * wide]);
             from += n;
         }
+        [q, k, v].into_iter().for_each(|used| pass.give(used));
         Ok(out)
     }
 
@@ -146,26 +138,30 @@ impl Linear {
         Ok(())
     }
 
-    pub fn product(&self, engine: &Engine<'_>, x: &[f32]) -> Result<Vec<f32>> {
-        let cols = engine.checkpoint.tensors()[self.tensor].dims().cols;
-        let mut out = vec![0.0; x.len() / cols * self.rows.len()];
-        self.run(engine, x, &mut out)?;
+    pub fn product(&self, pass: &mut Pass<'_, '_>, x: &[f32]) -> Result<Vec<f32>> {
+        let cols = pass.engine.checkpoint.tensors()[self.tensor].dims().cols;
+        let mut out = pass.take(x.len() / cols * self.rows.len());
+        self.run(pass.engine, x, &mut out)?;
         Ok(out)
     }
 }
 
 impl Feed {
-    pub fn run(&self, engine: &Engine<'_>, layer: u32, x: &[f32], tap: &mut dyn Tap) -> Result<Vec<f32>> {
+    pub fn run(&self, pass: &mut Pass<'_, '_>, layer: u32, x: &[f32]) -> Result<Vec<f32>> {
         match self {
             Feed::Gated { gate, up, down } => {
                 let site = |reader| Site { layer: Some(layer), reader, expert: None };
-                tap.input(site(Role::FfnGate), x, None);
-                let mut inner = gate.product(engine, x)?;
-                activate(engine.arch.runtime.activation, &mut inner, &up.product(engine, x)?);
-                tap.input(site(Role::FfnDown), &inner, None);
-                down.product(engine, &inner)
+                pass.tap.input(site(Role::FfnGate), x, None);
+                let mut inner = gate.product(pass, x)?;
+                let up = up.product(pass, x)?;
+                activate(pass.engine.arch.runtime.activation, &mut inner, &up);
+                pass.give(up);
+                pass.tap.input(site(Role::FfnDown), &inner, None);
+                let out = down.product(pass, &inner)?;
+                pass.give(inner);
+                Ok(out)
             }
-            Feed::Experts(experts) => experts.run(engine, layer, x, tap),
+            Feed::Experts(experts) => experts.run(pass, layer, x),
         }
     }
 }

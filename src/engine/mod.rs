@@ -6,6 +6,7 @@ mod experts;
 pub mod generate;
 mod layer;
 mod load;
+mod pass;
 mod rope;
 pub mod sample;
 mod tap;
@@ -22,6 +23,7 @@ pub use crate::device::cpu::KvCache;
 use crate::error::{At, Error, Result};
 use layer::Layer;
 use load::Loader;
+use pass::Pass;
 use rope::{Angles, Pairing};
 pub use tap::{NoTap, Site, Tap};
 
@@ -145,17 +147,18 @@ impl<'a> Engine<'a> {
         }
         let tokens: Vec<u32> = sequences.iter().flat_map(|s| s.tokens.iter().copied()).collect();
         let mut x = self.embed(&tokens)?;
+        let mut pass = Pass::new(self, tap);
         for layer in &self.layers {
             let number = layer.number;
-            layer.run(self, sequences, &mut x, tap).at(|| format!("layer {number}"))?;
+            layer.run(&mut pass, sequences, &mut x).at(|| format!("layer {number}"))?;
             self.check(&x, &tokens, || format!("the output of layer {number}"))?;
         }
         for s in sequences {
             s.cache.advance(s.tokens.len());
         }
-        let mut out = vec![0.0; x.len()];
+        let mut out = pass.take(x.len());
         self.norm_rows(&x, &self.output_norm, &mut out);
-        tap.input(Site { layer: None, reader: Role::Output, expert: None }, &out, None);
+        pass.tap.input(Site { layer: None, reader: Role::Output, expert: None }, &out, None);
         self.check(&out, &tokens, || "the final norm".to_owned())?;
         Ok(out)
     }

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::elementwise::add;
 use super::kernel::{Kernel, Tile, WIDTH};
 use super::transpose::transpose;
 use crate::container::Weight;
@@ -43,25 +44,34 @@ impl Panels {
         }
     }
 
-    /// `out[t][out_column..] = x[t] * rows^T`: `x` is `[tokens][cols]`, `out` `[tokens][out_stride]`. Columns past the rows
-    /// that were loaded get zeros, up to a multiple of [`WIDTH`].
+    /// `out[t] = x[t] * rows^T`: `x` is `[tokens][cols]`, `out` `[tokens][out_stride]`. Columns past the rows that were loaded
+    /// get zeros, up to a multiple of [`WIDTH`].
     pub fn multiply(&self, x: &[f32], tokens: usize, out: &mut [f32], out_stride: usize) {
+        assert!(self.count * WIDTH <= out_stride && out.len() >= tokens * out_stride);
+        // SAFETY: all of `out` is ours, and large enough by the assert.
+        unsafe { self.multiply_into(x, tokens, out.as_mut_ptr(), out_stride) }
+    }
+
+    /// # Safety
+    /// `tokens` rows of `count` x [`WIDTH`] elements, `out_stride` apart, can be written at `out`, by no other thread meanwhile.
+    unsafe fn multiply_into(&self, x: &[f32], tokens: usize, out: *mut f32, out_stride: usize) {
         let kernel = Kernel::best();
-        assert!(x.len() >= tokens * self.cols && self.count * WIDTH <= out_stride);
-        assert!(out.len() >= tokens * out_stride);
+        assert!(x.len() >= tokens * self.cols);
         for panel in 0..self.count {
-            let tile = Tile {
-                x: x.as_ptr(),
-                x_stride: self.cols,
-                panel: self.data[panel * self.cols * WIDTH..].as_ptr(),
-                panel_stride: WIDTH,
-                depth: self.cols,
-                out: out[panel * WIDTH..].as_mut_ptr(),
-                out_stride,
-                add: false,
-            };
-            // SAFETY: the asserts above; `load` made `count` panels of `cols` x WIDTH.
-            unsafe { kernel.multiply(tile, tokens, 0) };
+            // SAFETY: `x` has the rows, by the assert; `load` made `count` panels of `cols` x WIDTH; `out` is the caller's word.
+            unsafe {
+                let tile = Tile {
+                    x: x.as_ptr(),
+                    x_stride: self.cols,
+                    panel: self.data[panel * self.cols * WIDTH..].as_ptr(),
+                    panel_stride: WIDTH,
+                    depth: self.cols,
+                    out: out.add(panel * WIDTH),
+                    out_stride,
+                    add: false,
+                };
+                kernel.multiply(tile, tokens, 0);
+            }
         }
     }
 }
@@ -77,45 +87,33 @@ const JOB_TOKENS: usize = 256;
 
 /// `x * W^T + bias`: `x` is `[tokens][cols]`, `out` `[tokens][rows.len()]`, for these rows of `weight`.
 pub fn linear(weight: &Weight<'_>, rows: Range<usize>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
-    let n = rows.len();
-    let shared = Shared(out.as_mut_ptr(), out.len());
-    linear_tiles(weight, rows, x, |tokens, columns, tile| {
-        let width = columns.len().next_multiple_of(WIDTH);
-        for (t, values) in tokens.zip(tile.chunks_exact(width)) {
-            // SAFETY: jobs have distinct columns or tokens, so no two write the same element.
-            let out = unsafe { shared.slice(t * n + columns.start, columns.len()) };
-            match bias {
-                Some(bias) => {
-                    for ((o, v), b) in out.iter_mut().zip(values).zip(&bias[columns.clone()]) {
-                        *o = v + b;
-                    }
-                }
-                None => out.copy_from_slice(&values[..columns.len()]),
-            }
-        }
-    });
-}
-
-/// Computes `x * W^T` tile by tile and hands each to `done(tokens, columns, tile)`, from any thread: `tile` is
-/// `[tokens][columns rounded up to 32]`. `done` must not start parallel work: it is called with a thread's buffers in use.
-fn linear_tiles(
-    weight: &Weight<'_>,
-    rows: Range<usize>,
-    x: &[f32],
-    done: impl Fn(Range<usize>, Range<usize>, &[f32]) + Sync,
-) {
-    let cols = weight.packed.dims.cols;
+    let (n, cols) = (rows.len(), weight.packed.dims.cols);
     let tokens = x.len() / cols.max(1);
-    (0..rows.len().div_ceil(JOB_ROWS)).into_par_iter().for_each(|job| {
-        let columns = job * JOB_ROWS..rows.len().min((job + 1) * JOB_ROWS);
-        let width = columns.len().next_multiple_of(WIDTH);
+    let shared = Shared(out.as_mut_ptr(), out.len());
+    (0..n.div_ceil(JOB_ROWS)).into_par_iter().for_each(|job| {
+        let columns = job * JOB_ROWS..n.min((job + 1) * JOB_ROWS);
         SCRATCH.with_borrow_mut(|(panels, tile)| {
             panels.load(weight, rows.start + columns.start..rows.start + columns.end);
             for from in (0..tokens).step_by(JOB_TOKENS) {
                 let until = tokens.min(from + JOB_TOKENS);
-                tile.resize(tile.len().max(JOB_TOKENS * JOB_ROWS), 0.0);
-                panels.multiply(&x[from * cols..until * cols], until - from, tile, width);
-                done(from..until, columns.clone(), &tile[..(until - from) * width]);
+                let x = &x[from * cols..until * cols];
+                // SAFETY: jobs have distinct columns, so no two write the same element.
+                let place = |t: usize| unsafe { shared.slice(t * n + columns.start, columns.len()) };
+                if columns.len().is_multiple_of(WIDTH) {
+                    let all = shared.pointer(from * n + columns.start..(until - 1) * n + columns.end);
+                    // SAFETY: from the first element to the last they are within the output, and this job's alone.
+                    unsafe { panels.multiply_into(x, until - from, all, n) };
+                } else {
+                    let width = columns.len().next_multiple_of(WIDTH);
+                    tile.resize(tile.len().max(JOB_TOKENS * JOB_ROWS), 0.0);
+                    panels.multiply(x, until - from, tile, width);
+                    for (t, values) in (from..until).zip(tile.chunks_exact(width)) {
+                        place(t).copy_from_slice(&values[..columns.len()]);
+                    }
+                }
+                if let Some(bias) = bias {
+                    (from..until).for_each(|t| add(place(t), &bias[columns.clone()]));
+                }
             }
         });
     });
@@ -124,17 +122,23 @@ fn linear_tiles(
 /// An output that jobs write disjoint parts of.
 struct Shared(*mut f32, usize);
 
-// SAFETY: only `slice` reaches the pointer, whose callers keep to parts of their own.
+// SAFETY: whoever writes through it keeps to a part of their own.
 unsafe impl Sync for Shared {}
 
 impl Shared {
+    /// To the first of these elements, all of which are within the output.
+    fn pointer(&self, range: Range<usize>) -> *mut f32 {
+        assert!(range.start <= range.end && range.end <= self.1);
+        // SAFETY: within the output, by the assert.
+        unsafe { self.0.add(range.start) }
+    }
+
     /// # Safety
     /// No other reference to these elements may live as long as the result.
     #[expect(clippy::mut_from_ref)]
     unsafe fn slice(&self, from: usize, len: usize) -> &mut [f32] {
-        assert!(from + len <= self.1);
-        // SAFETY: within the output, by the assert; exclusive, by the caller.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(from), len) }
+        // SAFETY: within the output, by `pointer`; exclusive, by the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(from..from + len), len) }
     }
 }
 
