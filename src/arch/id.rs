@@ -35,6 +35,26 @@ roles! {
     FfnDownShexp "ffn_down_shexp",
 }
 
+/// Weights that read one activation: a site. The first names it; quantities measured there hold for all of them.
+pub static SITES: &[&[Role]] = &[
+    &[Role::AttnQ, Role::AttnK, Role::AttnV, Role::AttnQkv],
+    &[Role::AttnOutput],
+    // A shared expert reads what a dense layer would.
+    &[Role::FfnGate, Role::FfnUp, Role::FfnGateShexp, Role::FfnUpShexp, Role::FfnGateInpShexp],
+    &[Role::FfnDown, Role::FfnDownShexp],
+    &[Role::FfnGateInp],
+    &[Role::FfnGateExps, Role::FfnUpExps],
+    &[Role::FfnDownExps],
+    &[Role::Output],
+];
+
+impl Role {
+    /// The first of the weights that read the same activation; `None` for what is no matrix of a layer or the output.
+    pub fn site(&self) -> Option<Role> {
+        SITES.iter().find(|site| site.contains(self)).map(|site| site[0].clone())
+    }
+}
+
 impl WeightId {
     /// `blk.3.attn_q.weight` -> AttnQ of layer 3. The suffix (`.weight`, `.bias`, `.scale`) is not part of the identity.
     pub fn parse(name: &str) -> WeightId {

@@ -17,7 +17,7 @@ mod transform;
 
 pub use config::Config;
 pub use general::{Folder, Size, general};
-pub use id::{Role, WeightId};
+pub use id::{Role, SITES, WeightId};
 pub use keys::Key;
 pub use names::{Name, Part, Place, Placement, Split};
 pub use rope::{Llama3, RopeTensors};

@@ -6,12 +6,14 @@ mod cpu;
 pub mod float;
 pub mod fp8;
 pub mod ggml;
+pub mod grid;
 
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 pub use block::{Block, Encode, Importance};
+pub use grid::Grid;
 
 /// One stored part of a weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,11 @@ pub trait Codec: Send + Sync {
 
     /// The row-block view: one part, each row a whole number of blocks. `None` for formats with several parts.
     fn block(&self) -> Option<&Block> {
+        None
+    }
+
+    /// The values that its weights may take. `None` for dense formats and for codebooks of vectors.
+    fn grid(&self) -> Option<&dyn Grid> {
         None
     }
 

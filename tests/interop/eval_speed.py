@@ -5,8 +5,8 @@
 
 Both run windows of 512 tokens of the bundled texts. llama.cpp decodes a window and asks for the logits of its second half,
 as its perplexity tool does, in a forked child, so that Python's start does not count; its softmax is not counted at all.
-quant's time is the whole command against a reference file: it computes the logits of reference and artifact, and their
-divergence. "memory" is the highest RssAnon seen (polled); weights are mapped by both.
+quant's time is the whole command, tokenizing and softmax included. "memory" is the highest RssAnon seen (polled); weights
+are mapped by both.
 """
 import argparse
 import os
@@ -24,8 +24,8 @@ from common import Report, binary, main, quant, watch
 CONTEXT = 512
 
 
-def run_quant(file, reference, threads):
-    process = subprocess.Popen([binary(), "eval", file, "--reference", reference, "--threads", str(threads), "--json", "--quiet"],
+def run_quant(file, text, threads):
+    process = subprocess.Popen([binary(), "eval", file, *text, "--threads", str(threads), "--json", "--quiet"],
                                stdout=subprocess.DEVNULL)
     return watch(process.pid)
 
@@ -67,12 +67,12 @@ def run():
                     "CPU s quant", "CPU s llama.cpp", "MiB quant", "MiB llama.cpp")
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        text = [option for path in engine.BUNDLED for option in ("--data", path)]
-        quant("reference", a.model, "-o", work / "model.ref", "--quiet", "--chunks", a.chunks, *text)
+        text = ["--chunks", str(a.chunks), *(option for path in engine.BUNDLED for option in ("--data", path))]
+        quant("reference", a.model, "-o", work / "model.ref", "--quiet", *text)
         _, windows, _, _ = engine.read_reference(work / "model.ref")
         for name in a.formats.split(","):
             file = peer.quantize(a.model, work / f"{name}.gguf", name, threads=a.threads)
-            runs = [(run_quant(file, work / "model.ref", a.threads), run_llama(file, windows, a.threads)) for _ in range(a.runs)]
+            runs = [(run_quant(file, text, a.threads), run_llama(file, windows, a.threads)) for _ in range(a.runs)]
             median = lambda side, figure: statistics.median(getattr(r[side], figure) for r in runs)
             rates = [sum(len(w[0]) for w in windows) / median(side, "wall") for side in (0, 1)]
             ratio, bar = rates[0] / rates[1], bars.get(name, 1.0)
