@@ -119,6 +119,29 @@ fn a_reference_file_gives_what_the_model_gives() {
 }
 
 #[test]
+fn without_a_reference_there_is_perplexity_alone() {
+    let bench = Bench::new("f32,q2_k");
+    let paired = bench.eval(&["f32.gguf", "q2_k.gguf"], &[]);
+    let (text, paths) = (bench.path("text.txt"), [bench.path("q2_k.gguf"), bench.path("f32.gguf")]);
+    let args = ["eval", &paths[0], &paths[1], "--data", &text, "--context", "96", "--chunks", "6", "--quiet"];
+    let alone: Value = serde_json::from_str(&quant_ok(&[&args[..], &["--json"]].concat())).unwrap();
+    assert_eq!(alone["reference"], Value::Null);
+    assert_eq!(alone["conditions"], paired["conditions"]);
+    let all = |report: &Value| report["artifacts"].as_array().unwrap().clone();
+    let values: Vec<f64> = all(&alone).iter().map(|a| a["perplexity"]["value"].as_f64().unwrap()).collect();
+    assert!(values[0] <= values[1], "the likeliest first");
+    for a in all(&alone) {
+        let same = all(&paired).into_iter().find(|b| b["path"] == a["path"]).unwrap();
+        assert_eq!((&a["perplexity"], &a["tokens"]), (&same["perplexity"], &same["tokens"]));
+        assert_eq!(a.get("kld"), None);
+    }
+    let table = quant_ok(&args);
+    assert!(table.contains("perplexity") && !table.contains("KLD"), "{table}");
+    let error = quant_fails(&[&args[..], &["--weights"]].concat());
+    assert!(error.contains("--reference"), "{error}");
+}
+
+#[test]
 fn tables_are_for_people_too() {
     let bench = Bench::new("q8_0");
     let (artifact, model, text) =
