@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::grid::Grid;
 use super::{Codec, Part};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
@@ -46,6 +47,8 @@ pub struct Block {
     /// The plain twin, bit-equal to `decode` (a NaN is a NaN).
     pub decode_plain: DecodeFn,
     pub encode: Option<Encode>,
+    /// The values that its weights may take.
+    pub grid: Option<&'static dyn Grid>,
 }
 
 impl Block {
@@ -88,5 +91,9 @@ impl Codec for Block {
 
     fn block(&self) -> Option<&Block> {
         Some(self)
+    }
+
+    fn grid(&self) -> Option<&dyn Grid> {
+        self.grid
     }
 }

@@ -17,6 +17,7 @@ pub static F32: Block = Block {
     decode: |b, out| each(b, out, f32::from_le_bytes),
     decode_plain: |b, out| each(b, out, f32::from_le_bytes),
     encode: same(|w, _, _, out| put(w, out, f32::to_le_bytes)),
+    grid: None,
 };
 
 pub static F16: Block = Block {
@@ -35,6 +36,7 @@ pub static F16: Block = Block {
         },
         plain: |w, _, _, out| put(w, out, half),
     }),
+    grid: None,
 };
 
 pub static BF16: Block = Block {
@@ -46,6 +48,7 @@ pub static BF16: Block = Block {
     decode: cpu::fastest::<Bf16>,
     decode_plain: cpu::plain::<Bf16>,
     encode: same(|w, _, _, out| put(w, out, bf16)),
+    grid: None,
 };
 
 pub static F64: Block = Block {
@@ -57,6 +60,7 @@ pub static F64: Block = Block {
     decode: |b, out| each(b, out, |x| f64::from_le_bytes(x) as f32),
     decode_plain: |b, out| each(b, out, |x| f64::from_le_bytes(x) as f32),
     encode: None,
+    grid: None,
 };
 
 pub static I8: Block = int("i8", 24, 1, |b, out| each(b, out, |x| i8::from_le_bytes(x) as f32));
@@ -74,6 +78,7 @@ const fn int(name: &'static str, id: u32, bytes: usize, decode: DecodeFn) -> Blo
         decode,
         decode_plain: decode,
         encode: None,
+        grid: None,
     }
 }
 

@@ -83,7 +83,7 @@ impl Codec for BlockFp8 {
 }
 
 const fn dense(name: &'static str, about: &'static str, decode: DecodeFn, decode_plain: DecodeFn) -> Block {
-    Block { name, about, ggml: None, weights: 1, bytes: 1, decode, decode_plain, encode: None }
+    Block { name, about, ggml: None, weights: 1, bytes: 1, decode, decode_plain, encode: None, grid: None }
 }
 
 /// A kind of 8-bit float, eight at a time.

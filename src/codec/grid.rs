@@ -94,3 +94,63 @@ impl Levels {
         self.nearest(0.0, Scale { step: 1.0, ..Scale::default() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::all;
+    use crate::tensor::{Bytes, Packed};
+
+    fn noise(n: usize) -> Vec<f32> {
+        let mut state = 7u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next() * next().abs()).collect()
+    }
+
+    /// For every grid of the table: what it stores decodes to its own values, of which rounding picks a nearest one.
+    #[test]
+    fn packed_codes_decode_to_the_values_of_their_scales() {
+        let mut seen = 0;
+        for codec in all() {
+            let Some(grid) = codec.grid() else { continue };
+            seen += 1;
+            let (rows, cols) = (3, grid.group() * 2);
+            let dims = Dims::new(rows, cols);
+            let w = noise(dims.len());
+            let importance: Vec<f32> = noise(cols).iter().map(|x| x * x + 1e-3).collect();
+            let mut params = vec![0; rows * 2 * grid.param_bytes()];
+            grid.fit(&w, cols, Some(&importance), &mut params);
+            let levels = grid.levels();
+            let mut scales = vec![Scale::default(); grid.group() / grid.span()];
+            let (mut codes, mut values) = (Vec::new(), Vec::new());
+            for (params, w) in params.chunks_exact(grid.param_bytes()).zip(w.chunks_exact(grid.group())) {
+                grid.scales(params, &mut scales);
+                for (scale, w) in scales.iter().zip(w.chunks_exact(grid.span())) {
+                    for w in w {
+                        let code = levels.nearest(*w, *scale);
+                        let value = |code: u8| scale.value(levels.level(code));
+                        let best =
+                            (0..levels.count()).map(|c| (value(c as u8) - w).abs()).fold(f32::INFINITY, f32::min);
+                        let error = (value(code) - w).abs();
+                        assert!(error <= best * 1.0001 + 1e-6, "{}: {w} is {error} off, not {best}", codec.name());
+                        codes.push(code);
+                        values.push(value(code));
+                    }
+                }
+            }
+            let parts = grid.pack(dims, &params, &codes);
+            let layout = codec.layout(dims).unwrap();
+            assert!(parts.iter().map(Vec::len).eq(layout.iter().map(|p| p.bytes)), "{}", codec.name());
+            let packed = Packed { dims, parts: parts.into_iter().map(Bytes::from).collect() };
+            let mut decoded = vec![0.0; dims.len()];
+            codec.decode(&packed, 0..rows, &mut decoded);
+            for (i, (a, b)) in decoded.iter().zip(&values).enumerate() {
+                assert!(a == b, "{}: weight {i} reads {a}, its grid says {b}", codec.name());
+            }
+        }
+        assert!(seen >= 14);
+    }
+}

@@ -3,18 +3,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Values, block, encode, fill, planes};
+use super::{Values, fill, planes, scalar};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
-pub static MXFP4: Block =
-    block::<BlockMxfp4, 32>("mxfp4", 39, "E2M1 floats, 32 a power-of-two scale (OCP MX, ggml)", Some(encode::MXFP4));
-pub static NVFP4: Block = block::<BlockNvfp4, 64>(
-    "nvfp4",
-    40,
-    "E2M1 floats, 16 an E4M3 scale, under a tensor scale (NVIDIA, ggml)",
-    Some(encode::NVFP4),
-);
+pub static MXFP4: Block = scalar::<BlockMxfp4, 32>("mxfp4", 39, "E2M1 floats, 32 a power-of-two scale (OCP MX, ggml)");
+pub static NVFP4: Block =
+    scalar::<BlockNvfp4, 64>("nvfp4", 40, "E2M1 floats, 16 an E4M3 scale, under a tensor scale (NVIDIA, ggml)");
 
 /// E2M1 values, doubled to be whole; the scales below are halved to match. Bit 3 is the sign; minus zero reads as zero.
 pub const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
@@ -64,13 +59,13 @@ impl Values<64> for BlockNvfp4 {
 
 /// Half of an E8M0 scale: the two smallest are subnormal.
 #[inline(always)]
-fn half_e8m0(e: u8) -> f32 {
+pub fn half_e8m0(e: u8) -> f32 {
     let e = u32::from(e);
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 })
 }
 
 /// Half of an E4M3 scale whose sign is not read. 0x7f, NaN in E4M3, is zero in ggml.
-static HALF_UE4M3: [f32; 256] = {
+pub static HALF_UE4M3: [f32; 256] = {
     let mut table = [0.0; 256];
     let mut x = 0;
     while x < 256 {

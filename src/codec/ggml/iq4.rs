@@ -2,18 +2,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Values, block, encode, fill, planes};
+use super::{Values, fill, planes, scalar};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
-pub static IQ4_NL: Block =
-    block::<BlockIq4Nl, 32>("iq4_nl", 20, "4 bits, w = d level[q], 32 a block (ggml)", Some(encode::IQ4_NL));
-pub static IQ4_XS: Block = block::<BlockIq4Xs, 256>(
-    "iq4_xs",
-    23,
-    "4 bits, w = d s level[q], 32 weights a 6-bit s (ggml)",
-    Some(encode::IQ4_XS),
-);
+pub static IQ4_NL: Block = scalar::<BlockIq4Nl, 32>("iq4_nl", 20, "4 bits, w = d level[q], 32 a block (ggml)");
+pub static IQ4_XS: Block =
+    scalar::<BlockIq4Xs, 256>("iq4_xs", 23, "4 bits, w = d s level[q], 32 weights a 6-bit s (ggml)");
 
 pub const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
@@ -53,12 +48,22 @@ impl Values<256> for BlockIq4Xs {
     #[inline(always)]
     fn values<C: Cpu>(&self, out: &mut [f32; 256]) {
         let d = C::half(self.d);
-        let high = u16::from_le_bytes(self.scales_h);
         let (outs, _) = out.as_chunks_mut::<32>();
-        for (j, (out, qs)) in outs.iter_mut().zip(&self.qs).enumerate() {
-            let scale = self.scales_l[j / 2] >> (j % 2 * 4) & 15 | ((high >> (2 * j) & 3) << 4) as u8;
-            levels::<C>(d * f32::from(scale as i8 - 32), qs, out);
+        for ((out, qs), scale) in outs.iter_mut().zip(&self.qs).zip(self.six_bit_scales()) {
+            levels::<C>(d * f32::from(scale), qs, out);
         }
+    }
+}
+
+impl BlockIq4Xs {
+    #[inline(always)]
+    pub fn six_bit_scales(&self) -> [i8; 8] {
+        let high = u16::from_le_bytes(self.scales_h);
+        let mut scales = [0; 8];
+        for (j, scale) in scales.iter_mut().enumerate() {
+            *scale = (self.scales_l[j / 2] >> (j % 2 * 4) & 15 | ((high >> (2 * j) & 3) << 4) as u8) as i8 - 32;
+        }
+        scales
     }
 }
 

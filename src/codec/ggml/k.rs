@@ -2,32 +2,18 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Values, block, encode, fill, planes};
+use super::{Values, fill, planes, scalar};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
-pub static Q2_K: Block = block::<BlockQ2K, 256>(
-    "q2_k",
-    10,
-    "2 bits, w = d s q - dmin m, 16 weights a 4-bit s and m (ggml)",
-    Some(encode::Q2_K),
-);
-pub static Q3_K: Block =
-    block::<BlockQ3K, 256>("q3_k", 11, "3 bits, w = d s (q - 4), 16 weights a 6-bit s (ggml)", Some(encode::Q3_K));
-pub static Q4_K: Block = block::<BlockQ4K, 256>(
-    "q4_k",
-    12,
-    "4 bits, w = d s q - dmin m, 32 weights a 6-bit s and m (ggml)",
-    Some(encode::Q4_K),
-);
-pub static Q5_K: Block = block::<BlockQ5K, 256>(
-    "q5_k",
-    13,
-    "5 bits, w = d s q - dmin m, 32 weights a 6-bit s and m (ggml)",
-    Some(encode::Q5_K),
-);
-pub static Q6_K: Block =
-    block::<BlockQ6K, 256>("q6_k", 14, "6 bits, w = d s (q - 32), 16 weights an 8-bit s (ggml)", Some(encode::Q6_K));
+pub static Q2_K: Block =
+    scalar::<BlockQ2K, 256>("q2_k", 10, "2 bits, w = d s q - dmin m, 16 weights a 4-bit s and m (ggml)");
+pub static Q3_K: Block = scalar::<BlockQ3K, 256>("q3_k", 11, "3 bits, w = d s (q - 4), 16 weights a 6-bit s (ggml)");
+pub static Q4_K: Block =
+    scalar::<BlockQ4K, 256>("q4_k", 12, "4 bits, w = d s q - dmin m, 32 weights a 6-bit s and m (ggml)");
+pub static Q5_K: Block =
+    scalar::<BlockQ5K, 256>("q5_k", 13, "5 bits, w = d s q - dmin m, 32 weights a 6-bit s and m (ggml)");
+pub static Q6_K: Block = scalar::<BlockQ6K, 256>("q6_k", 14, "6 bits, w = d s (q - 32), 16 weights an 8-bit s (ggml)");
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]

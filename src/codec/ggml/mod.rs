@@ -6,6 +6,7 @@ pub mod grid;
 pub mod iq;
 pub mod iq4;
 pub mod k;
+mod scalar;
 pub mod simple;
 pub mod ternary;
 
@@ -68,7 +69,17 @@ const fn block<B: Values<N>, const N: usize>(
         decode: cpu::fastest::<Blocks<B, N>>,
         decode_plain: cpu::plain::<Blocks<B, N>>,
         encode,
+        grid: None,
     }
+}
+
+/// A row of the table whose values form a grid.
+const fn scalar<B: Values<N> + scalar::Scalar<N>, const N: usize>(
+    name: &'static str,
+    ggml: u32,
+    about: &'static str,
+) -> Block {
+    Block { grid: Some(B::GRID), ..block::<B, N>(name, ggml, about, Some(B::ENCODE)) }
 }
 
 struct Blocks<B, const N: usize>(PhantomData<B>);

@@ -3,19 +3,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Values, block, encode, fill, planes};
+use super::{Values, fill, planes, scalar};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
-pub static Q4_0: Block =
-    block::<BlockQ4_0, 32>("q4_0", 2, "4 bits, w = d (q - 8), 32 a block (ggml)", Some(encode::Q4_0));
-pub static Q4_1: Block =
-    block::<BlockQ4_1, 32>("q4_1", 3, "4 bits, w = d q + m, 32 a block (ggml)", Some(encode::Q4_1));
-pub static Q5_0: Block =
-    block::<BlockQ5_0, 32>("q5_0", 6, "5 bits, w = d (q - 16), 32 a block (ggml)", Some(encode::Q5_0));
-pub static Q5_1: Block =
-    block::<BlockQ5_1, 32>("q5_1", 7, "5 bits, w = d q + m, 32 a block (ggml)", Some(encode::Q5_1));
-pub static Q8_0: Block = block::<BlockQ8_0, 32>("q8_0", 8, "8 bits, w = d q, 32 a block (ggml)", Some(encode::Q8_0));
+pub static Q4_0: Block = scalar::<BlockQ4_0, 32>("q4_0", 2, "4 bits, w = d (q - 8), 32 a block (ggml)");
+pub static Q4_1: Block = scalar::<BlockQ4_1, 32>("q4_1", 3, "4 bits, w = d q + m, 32 a block (ggml)");
+pub static Q5_0: Block = scalar::<BlockQ5_0, 32>("q5_0", 6, "5 bits, w = d (q - 16), 32 a block (ggml)");
+pub static Q5_1: Block = scalar::<BlockQ5_1, 32>("q5_1", 7, "5 bits, w = d q + m, 32 a block (ggml)");
+pub static Q8_0: Block = scalar::<BlockQ8_0, 32>("q8_0", 8, "8 bits, w = d q, 32 a block (ggml)");
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]

@@ -1,0 +1,318 @@
+//! Blocks as grids: which values their stored scales allow, and codes put in their place.
+
+use std::marker::PhantomData;
+
+use bytemuck::Pod;
+
+use super::fp4::{BlockMxfp4, BlockNvfp4, HALF_UE4M3, half_e8m0};
+use super::iq4::{BlockIq4Nl, BlockIq4Xs};
+use super::k::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, q3_scales, scales_and_mins};
+use super::simple::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
+use super::{encode, iq4};
+use crate::codec::block::Encode;
+use crate::codec::grid::{Grid, Levels, Scale};
+use crate::tensor::Dims;
+
+/// A block of `N` weights with scales of its own.
+pub trait Scalar<const N: usize>: Pod + Send + Sync + 'static {
+    /// Weights under one scale.
+    const SPAN: usize;
+    const LEVELS: Levels;
+    const ENCODE: Encode;
+    /// One for each `SPAN` weights.
+    fn scales(&self, out: &mut [Scale]);
+    fn set(&mut self, codes: &[u8; N]);
+
+    /// The same, for the table.
+    const GRID: &'static dyn Grid = &BlockGrid::<Self, N>(PhantomData);
+}
+
+/// Parameters are whole blocks, whose codes mean nothing until [`Grid::pack`].
+struct BlockGrid<B, const N: usize>(PhantomData<B>);
+
+impl<B: Scalar<N>, const N: usize> Grid for BlockGrid<B, N> {
+    fn group(&self) -> usize {
+        N
+    }
+
+    fn span(&self) -> usize {
+        B::SPAN
+    }
+
+    fn levels(&self) -> Levels {
+        B::LEVELS
+    }
+
+    fn param_bytes(&self) -> usize {
+        size_of::<B>()
+    }
+
+    fn fit(&self, w: &[f32], cols: usize, importance: Option<&[f32]>, params: &mut [u8]) {
+        (B::ENCODE.run)(w, cols, importance, params);
+    }
+
+    fn scales(&self, params: &[u8], out: &mut [Scale]) {
+        bytemuck::pod_read_unaligned::<B>(params).scales(out);
+    }
+
+    fn pack(&self, _: Dims, params: &[u8], codes: &[u8]) -> Vec<Vec<u8>> {
+        let mut out = params.to_vec();
+        for (block, codes) in out.chunks_exact_mut(size_of::<B>()).zip(codes.as_chunks::<N>().0) {
+            let mut values = bytemuck::pod_read_unaligned::<B>(block);
+            values.set(codes);
+            block.copy_from_slice(bytemuck::bytes_of(&values));
+        }
+        vec![out]
+    }
+}
+
+/// Packs the bits of `codes` from `shift` on, `BITS` each, as `planes` of the parent module reads them.
+fn put<const BITS: usize, const GROUP: usize, const N: usize>(codes: &[u8; N], shift: usize, bytes: &mut [u8]) {
+    const { assert!(8 % BITS == 0 && N.is_multiple_of(GROUP * 8 / BITS)) };
+    bytes.fill(0);
+    for (bytes, codes) in bytes.chunks_exact_mut(GROUP).zip(codes.chunks_exact(GROUP * 8 / BITS)) {
+        for (i, codes) in codes.chunks_exact(GROUP).enumerate() {
+            for (b, c) in bytes.iter_mut().zip(codes) {
+                *b |= (c >> shift & ((1 << BITS) - 1)) << (i * BITS);
+            }
+        }
+    }
+}
+
+fn half(bytes: [u8; 2]) -> f32 {
+    half::f16::from_le_bytes(bytes).to_f32()
+}
+
+const fn integers(first: i32, count: usize) -> Levels {
+    Levels::Integers { first, count }
+}
+
+/// `d (q - zero)`, with the zero in the levels.
+fn one(step: f32) -> Scale {
+    Scale { step, ..Scale::default() }
+}
+
+impl Scalar<32> for BlockQ4_0 {
+    const SPAN: usize = 32;
+    const LEVELS: Levels = integers(-8, 16);
+    const ENCODE: Encode = encode::Q4_0;
+    fn scales(&self, out: &mut [Scale]) {
+        out[0] = one(half(self.d));
+    }
+    fn set(&mut self, codes: &[u8; 32]) {
+        put::<4, 16, 32>(codes, 0, &mut self.qs);
+    }
+}
+
+impl Scalar<32> for BlockQ4_1 {
+    const SPAN: usize = 32;
+    const LEVELS: Levels = integers(0, 16);
+    const ENCODE: Encode = encode::Q4_1;
+    fn scales(&self, out: &mut [Scale]) {
+        out[0] = Scale { step: half(self.d), zero: 0.0, offset: half(self.m) };
+    }
+    fn set(&mut self, codes: &[u8; 32]) {
+        put::<4, 16, 32>(codes, 0, &mut self.qs);
+    }
+}
+
+impl Scalar<32> for BlockQ5_0 {
+    const SPAN: usize = 32;
+    const LEVELS: Levels = integers(-16, 32);
+    const ENCODE: Encode = encode::Q5_0;
+    fn scales(&self, out: &mut [Scale]) {
+        out[0] = one(half(self.d));
+    }
+    fn set(&mut self, codes: &[u8; 32]) {
+        put::<4, 16, 32>(codes, 0, &mut self.qs);
+        self.qh = fifth_bits(codes);
+    }
+}
+
+impl Scalar<32> for BlockQ5_1 {
+    const SPAN: usize = 32;
+    const LEVELS: Levels = integers(0, 32);
+    const ENCODE: Encode = encode::Q5_1;
+    fn scales(&self, out: &mut [Scale]) {
+        out[0] = Scale { step: half(self.d), zero: 0.0, offset: half(self.m) };
+    }
+    fn set(&mut self, codes: &[u8; 32]) {
+        put::<4, 16, 32>(codes, 0, &mut self.qs);
+        self.qh = fifth_bits(codes);
+    }
+}
+
+fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
+    let bits = codes.iter().enumerate().fold(0u32, |bits, (i, c)| bits | u32::from(c >> 4) << i);
+    bits.to_le_bytes()
+}
+
+impl Scalar<32> for BlockQ8_0 {
+    const SPAN: usize = 32;
+    const LEVELS: Levels = integers(-127, 255);
+    const ENCODE: Encode = encode::Q8_0;
+    fn scales(&self, out: &mut [Scale]) {
+        out[0] = one(half(self.d));
+    }
+    fn set(&mut self, codes: &[u8; 32]) {
+        for (q, c) in self.qs.iter_mut().zip(codes) {
+            *q = (i16::from(*c) - 127) as i8;
+        }
+    }
+}
+
+impl Scalar<256> for BlockQ2K {
+    const SPAN: usize = 16;
+    const LEVELS: Levels = integers(0, 4);
+    const ENCODE: Encode = encode::Q2_K;
+    fn scales(&self, out: &mut [Scale]) {
+        let (d, dmin) = (half(self.d), half(self.dmin));
+        for (out, s) in out.iter_mut().zip(self.scales) {
+            *out = Scale { step: d * f32::from(s & 15), zero: 0.0, offset: -(dmin * f32::from(s >> 4)) };
+        }
+    }
+    fn set(&mut self, codes: &[u8; 256]) {
+        put::<2, 32, 256>(codes, 0, &mut self.qs);
+    }
+}
+
+impl Scalar<256> for BlockQ3K {
+    const SPAN: usize = 16;
+    const LEVELS: Levels = integers(-4, 8);
+    const ENCODE: Encode = encode::Q3_K;
+    fn scales(&self, out: &mut [Scale]) {
+        let d = half(self.d);
+        for (out, s) in out.iter_mut().zip(q3_scales(&self.scales)) {
+            *out = one(d * f32::from(s));
+        }
+    }
+    fn set(&mut self, codes: &[u8; 256]) {
+        put::<2, 32, 256>(codes, 0, &mut self.qs);
+        put::<1, 32, 256>(codes, 2, &mut self.hmask);
+    }
+}
+
+/// Of Q4_K and Q5_K.
+fn eight(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12], out: &mut [Scale]) {
+    let (d, dmin) = (half(d), half(dmin));
+    let (scales, mins) = scales_and_mins(packed);
+    for (out, (s, m)) in out.iter_mut().zip(scales.into_iter().zip(mins)) {
+        *out = Scale { step: d * f32::from(s), zero: 0.0, offset: -(dmin * f32::from(m)) };
+    }
+}
+
+impl Scalar<256> for BlockQ4K {
+    const SPAN: usize = 32;
+    const LEVELS: Levels = integers(0, 16);
+    const ENCODE: Encode = encode::Q4_K;
+    fn scales(&self, out: &mut [Scale]) {
+        eight(self.d, self.dmin, &self.scales, out);
+    }
+    fn set(&mut self, codes: &[u8; 256]) {
+        put::<4, 32, 256>(codes, 0, &mut self.qs);
+    }
+}
+
+impl Scalar<256> for BlockQ5K {
+    const SPAN: usize = 32;
+    const LEVELS: Levels = integers(0, 32);
+    const ENCODE: Encode = encode::Q5_K;
+    fn scales(&self, out: &mut [Scale]) {
+        eight(self.d, self.dmin, &self.scales, out);
+    }
+    fn set(&mut self, codes: &[u8; 256]) {
+        put::<4, 32, 256>(codes, 0, &mut self.qs);
+        put::<1, 32, 256>(codes, 4, &mut self.qh);
+    }
+}
+
+impl Scalar<256> for BlockQ6K {
+    const SPAN: usize = 16;
+    const LEVELS: Levels = integers(-32, 64);
+    const ENCODE: Encode = encode::Q6_K;
+    fn scales(&self, out: &mut [Scale]) {
+        let d = half(self.d);
+        for (out, s) in out.iter_mut().zip(self.scales) {
+            *out = one(d * f32::from(s));
+        }
+    }
+    fn set(&mut self, codes: &[u8; 256]) {
+        put::<4, 64, 256>(codes, 0, &mut self.ql);
+        put::<2, 32, 256>(codes, 4, &mut self.qh);
+    }
+}
+
+const IQ4: Levels = Levels::Table(&{
+    let mut out = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        out[i] = iq4::LEVELS[i] as f32;
+        i += 1;
+    }
+    out
+});
+
+impl Scalar<32> for BlockIq4Nl {
+    const SPAN: usize = 32;
+    const LEVELS: Levels = IQ4;
+    const ENCODE: Encode = encode::IQ4_NL;
+    fn scales(&self, out: &mut [Scale]) {
+        out[0] = one(half(self.d));
+    }
+    fn set(&mut self, codes: &[u8; 32]) {
+        put::<4, 16, 32>(codes, 0, &mut self.qs);
+    }
+}
+
+impl Scalar<256> for BlockIq4Xs {
+    const SPAN: usize = 32;
+    const LEVELS: Levels = IQ4;
+    const ENCODE: Encode = encode::IQ4_XS;
+    fn scales(&self, out: &mut [Scale]) {
+        let d = half(self.d);
+        for (out, s) in out.iter_mut().zip(self.six_bit_scales()) {
+            *out = one(d * f32::from(s));
+        }
+    }
+    fn set(&mut self, codes: &[u8; 256]) {
+        for (qs, codes) in self.qs.iter_mut().zip(codes.as_chunks::<32>().0) {
+            put::<4, 16, 32>(codes, 0, qs);
+        }
+    }
+}
+
+const E2M1: Levels = Levels::Table(&{
+    let mut out = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        out[i] = super::fp4::E2M1_DOUBLED[i] as f32;
+        i += 1;
+    }
+    out
+});
+
+impl Scalar<32> for BlockMxfp4 {
+    const SPAN: usize = 32;
+    const LEVELS: Levels = E2M1;
+    const ENCODE: Encode = encode::MXFP4;
+    fn scales(&self, out: &mut [Scale]) {
+        out[0] = one(half_e8m0(self.e));
+    }
+    fn set(&mut self, codes: &[u8; 32]) {
+        put::<4, 16, 32>(codes, 0, &mut self.qs);
+    }
+}
+
+impl Scalar<64> for BlockNvfp4 {
+    const SPAN: usize = 16;
+    const LEVELS: Levels = E2M1;
+    const ENCODE: Encode = encode::NVFP4;
+    fn scales(&self, out: &mut [Scale]) {
+        for (out, d) in out.iter_mut().zip(self.d) {
+            *out = one(HALF_UE4M3[usize::from(d)]);
+        }
+    }
+    fn set(&mut self, codes: &[u8; 64]) {
+        put::<4, 8, 64>(codes, 0, &mut self.qs);
+    }
+}
