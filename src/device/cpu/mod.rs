@@ -5,7 +5,9 @@
 //! multiply-add (without one, Rust computes it in software: slow and equal).
 
 mod attention;
+mod columns;
 mod elementwise;
+mod factor;
 mod kernel;
 mod product;
 mod scores;
@@ -13,7 +15,9 @@ mod simd;
 mod transpose;
 
 pub use attention::{Attention, KvCache};
+pub use columns::{Feedback, Scales, round_columns};
 pub use elementwise::{add, gate, is_finite, rms_norm, softcap, softmax};
+pub use factor::cholesky;
 pub use product::{Panels, linear};
 pub use scores::{Scores, TokenScore};
 
