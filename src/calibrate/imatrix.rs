@@ -18,9 +18,22 @@ pub struct Entry {
     /// 1 in the legacy format, which lays experts one after the other and does not say how many there are.
     pub planes: usize,
     pub cols: usize,
+    /// Tokens that every plane saw, or one number for all; 0 where the file does not say.
+    pub counts: Vec<u64>,
 }
 
 impl Entry {
+    /// From tokens and mean squares of every plane.
+    pub fn counted(planes: Vec<(u64, Vec<f32>)>) -> Entry {
+        let cols = planes.first().map_or(0, |(_, values)| values.len());
+        let mut out = Entry { values: Vec::new(), counts: Vec::new(), planes: planes.len(), cols };
+        for (tokens, values) in planes {
+            out.counts.push(tokens);
+            out.values.extend(values.into_iter().map(|v| if tokens == 0 { 1.0 } else { v }));
+        }
+        out
+    }
+
     /// The importance of one plane's columns, for a weight of `planes` matrices of `cols` columns.
     pub fn plane(&self, plane: usize, planes: usize, cols: usize) -> Result<&[f32]> {
         let fits = planes.checked_mul(cols) == Some(self.values.len());
@@ -63,6 +76,11 @@ impl Imatrix {
     /// Sorted names.
     pub fn entries(&self) -> btree_map::Keys<'_, String, Entry> {
         self.entries.keys()
+    }
+
+    /// Adds an entry of values that are known to be good, or replaces one.
+    pub(super) fn add(&mut self, name: String, entry: Entry) {
+        self.entries.insert(name, entry);
     }
 
     pub fn get(&self, name: &str) -> Option<&Entry> {
@@ -173,8 +191,8 @@ fn mean_squares(file: &[u8], sums: &gguf::TensorInfo, counts: &gguf::TensorInfo)
         return Err(Error::input(format!("{} counts for sums of shape {:?}", counts.len(), sums.shape)));
     }
     let run = values.len() / counts.len();
-    for (sums, count) in values.chunks_exact_mut(run).zip(counts) {
-        if !count.is_finite() || count < 0.0 {
+    for (sums, count) in values.chunks_exact_mut(run).zip(&counts) {
+        if !count.is_finite() || *count < 0.0 {
             return Err(Error::input(format!("a count of {count}")));
         }
         match count.round() {
@@ -182,7 +200,8 @@ fn mean_squares(file: &[u8], sums: &gguf::TensorInfo, counts: &gguf::TensorInfo)
             count => sums.iter_mut().for_each(|s| *s /= count),
         }
     }
-    Ok(Entry { values, planes, cols })
+    let counts = counts.iter().map(|c| c.round() as u64).collect();
+    Ok(Entry { values, planes, cols, counts })
 }
 
 fn floats(file: &[u8], tensor: &gguf::TensorInfo) -> Result<Vec<f32>> {
@@ -236,7 +255,7 @@ fn legacy_entry(rest: &mut Rest<'_>) -> Result<(String, Entry)> {
     let sums = rest.take(cols.saturating_mul(4), "the values").at(|| name.as_str())?;
     let divisor = if calls > 0 { calls as f32 } else { 1.0 };
     let values = sums.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b) / divisor).collect();
-    Ok((name, Entry { values, planes: 1, cols }))
+    Ok((name, Entry { values, planes: 1, cols, counts: vec![calls.max(0) as u64] }))
 }
 
 /// What has not been read yet.

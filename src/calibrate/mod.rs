@@ -1,3 +1,6 @@
 //! What the inputs of a model's weights look like on real text.
 
+pub mod fingerprint;
 pub mod imatrix;
+pub mod layout;
+pub mod stats;
