@@ -3,4 +3,5 @@
 pub mod fingerprint;
 pub mod imatrix;
 pub mod layout;
+pub mod method;
 pub mod stats;

@@ -29,6 +29,26 @@ fn add_body(x: &mut [f32], y: &[f32]) {
     }
 }
 
+widest! {
+    /// Sum of `x y`, in lanes that are the same on every CPU.
+    pub fn dot(x: &[f32], y: &[f32]) -> f32 = dot_body;
+}
+
+#[inline(always)]
+fn dot_body(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; simd::LANES];
+    let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<{ simd::LANES }>(), y.as_chunks::<{ simd::LANES }>());
+    for (x, y) in xs.iter().zip(ys) {
+        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane = x.mul_add(*y, *lane);
+        }
+    }
+    for ((lane, x), y) in lanes.iter_mut().zip(x_rest).zip(y_rest) {
+        *lane = x.mul_add(*y, *lane);
+    }
+    lanes.iter().sum()
+}
+
 /// `gate = activation(gate) * up`
 pub fn gate(activation: Activation, gate: &mut [f32], up: &[f32]) {
     match activation {

@@ -16,7 +16,7 @@ mod transpose;
 
 pub use attention::{Attention, KvCache};
 pub use columns::{Feedback, Scales, round_columns};
-pub use elementwise::{add, gate, is_finite, rms_norm, softcap, softmax};
+pub use elementwise::{add, dot, gate, is_finite, rms_norm, softcap, softmax};
 pub use factor::cholesky;
 pub use product::{Panels, linear};
 pub use scores::{Scores, TokenScore};

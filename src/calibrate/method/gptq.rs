@@ -1,0 +1,106 @@
+//! GPTQ (Frantar et al. 2022): codes are chosen column by column, the most active first, and what one column gets wrong is made
+//! good by those that follow. Computed as LDLQ (Chee et al. 2023), which gives the same codes without inverting anything.
+
+use rayon::prelude::*;
+
+use crate::calibrate::stats::Gram;
+use crate::device::cpu::{Feedback, cholesky};
+use crate::error::{Error, Result};
+
+/// Shares of the mean of the Gram matrix's diagonal that are added to it: the next where the one before does not suffice.
+pub const DAMPING: [f64; 4] = [0.05, 0.1, 0.3, 1.0];
+
+/// The feedback of a site, and the damping that it took.
+///
+/// With the columns in their order, `H = R R^T`, R upper triangular; the share of `k` in the error of `j` is `R[j,k] / R[k,k]`.
+/// Columns that are always zero have no part in it.
+///
+/// Errors: a matrix that no damping makes positive definite.
+pub fn feedback(gram: &Gram<'_>) -> Result<(Feedback, f64)> {
+    let n = gram.columns();
+    let diagonal: Vec<f32> = (0..n).map(|i| gram.get(i, i)).collect();
+    if let Some(bad) = diagonal.iter().position(|x| !x.is_finite()) {
+        return Err(Error::input(format!("its input {bad} is not finite")));
+    }
+    let mut order: Vec<u32> = (0..n as u32).collect();
+    order.sort_by(|a, b| diagonal[*b as usize].total_cmp(&diagonal[*a as usize]).then(a.cmp(b)));
+    let live = diagonal.iter().filter(|x| **x > 0.0).count().max(1);
+    let mean = diagonal.iter().map(|x| f64::from(*x)).sum::<f64>() / live as f64;
+    let mut full = vec![0.0f32; n * n];
+    gram.dense(&mut full);
+    for damping in DAMPING {
+        // The lower factor of the reversed matrix is the upper one of the matrix.
+        let mut factor = vec![0.0f64; n * n];
+        factor.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+            let from = order[n - 1 - i] as usize;
+            for (j, out) in row.iter_mut().enumerate().take(i + 1) {
+                *out = f64::from(full[from * n + order[n - 1 - j] as usize]);
+            }
+            row[i] = if diagonal[from] > 0.0 { row[i] + damping * mean } else { 1.0 };
+        });
+        if cholesky(&mut factor, n).is_ok() {
+            return Ok((shares(&factor, order), damping));
+        }
+    }
+    Err(Error::input(format!(
+        "its Gram matrix has no factor, not even with {:.0} % damping",
+        DAMPING[DAMPING.len() - 1] * 100.0
+    ))
+    .help("calibrate on more text"))
+}
+
+fn shares(factor: &[f64], order: Vec<u32>) -> Feedback {
+    let n = order.len();
+    let stride = Feedback::stride(n);
+    let mut shares = vec![0.0f32; n * stride];
+    shares.par_chunks_exact_mut(stride.max(1)).enumerate().for_each(|(j, row)| {
+        let reversed = &factor[(n - 1 - j) * n..][..n];
+        for (k, out) in row.iter_mut().enumerate().take(n).skip(j + 1) {
+            let at = n - 1 - k;
+            *out = (reversed[at] / factor[at * n + at]) as f32;
+        }
+    });
+    Feedback { order, shares, stride }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_factor_the_damped_matrix() {
+        let n = 70;
+        let gram = crate::calibrate::method::tests::correlated(n);
+        let (f, damping) = feedback(&gram).unwrap();
+        assert_eq!(damping, DAMPING[0]);
+        let mean = (0..n).map(|i| f64::from(gram.get(i, i))).sum::<f64>() / n as f64;
+        let h = |j: usize, k: usize| {
+            let value = f64::from(gram.get(f.order[j] as usize, f.order[k] as usize));
+            value + if j == k { damping * mean } else { 0.0 }
+        };
+        let unit = |j: usize, k: usize| if j == k { 1.0 } else { f64::from(f.shares[j * f.stride + k]) };
+        // H = U D U^T with U unit upper triangular; D follows from the last column on.
+        let mut d = vec![0.0; n];
+        for k in (0..n).rev() {
+            d[k] = h(k, k) - (k + 1..n).map(|m| unit(k, m).powi(2) * d[m]).sum::<f64>();
+            assert!(d[k] > 0.0);
+            for j in 0..k {
+                let sum: f64 = (k..n).map(|m| unit(j, m) * d[m] * unit(k, m)).sum();
+                assert!((sum - h(j, k)).abs() < 1e-4, "{j}, {k}: {sum} is not {}", h(j, k));
+            }
+        }
+        assert!(f.order.windows(2).all(|w| h(w[0] as usize, 0).is_finite() && w[0] != w[1]));
+    }
+
+    #[test]
+    fn dead_columns_take_no_part_and_singular_matrices_are_damped() {
+        // Column 2 is always zero, columns 0 and 1 are the same.
+        let upper = vec![1.0, 1.0, 0.0, 0.5, 1.0, 0.0, 0.5, 0.0, 0.0, 1.0];
+        let (f, _) = feedback(&Gram::new(4, upper.into()).unwrap()).unwrap();
+        assert_eq!(f.order, [0, 1, 3, 2]);
+        assert!((0..4).all(|j| j == 3 || f.shares[j * f.stride + 3] == 0.0));
+        assert!(feedback(&Gram::new(1, vec![f32::NAN].into()).unwrap()).is_err());
+        let upper = vec![1.0, 5.0, 1.0];
+        assert!(feedback(&Gram::new(2, upper.into()).unwrap()).is_err(), "no matrix of inner products");
+    }
+}

@@ -1,0 +1,167 @@
+//! How codes are chosen, for any format whose values form a grid.
+
+pub mod gptq;
+
+use crate::calibrate::stats::Gram;
+use crate::codec::Grid;
+use crate::codec::grid::Scale;
+use crate::device::cpu::{self, Feedback};
+
+/// What a method must know of the inputs of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Needs {
+    Nothing,
+    /// The mean square of every input.
+    MeanSquares,
+    /// The mean product of every two inputs.
+    Gram,
+}
+
+/// A row of the table of methods.
+#[derive(Debug)]
+pub struct Method {
+    pub name: &'static str,
+    /// One line for `quant list methods`, with the source.
+    pub about: &'static str,
+    pub needs: Needs,
+}
+
+pub static METHODS: &[Method] = &[
+    Method { name: "rtn", about: "round to nearest: looks at the weights alone", needs: Needs::Nothing },
+    Method {
+        name: "imatrix",
+        about: "scales that weigh errors by the mean square of the inputs (llama.cpp)",
+        needs: Needs::MeanSquares,
+    },
+    Method {
+        name: "gptq",
+        about: "codes that make good each other's errors, on the scales of `imatrix` (Frantar et al. 2022)",
+        needs: Needs::Gram,
+    },
+];
+
+/// Rows of a weight on a grid.
+pub struct Solved {
+    /// `[rows][cols / group][param_bytes]`
+    pub params: Vec<u8>,
+    /// `[rows][cols]`
+    pub codes: Vec<u8>,
+}
+
+/// Each weight by itself, `[rows][cols]`: the nearest value of its group's scale.
+pub fn nearest(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Solved {
+    let (params, scales) = fit(grid, w, cols, importance);
+    let levels = grid.levels();
+    let mut codes = Vec::with_capacity(w.len());
+    for (scale, w) in scales.iter().zip(w.chunks_exact(grid.span())) {
+        codes.extend(w.iter().map(|w| levels.nearest(*w, *scale)));
+    }
+    Solved { params, codes }
+}
+
+/// Codes under which every column makes good the errors of those before it, on scales fitted to the weights as they are.
+pub fn solve(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>, feedback: &Feedback) -> Solved {
+    let (params, scales) = fit(grid, w, cols, importance);
+    let mut codes = vec![0; w.len()];
+    let scales = cpu::Scales { levels: grid.levels(), span: grid.span(), all: &scales };
+    cpu::round_columns(w, cols, scales, feedback, &mut codes);
+    Solved { params, codes }
+}
+
+fn fit(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> (Vec<u8>, Vec<Scale>) {
+    let mut params = vec![0; w.len() / grid.group() * grid.param_bytes()];
+    grid.fit(w, cols, importance, &mut params);
+    let scales = scales(grid, &params);
+    (params, scales)
+}
+
+/// One for each `span` weights.
+fn scales(grid: &dyn Grid, params: &[u8]) -> Vec<Scale> {
+    let per_group = grid.group() / grid.span();
+    let mut out = vec![Scale::default(); params.len() / grid.param_bytes() * per_group];
+    for (params, out) in params.chunks_exact(grid.param_bytes()).zip(out.chunks_exact_mut(per_group)) {
+        grid.scales(params, out);
+    }
+    out
+}
+
+impl Solved {
+    /// `w - value` of every weight.
+    pub fn errors(&self, grid: &dyn Grid, w: &[f32]) -> Vec<f32> {
+        let (levels, span) = (grid.levels(), grid.span());
+        let scales = scales(grid, &self.params);
+        let values = self.codes.iter().enumerate().map(|(i, code)| scales[i / span].value(levels.level(*code)));
+        w.iter().zip(values).map(|(w, value)| w - value).collect()
+    }
+}
+
+/// What errors `[rows][cols]` of a weight do to its output: the sum over rows of `e H e^T`, the mean square error of each output.
+pub fn output_error(errors: &[f32], gram: &Gram<'_>) -> f64 {
+    let n = gram.columns();
+    let mut total = 0.0;
+    for i in 0..n {
+        // `e H e^T` is the diagonal once and what lies above it twice.
+        let row = gram.row(i);
+        for e in errors.chunks_exact(n).filter(|e| e[i] != 0.0) {
+            let above = cpu::dot(&row[1..], &e[i + 1..]);
+            total += f64::from(e[i]) * (f64::from(row[0]) * f64::from(e[i]) + 2.0 * f64::from(above));
+        }
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::all;
+
+    /// Inputs that are mixtures of a few others: a Gram matrix far from diagonal.
+    pub fn correlated(n: usize) -> Gram<'static> {
+        let mut state = 5u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let mix: Vec<f32> = (0..n * 24).map(|_| next()).collect();
+        let own: Vec<f32> = (0..n).map(|_| 0.02 + 0.3 * next().abs()).collect();
+        let mut upper = Vec::new();
+        for i in 0..n {
+            for j in i..n {
+                let shared: f32 = (0..24).map(|k| mix[i * 24 + k] * mix[j * 24 + k]).sum();
+                upper.push(shared + if i == j { own[i] } else { 0.0 });
+            }
+        }
+        Gram::new(n, upper.into()).unwrap()
+    }
+
+    /// The law of the table: on correlated inputs feedback loses less than rounding, in every grid.
+    #[test]
+    fn feedback_beats_rounding_on_every_grid() {
+        let mut seen = 0;
+        for codec in all() {
+            let Some(grid) = codec.grid() else { continue };
+            seen += 1;
+            let cols = grid.group().max(256);
+            let gram = correlated(cols);
+            let w: Vec<f32> = (0..8 * cols).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 - 0.5).collect();
+            let importance: Vec<f32> = (0..cols).map(|i| gram.get(i, i)).collect();
+            let (feedback, _) = gptq::feedback(&gram).unwrap();
+            let plain = nearest(grid, &w, cols, Some(&importance));
+            let solved = solve(grid, &w, cols, Some(&importance), &feedback);
+            assert_eq!(plain.params, solved.params, "{}: scales are chosen before", codec.name());
+            let loss = |s: &Solved| output_error(&s.errors(grid, &w), &gram);
+            let (plain, solved) = (loss(&plain), loss(&solved));
+            assert!(solved < 0.7 * plain, "{}: {solved} is not below {plain}", codec.name());
+        }
+        assert!(seen >= 14);
+    }
+
+    #[test]
+    fn the_error_of_the_output_is_the_quadratic_form() {
+        let gram = correlated(5);
+        let e = [1.0, -2.0, 0.0, 0.5, 3.0];
+        let exact: f64 =
+            (0..25).map(|i| f64::from(e[i / 5]) * f64::from(e[i % 5]) * f64::from(gram.get(i / 5, i % 5))).sum();
+        assert!((output_error(&e, &gram) - exact).abs() < 1e-4);
+    }
+}
