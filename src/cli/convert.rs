@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::{Value, json};
 
 use super::report::{Reporter, table};
 use super::size::Size;
 use super::{Common, model};
 use crate::calibrate::imatrix::Imatrix;
-use crate::container::OpenOptions;
+use crate::calibrate::method::{METHODS, Needs};
+use crate::calibrate::stats::Statistics;
+use crate::container::{Checkpoint, OpenOptions};
 use crate::convert::{self, Output, Plan, Planned, Request};
 use crate::error::{At, Error, Result};
 use crate::recipe::Recipe;
@@ -28,9 +30,15 @@ pub struct Convert {
     /// Importance matrix made by llama-imatrix, GGUF or the older .dat
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// How codes are chosen: `rtn` ignores the importance matrix, `imatrix` demands one, `auto` uses it if given
-    #[arg(long, value_enum, default_value_t)]
-    method: Method,
+    /// Statistics made by `quant calibrate`, in place of an importance matrix; with --gram they serve every method
+    #[arg(long, value_name = "FILE", conflicts_with = "imatrix")]
+    stats: Option<PathBuf>,
+    /// How codes are chosen (`quant list methods`); `auto` takes the best that the statistics suffice for
+    #[arg(long, value_name = "METHOD", value_parser = std::iter::once("auto").chain(METHODS.iter().map(|m| m.name)).collect::<Vec<_>>(), default_value = "auto")]
+    method: String,
+    /// Scales and codes exactly as llama.cpp would choose them: no method but `rtn` and `imatrix`
+    #[arg(long)]
+    exact_llama: bool,
     /// Change the recipe, e.g. --set output=q8_0 --set 'fallback.q4_k=q8_0' (recipes/README.md has the language)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -51,21 +59,14 @@ pub struct Convert {
     dry_run: bool,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
-enum Method {
-    #[default]
-    Auto,
-    Rtn,
-    Imatrix,
-}
-
 impl Convert {
     pub fn run(&self, common: &Common, reporter: &Reporter, dry_run: bool) -> Result<bool> {
         let model = model::open(&self.model, &OpenOptions { pre: self.pre.clone() }, reporter)?;
-        let imatrix = self.imatrix()?;
+        let inputs = Inputs::load(self, model.checkpoint.as_ref())?;
         let request = Request {
             source: model.checkpoint.as_ref(),
-            imatrix: imatrix.as_ref().map(|(m, file)| (m, file.as_str())),
+            imatrix: inputs.imatrix.as_ref().map(|(m, file)| (m, file.as_str())),
+            statistics: inputs.statistics.as_ref(),
             allow_requantize: self.allow_requantize,
             split_max_bytes: self.split_max_size.map(|s| s.0),
         };
@@ -89,15 +90,6 @@ impl Convert {
         let outputs = convert::run(&request, &plans, threads, &|n| bar.advance(n))?;
         bar.finish();
         print_outputs(&plans, &outputs, reporter).map(|()| true)
-    }
-
-    fn imatrix(&self) -> Result<Option<(Imatrix, String)>> {
-        match (&self.imatrix, self.method) {
-            (None, Method::Imatrix) => Err(Error::request("--method imatrix needs an importance matrix")
-                .help("pass --imatrix FILE, as llama-imatrix writes it")),
-            (None, _) | (_, Method::Rtn) => Ok(None),
-            (Some(path), _) => Ok(Some((Imatrix::open(path)?, path.display().to_string()))),
-        }
     }
 
     fn recipe(&self, target: &str) -> Result<Recipe> {
@@ -184,6 +176,55 @@ impl Convert {
     }
 }
 
+/// What is known of the inputs of the weights.
+struct Inputs {
+    imatrix: Option<(Imatrix, String)>,
+    statistics: Option<Statistics>,
+}
+
+impl Inputs {
+    /// What the flags name, as far as the method may use it.
+    fn load(flags: &Convert, model: &dyn Checkpoint) -> Result<Inputs> {
+        let method = METHODS.iter().find(|m| m.name == flags.method);
+        if let Some(m) = method.filter(|m| flags.exact_llama && m.needs == Needs::Gram) {
+            return Err(Error::request(format!("llama.cpp has no {}", m.name)).help("drop --exact-llama or --method"));
+        }
+        let (name, file) = match (&flags.stats, &flags.imatrix) {
+            (Some(path), _) => ("statistics", Some(path)),
+            (None, path) => ("an importance matrix", path.as_ref()),
+        };
+        let Some(path) = file else {
+            return match method.filter(|m| m.needs > Needs::Nothing) {
+                Some(m) => Err(Error::request(format!("--method {} needs to know the weights' inputs", m.name))
+                    .help("make them known with `quant calibrate MODEL -o STATS` and pass --stats STATS")),
+                None => Ok(Inputs { imatrix: None, statistics: None }),
+            };
+        };
+        let shown = path.display().to_string();
+        let statistics = flags.stats.as_ref().map(|p| Statistics::open(p)).transpose()?;
+        if let Some(statistics) = &statistics {
+            statistics.check_model(model).at(|| shown.clone())?;
+        }
+        let needs_gram = method.is_some_and(|m| m.needs == Needs::Gram);
+        if needs_gram && !statistics.as_ref().is_some_and(|s| s.about().gram) {
+            return Err(Error::request(format!(
+                "--method {} needs Gram matrices, which {name} {shown} lacks",
+                flags.method
+            ))
+            .help("make them with `quant calibrate MODEL --gram -o STATS`"));
+        }
+        if method.is_some_and(|m| m.needs == Needs::Nothing) {
+            return Ok(Inputs { imatrix: None, statistics: None });
+        }
+        let imatrix = match &statistics {
+            Some(statistics) => statistics.imatrix(),
+            None => Imatrix::open(path)?,
+        };
+        let plain = flags.exact_llama || method.is_some_and(|m| m.needs == Needs::MeanSquares);
+        Ok(Inputs { imatrix: Some((imatrix, shown)), statistics: statistics.filter(|_| !plain) })
+    }
+}
+
 /// What decided, in words.
 fn why(t: &Planned) -> String {
     match &t.choice.fallback {
@@ -233,7 +274,7 @@ fn print_outputs(plans: &[Plan], outputs: &[Output], reporter: &Reporter) -> Res
             .zip(outputs)
             .map(|(p, o)| {
                 json!({"path": o.paths[0], "paths": o.paths, "target": p.target, "bytes": o.bytes, "bpw": p.bpw(),
-                    "seconds": o.seconds, "tensors": tensors_json(p)})
+                    "seconds": o.seconds, "tensors": tensors_json(p), "solved": o.solved})
             })
             .collect();
         return reporter.value(&json!({ "outputs": outputs }));
@@ -246,5 +287,25 @@ fn print_outputs(plans: &[Plan], outputs: &[Output], reporter: &Reporter) -> Res
             format!("{:.1} s", o.seconds),
         ]
     });
-    reporter.text(&table(&["file", "size", "bits/weight", "time"], &[1, 2, 3], rows))
+    reporter.text(&table(&["file", "size", "bits/weight", "time"], &[1, 2, 3], rows))?;
+    plans.iter().zip(outputs).try_for_each(|(p, o)| solved_note(p, o).map_or(Ok(()), |note| reporter.text(&note)))
+}
+
+/// What solving did, and where it was given up.
+fn solved_note(plan: &Plan, output: &Output) -> Option<String> {
+    let total = output.solved.len();
+    let mut ratios: Vec<f64> =
+        output.solved.iter().filter(|s| s.because.is_none()).filter_map(|s| s.error_ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios.get(ratios.len() / 2)?;
+    let mut note = format!(
+        "{}: gptq on {} of {total} matrices; median error of their outputs {median:.2} times that of imatrix",
+        plan.target,
+        ratios.len()
+    );
+    for s in output.solved.iter().filter(|s| s.because.is_some()) {
+        let because = s.because.as_deref().unwrap_or_default();
+        note += &format!("\n  {} (matrix {}): {}, because {because}", s.name, s.plane, s.method);
+    }
+    Some(note)
 }

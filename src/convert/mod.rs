@@ -1,6 +1,7 @@
 //! From a checkpoint to files: every weight is read once, decoded in row chunks, encoded for each target and written in place.
 
 pub mod plan;
+mod solve;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -9,9 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::container::gguf::GgufWriter;
-use crate::container::{self, Checkpoint, Tensor};
+use crate::container::{self, Checkpoint, Tensor, Weight};
+use crate::device::cpu;
 use crate::error::{At, Error, Result};
 pub use plan::{Plan, Planned, Request};
+pub use solve::Solution;
 
 /// Weights decoded at a time by one thread: 512 KiB of f32, which stays in a core's second-level cache.
 pub const CHUNK_WEIGHTS: usize = 128 << 10;
@@ -22,6 +25,8 @@ pub struct Output {
     pub paths: Vec<PathBuf>,
     pub bytes: u64,
     pub seconds: f64,
+    /// Weights whose codes were solved for, in the order of the file.
+    pub solved: Vec<Solution>,
 }
 
 /// Reports `bytes` of source read since the last call. Called from any thread.
@@ -53,14 +58,16 @@ pub fn run(request: &Request<'_>, plans: &[Plan], threads: usize, progress: Prog
         progress((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64);
         Ok(())
     })?;
+    let mut solutions = cpu::pool(threads)?.install(|| solve::run(&job, progress))?;
 
     let mut done = Vec::new();
-    for (writer, plan) in writers.into_iter().zip(plans) {
+    for (number, (writer, plan)) in writers.into_iter().zip(plans).enumerate() {
         let paths = writer.finish()?;
         let artifact = container::open(&paths[0]).at(|| "reading the finished file back")?;
         verify::structure(artifact.as_ref(), plan)?;
         let bytes = artifact.files().iter().map(|(_, size)| size).sum();
-        done.push(Output { paths, bytes, seconds: start.elapsed().as_secs_f64() });
+        let solved = std::mem::take(&mut solutions[number]);
+        done.push(Output { paths, bytes, seconds: start.elapsed().as_secs_f64(), solved });
     }
     Ok(done)
 }
@@ -122,6 +129,7 @@ fn each_unit(units: &[Unit], threads: usize, work: impl Fn(&Unit, &mut Scratch) 
     failed.into_inner().unwrap_or_else(|p| p.into_inner()).map_or(Ok(()), Err)
 }
 
+/// What all parts of a conversion work on.
 struct Job<'a> {
     request: &'a Request<'a>,
     plans: &'a [Plan],
@@ -130,6 +138,7 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// All outputs of these rows but those that are solved for.
     fn convert(&self, unit: &Unit, scratch: &mut Scratch) -> Result<()> {
         let source = self.request.source;
         let t = &source.tensors()[unit.tensor];
@@ -138,13 +147,15 @@ impl Job<'_> {
         let dims = weight.packed.dims;
 
         // A weight's own `scale` is not applied: it is a tensor too, goes over as such, and multiplies what is written here.
-        let decode = |rows: std::ops::Range<usize>, out: &mut [f32]| weight.codec.decode(&weight.packed, rows, out);
         scratch.source.resize(unit.rows.len() * dims.cols, 0.0);
-        decode(unit.rows.clone(), &mut scratch.source);
-        check_finite(&scratch.source, dims.cols, unit).at(place)?;
+        weight.codec.decode(&weight.packed, unit.rows.clone(), &mut scratch.source);
+        check_finite(&scratch.source, dims.cols, unit.rows.start).at(place)?;
 
         for &(p, o) in &self.outputs[unit.tensor] {
             let planned = &self.plans[p].tensors[o];
+            if planned.solve {
+                continue;
+            }
             let row_bytes = planned.bytes / (t.planes() * dims.rows).max(1);
             let offset = ((unit.plane * dims.rows + unit.rows.start) * row_bytes) as u64;
             if planned.copied {
@@ -157,16 +168,13 @@ impl Job<'_> {
             } else {
                 scratch.moved.resize(scratch.source.len(), 0.0);
                 if t.shape.len() > 1 {
-                    for (row, out) in unit.rows.clone().zip(scratch.moved.chunks_exact_mut(dims.cols)) {
-                        let from = planned.transform.source_row(row);
-                        decode(from..from + 1, out);
-                    }
+                    moved(&weight, planned, unit.rows.clone(), &mut scratch.moved);
                 } else {
                     // Biases follow the rows of their weights.
                     let moved = scratch.moved.iter_mut().enumerate();
                     moved.for_each(|(i, out)| *out = scratch.source[planned.transform.source_row(i)]);
+                    scratch.moved.iter_mut().for_each(|w| *w += planned.transform.add);
                 }
-                scratch.moved.iter_mut().for_each(|w| *w += planned.transform.add);
                 &scratch.moved
             };
             scratch.encoded.resize(row_bytes * unit.rows.len(), 0);
@@ -183,6 +191,15 @@ impl Job<'_> {
     }
 }
 
+/// Rows of a matrix as the output has them.
+fn moved(weight: &Weight<'_>, planned: &Planned, rows: std::ops::Range<usize>, out: &mut [f32]) {
+    for (row, out) in rows.zip(out.chunks_exact_mut(weight.packed.dims.cols)) {
+        let from = planned.transform.source_row(row);
+        weight.codec.decode(&weight.packed, from..from + 1, out);
+    }
+    out.iter_mut().for_each(|w| *w += planned.transform.add);
+}
+
 fn encode(planned: &Planned, w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]) -> Result<()> {
     let codec = planned.spec.codec;
     let encode = codec.block().and_then(|b| b.encode);
@@ -192,13 +209,13 @@ fn encode(planned: &Planned, w: &[f32], cols: usize, importance: Option<&[f32]>,
 }
 
 /// Names the first weight that is not a number: a damaged download or an overflowed training run.
-fn check_finite(w: &[f32], cols: usize, unit: &Unit) -> Result<()> {
+fn check_finite(w: &[f32], cols: usize, first_row: usize) -> Result<()> {
     // The exponent of the largest magnitude tells for all of them, without a branch a weight.
     if w.iter().fold(0, |max, x| (x.to_bits() & 0x7fff_ffff).max(max)) < f32::INFINITY.to_bits() {
         return Ok(());
     }
     let at = w.iter().position(|x| !x.is_finite()).unwrap_or(0);
-    let (row, col) = (unit.rows.start + at / cols, at % cols);
+    let (row, col) = (first_row + at / cols, at % cols);
     Err(Error::input(format!("the weight at row {row}, column {col} is {}", w[at]))
         .help("the checkpoint is damaged or was trained to overflow: download it again or repair that tensor"))
 }

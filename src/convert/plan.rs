@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::arch::{self, Role, Transform};
 use crate::calibrate::imatrix::Imatrix;
+use crate::calibrate::stats::Statistics;
 use crate::codec::{self, Codec, Importance};
 use crate::container::gguf::{self, TensorSpec};
 use crate::container::{Checkpoint, Convention, Tensor};
@@ -28,6 +29,8 @@ pub struct Planned {
     pub copied: bool,
     /// The importance file has an entry that the encoder uses.
     pub weighted: bool,
+    /// Its codes are solved for, site by site, once all else is written.
+    pub solve: bool,
 }
 
 /// One output file (or set of shards), fixed before a byte is written.
@@ -45,6 +48,8 @@ pub struct Request<'a> {
     pub source: &'a dyn Checkpoint,
     /// And the path it came from, which the output records.
     pub imatrix: Option<(&'a Imatrix, &'a str)>,
+    /// What the inputs of each site look like: with Gram matrices, codes are solved for.
+    pub statistics: Option<&'a Statistics>,
     pub allow_requantize: bool,
     pub split_max_bytes: Option<u64>,
 }
@@ -144,7 +149,8 @@ fn planned(request: &Request<'_>, index: usize, choice: Choice) -> Result<Planne
         .help("collect it on more text, or give this weight another format with --set"));
     }
     let spec = TensorSpec { name: t.name.clone(), shape: t.shape.clone(), codec: choice.codec };
-    Ok(Planned { source: index, spec, choice, transform, bytes, copied, weighted })
+    let solve = !copied && t.shape.len() > 1 && choice.codec.grid().is_some() && has_gram(request, t);
+    Ok(Planned { source: index, spec, choice, transform, bytes, copied, weighted, solve })
 }
 
 /// llama.cpp's rule: quantizing what was quantized before costs more than anyone expects.
@@ -155,6 +161,13 @@ fn refuse_requantize(request: &Request<'_>, from: &dyn Codec, to: &dyn Codec) ->
             .help("start from the original model, or pass --allow-requantize and accept the added loss"));
     }
     Ok(())
+}
+
+/// Whether the site that reads a weight was measured for solving.
+fn has_gram(request: &Request<'_>, t: &Tensor) -> bool {
+    let Some(statistics) = request.statistics.filter(|s| s.about().gram) else { return false };
+    let experts = if t.shape.len() > 2 { (0..t.planes() as u32).map(Some).collect() } else { vec![None] };
+    experts.iter().any(|e| statistics.site(t.id.layer, &t.id.role, *e).is_some_and(|s| s.gram.is_some()))
 }
 
 fn uses_importance(codec: &dyn Codec) -> bool {

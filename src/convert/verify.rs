@@ -155,7 +155,7 @@ fn finite(artifact: &dyn Checkpoint, threads: usize, progress: Progress<'_>) -> 
         scratch.source.resize(unit.rows.len() * cols, 0.0);
         weight.codec.decode(&weight.packed, unit.rows.clone(), &mut scratch.source);
         progress((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64);
-        check_finite(&scratch.source, cols, unit).at(|| format!("{} in {}", t.name, t.file))
+        check_finite(&scratch.source, cols, unit.rows.start).at(|| format!("{} in {}", t.name, t.file))
     })?;
     Ok(format!("{} weights decoded", tensors.iter().map(|t| t.len() as u64).sum::<u64>()))
 }
