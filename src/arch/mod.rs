@@ -6,6 +6,7 @@
 
 mod config;
 mod family;
+mod fold;
 mod general;
 mod id;
 mod keys;
@@ -16,6 +17,7 @@ mod spec;
 mod transform;
 
 pub use config::Config;
+pub use fold::{FOLDS, Fold};
 pub use general::{Folder, Size, general};
 pub use id::{Role, SITES, WeightId};
 pub use keys::Key;

@@ -1,5 +1,6 @@
 //! How codes are chosen, for any format whose values form a grid.
 
+pub mod awq;
 pub mod gptq;
 
 use crate::calibrate::stats::Gram;
