@@ -10,7 +10,7 @@ use super::report::{Reporter, table};
 use super::size::Size;
 use super::{Common, model};
 use crate::calibrate::imatrix::Imatrix;
-use crate::calibrate::method::{METHODS, Needs};
+use crate::calibrate::method::{self, METHODS, Method, Needs};
 use crate::calibrate::stats::Statistics;
 use crate::container::{Checkpoint, OpenOptions};
 use crate::convert::{self, Output, Plan, Planned, Request};
@@ -67,6 +67,8 @@ impl Convert {
             source: model.checkpoint.as_ref(),
             imatrix: inputs.imatrix.as_ref().map(|(m, file)| (m, file.as_str())),
             statistics: inputs.statistics.as_ref(),
+            fold: inputs.method.folds,
+            feedback: inputs.method.feedback,
             allow_requantize: self.allow_requantize,
             split_max_bytes: self.split_max_size.map(|s| s.0),
         };
@@ -176,52 +178,44 @@ impl Convert {
     }
 }
 
-/// What is known of the inputs of the weights.
+/// What is known of the inputs of the weights, and the method that makes use of it.
 struct Inputs {
     imatrix: Option<(Imatrix, String)>,
     statistics: Option<Statistics>,
+    method: &'static Method,
 }
 
 impl Inputs {
     /// What the flags name, as far as the method may use it.
     fn load(flags: &Convert, model: &dyn Checkpoint) -> Result<Inputs> {
-        let method = METHODS.iter().find(|m| m.name == flags.method);
-        if let Some(m) = method.filter(|m| flags.exact_llama && m.needs == Needs::Gram) {
-            return Err(Error::request(format!("llama.cpp has no {}", m.name)).help("drop --exact-llama or --method"));
-        }
-        let (name, file) = match (&flags.stats, &flags.imatrix) {
-            (Some(path), _) => ("statistics", Some(path)),
-            (None, path) => ("an importance matrix", path.as_ref()),
-        };
-        let Some(path) = file else {
-            return match method.filter(|m| m.needs > Needs::Nothing) {
-                Some(m) => Err(Error::request(format!("--method {} needs to know the weights' inputs", m.name))
-                    .help("make them known with `quant calibrate MODEL -o STATS` and pass --stats STATS")),
-                None => Ok(Inputs { imatrix: None, statistics: None }),
-            };
-        };
-        let shown = path.display().to_string();
+        let file = flags.stats.as_ref().or(flags.imatrix.as_ref());
+        let shown = file.map_or_else(String::new, |p| p.display().to_string());
         let statistics = flags.stats.as_ref().map(|p| Statistics::open(p)).transpose()?;
         if let Some(statistics) = &statistics {
             statistics.check_model(model).at(|| shown.clone())?;
         }
-        let needs_gram = method.is_some_and(|m| m.needs == Needs::Gram);
-        if needs_gram && !statistics.as_ref().is_some_and(|s| s.about().gram) {
-            return Err(Error::request(format!(
-                "--method {} needs Gram matrices, which {name} {shown} lacks",
-                flags.method
-            ))
-            .help("make them with `quant calibrate MODEL --gram -o STATS`"));
-        }
-        if method.is_some_and(|m| m.needs == Needs::Nothing) {
-            return Ok(Inputs { imatrix: None, statistics: None });
-        }
-        let imatrix = match &statistics {
-            Some(statistics) => statistics.imatrix(),
-            None => Imatrix::open(path)?,
+        let known = match (file, &statistics) {
+            (None, _) => Needs::Nothing,
+            (_, Some(s)) if s.about().gram && !flags.exact_llama => Needs::Gram,
+            _ => Needs::MeanSquares,
         };
-        let plain = flags.exact_llama || method.is_some_and(|m| m.needs == Needs::MeanSquares);
-        Ok(Inputs { imatrix: Some((imatrix, shown)), statistics: statistics.filter(|_| !plain) })
+        let method = METHODS.iter().find(|m| m.name == flags.method).unwrap_or_else(|| method::best(known));
+        if method.needs > known {
+            let needs = format!("--method {} needs {}", method.name, method.needs);
+            return Err(match (flags.exact_llama && method.needs == Needs::Gram, file) {
+                (true, _) => Error::request(format!("llama.cpp has no {}", method.name)).help("drop --exact-llama"),
+                (_, Some(_)) => Error::request(format!("{needs}, which {shown} lacks"))
+                    .help("make them with `quant calibrate MODEL --gram -o STATS` and pass --stats STATS"),
+                (_, None) => Error::request(format!("{needs}, and nothing is known of the inputs"))
+                    .help("make statistics with `quant calibrate MODEL -o STATS` and pass --stats STATS"),
+            });
+        }
+        let imatrix = match (&statistics, &flags.imatrix) {
+            _ if method.needs == Needs::Nothing => None,
+            (Some(statistics), _) => Some((statistics.imatrix(), shown)),
+            (None, path) => path.as_ref().map(|p| Imatrix::open(p)).transpose()?.map(|m| (m, shown)),
+        };
+        Ok(Inputs { imatrix, statistics: statistics.filter(|_| method.needs == Needs::Gram), method })
     }
 }
 
@@ -293,19 +287,21 @@ fn print_outputs(plans: &[Plan], outputs: &[Output], reporter: &Reporter) -> Res
 
 /// What solving did, and where it was given up.
 fn solved_note(plan: &Plan, output: &Output) -> Option<String> {
-    let total = output.solved.len();
-    let mut ratios: Vec<f64> =
-        output.solved.iter().filter(|s| s.because.is_none()).filter_map(|s| s.error_ratio).collect();
+    let mut ratios: Vec<f64> = output.solved.iter().filter_map(|s| s.error_ratio).collect();
     ratios.sort_by(f64::total_cmp);
     let median = ratios.get(ratios.len() / 2)?;
+    let mut counts = BTreeMap::<&str, usize>::new();
+    output.solved.iter().for_each(|s| *counts.entry(s.method).or_default() += 1);
+    let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{n} by {name}")).collect();
     let mut note = format!(
-        "{}: gptq on {} of {total} matrices; median error of their outputs {median:.2} times that of imatrix",
+        "{}: {}; median error of the outputs {median:.2} times that of imatrix, on held-out text",
         plan.target,
-        ratios.len()
+        counts.join(", ")
     );
-    for s in output.solved.iter().filter(|s| s.because.is_some()) {
-        let because = s.because.as_deref().unwrap_or_default();
-        note += &format!("\n  {} (matrix {}): {}, because {because}", s.name, s.plane, s.method);
+    for s in &output.solved {
+        if let Some(because) = &s.because {
+            note += &format!("\n  {} (matrix {}): {}, because {because}", s.name, s.plane, s.method);
+        }
     }
     Some(note)
 }

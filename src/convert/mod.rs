@@ -1,14 +1,17 @@
 //! From a checkpoint to files: every weight is read once, decoded in row chunks, encoded for each target and written in place.
 
+mod fold;
 pub mod plan;
 mod solve;
 pub mod verify;
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crate::calibrate::method::awq;
 use crate::container::gguf::GgufWriter;
 use crate::container::{self, Checkpoint, Tensor, Weight};
 use crate::device::cpu;
@@ -51,14 +54,17 @@ pub fn run(request: &Request<'_>, plans: &[Plan], threads: usize, progress: Prog
         })
         .collect::<Result<Vec<_>>>()?;
 
-    let job = Job { request, plans, writers: &writers, outputs: outputs_by_source(request.source, plans) };
+    let pool = cpu::pool(threads)?;
+    let folds = pool.install(|| plans.iter().map(|p| fold::search(request, p)).collect::<Result<Vec<_>>>())?;
+    let outputs = outputs_by_source(request.source, plans);
+    let job = Job { request, plans, writers: &writers, folds, outputs };
     each_unit(&units(request.source), threads, |unit, scratch| {
         job.convert(unit, scratch)?;
         let t = &request.source.tensors()[unit.tensor];
         progress((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64);
         Ok(())
     })?;
-    let mut solutions = cpu::pool(threads)?.install(|| solve::run(&job, progress))?;
+    let mut solutions = pool.install(|| solve::run(&job, progress))?;
 
     let mut done = Vec::new();
     for (number, (writer, plan)) in writers.into_iter().zip(plans).enumerate() {
@@ -134,6 +140,8 @@ struct Job<'a> {
     request: &'a Request<'a>,
     plans: &'a [Plan],
     writers: &'a [GgufWriter],
+    /// For each plan.
+    folds: Vec<fold::Folds>,
     outputs: Vec<Vec<(usize, usize)>>,
 }
 
@@ -158,36 +166,48 @@ impl Job<'_> {
             }
             let row_bytes = planned.bytes / (t.planes() * dims.rows).max(1);
             let offset = ((unit.plane * dims.rows + unit.rows.start) * row_bytes) as u64;
-            if planned.copied {
+            let folded = self.folds[p].get(&o);
+            if planned.copied && folded.is_none() {
                 let row = unit.rows.start * row_bytes..unit.rows.end * row_bytes;
                 self.writers[p].write_at(o, offset, &weight.packed.parts[0][row])?;
                 continue;
             }
-            let weights = if planned.transform.is_identity() {
+            let vector = t.shape.len() == 1;
+            let weights = if planned.transform.is_identity() && folded.is_none() {
                 &scratch.source
             } else {
                 scratch.moved.resize(scratch.source.len(), 0.0);
-                if t.shape.len() > 1 {
-                    moved(&weight, planned, unit.rows.clone(), &mut scratch.moved);
-                } else {
+                if vector {
                     // Biases follow the rows of their weights.
                     let moved = scratch.moved.iter_mut().enumerate();
                     moved.for_each(|(i, out)| *out = scratch.source[planned.transform.source_row(i)]);
                     scratch.moved.iter_mut().for_each(|w| *w += planned.transform.add);
+                } else {
+                    moved(&weight, planned, unit.rows.clone(), &mut scratch.moved);
+                }
+                if let Some(folded) = folded {
+                    folded.apply(&mut scratch.moved, dims.cols, unit.rows.start, vector);
                 }
                 &scratch.moved
             };
             scratch.encoded.resize(row_bytes * unit.rows.len(), 0);
-            let importance = self.importance(planned, t, unit.plane)?;
-            encode(planned, weights, dims.cols, importance, &mut scratch.encoded).at(place)?;
+            let importance = self.importance((p, o), t, unit.plane)?;
+            encode(planned, weights, dims.cols, importance.as_deref(), &mut scratch.encoded).at(place)?;
             self.writers[p].write_at(o, offset, &scratch.encoded)?;
         }
         Ok(())
     }
 
-    fn importance(&self, planned: &Planned, t: &Tensor, plane: usize) -> Result<Option<&[f32]>> {
+    /// Mean squares of the inputs of tensor `at` (plan and output), as they are behind its fold.
+    fn importance(&self, at: (usize, usize), t: &Tensor, plane: usize) -> Result<Option<Cow<'_, [f32]>>> {
+        let planned = &self.plans[at.0].tensors[at.1];
         let entry = self.request.imatrix.filter(|_| planned.weighted).and_then(|(imatrix, _)| imatrix.get(&t.name));
-        entry.map(|e| e.plane(plane, t.planes(), t.dims().cols)).transpose()
+        let Some(entry) = entry else { return Ok(None) };
+        let values = entry.plane(plane, t.planes(), t.dims().cols)?;
+        Ok(Some(match self.folds[at.0].get(&at.1).and_then(|f| f.columns.as_ref()) {
+            Some(scale) => awq::importance(values, Some(scale)).into(),
+            None => values.into(),
+        }))
     }
 }
 

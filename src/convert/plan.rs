@@ -50,6 +50,10 @@ pub struct Request<'a> {
     pub imatrix: Option<(&'a Imatrix, &'a str)>,
     /// What the inputs of each site look like: with Gram matrices, codes are solved for.
     pub statistics: Option<&'a Statistics>,
+    /// Scale columns before rounding (AWQ) where the model has a place for the inverse.
+    pub fold: bool,
+    /// Choose codes against each other's errors (GPTQ).
+    pub feedback: bool,
     pub allow_requantize: bool,
     pub split_max_bytes: Option<u64>,
 }

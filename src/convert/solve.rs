@@ -1,12 +1,14 @@
 //! Weights whose codes are solved for: site by site, because all readers of a site share one factor of its Gram matrix.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::fold::Folded;
 use super::{Job, Progress, check_finite, moved};
-use crate::calibrate::method::{self, gptq};
+use crate::calibrate::method::{self, awq, gptq};
 use crate::calibrate::stats::Gram;
 use crate::codec::{Codec, Grid};
 use crate::container::Weight;
@@ -27,9 +29,9 @@ pub struct Solution {
     pub plane: usize,
     /// A row of [`method::METHODS`].
     pub method: &'static str,
-    /// Mean square error of the output, by the method over by `imatrix`, on rows of the held-out split; `None`: not tried.
+    /// Mean square error of the output over that of rounding the plain weights, on held-out text; `None`: not tried.
     pub error_ratio: Option<f64>,
-    /// Why it fell back, if so.
+    /// Why feedback was given up, if so.
     pub because: Option<String>,
 }
 
@@ -49,7 +51,8 @@ pub(super) fn run(job: &Job<'_>, progress: Progress<'_>) -> Result<Vec<Vec<Solut
         let stats = job.request.statistics.and_then(|s| s.site(id.layer, &id.role, expert));
         let gram = stats.as_ref().and_then(|s| s.gram.as_ref());
         let feedback = match gram {
-            Some(gram) => gptq::feedback(gram).map(|(f, _)| f),
+            Some(gram) if job.request.feedback => gptq::feedback(gram).map(|(f, _)| Some(f)),
+            Some(_) => Ok(None),
             None => Err(Error::input("no token of the calibration text came here")),
         };
         // What was not seen while solving tells whether it helps.
@@ -87,90 +90,135 @@ fn sites(job: &Job<'_>) -> BTreeMap<(String, Option<u32>), Vec<Target>> {
     out
 }
 
-fn solve(job: &Job<'_>, at: &Target, feedback: &Result<Feedback>, judge: Option<&Gram<'_>>) -> Result<Solution> {
+fn solve(
+    job: &Job<'_>,
+    at: &Target,
+    feedback: &Result<Option<Feedback>>,
+    judge: Option<&Gram<'_>>,
+) -> Result<Solution> {
     let planned = &job.plans[at.plan].tensors[at.output];
     let t = &job.request.source.tensors()[planned.source];
     let place = || format!("{} ({} in {})", t.name, t.source, t.file);
     let weight = job.request.source.read(planned.source, at.plane).at(place)?;
+    let dims = weight.packed.dims;
     let codec = planned.spec.codec;
-    let importance = job.importance(planned, t, at.plane)?;
+    let importance = job.importance((at.plan, at.output), t, at.plane)?;
     let grid = codec.grid().ok_or_else(|| Error::unsupported(format!("{} is no grid", codec.name())).at(place()))?;
-    let cols = weight.packed.dims.cols;
-    let matrix = Matrix { weight: &weight, planned, grid, cols, importance };
+    let folded = job.folds[at.plan].get(&at.output);
+    let matrix = Matrix { weight: &weight, planned, folded, grid, importance: importance.as_deref() };
 
-    let (mut chosen, mut ratio, mut because) = (None, None, None);
+    let scaled = folded.is_some_and(|f| f.columns.is_some());
+    let mut solution = Solution {
+        name: t.name.clone(),
+        plane: at.plane,
+        method: if scaled { "awq" } else { "imatrix" },
+        error_ratio: None,
+        because: None,
+    };
+    let mut chosen = None;
     match (feedback, judge) {
-        (Ok(feedback), Some(judge)) if feedback.order.len() == cols => {
-            let found = matrix.ratio(feedback, judge);
-            ratio = Some(found);
-            match found < 1.0 {
-                true => chosen = Some(feedback),
-                false => because = Some(format!("the error on held-out text is {found:.2} times that of imatrix")),
-            }
+        (Err(e), _) => solution.because = Some(e.message().to_owned()),
+        (Ok(_), Some(judge)) if judge.columns() != dims.cols => {
+            solution.because = Some(format!("it was measured with {} inputs", judge.columns()));
         }
-        (Err(e), _) => because = Some(e.message().to_owned()),
-        _ => because = Some("it was measured with another number of inputs".to_owned()),
+        (Ok(feedback), Some(judge)) => {
+            let feedback = feedback.as_ref().map(|f| match folded.and_then(|f| f.columns.as_deref()) {
+                Some(scale) => Cow::Owned(f.scaled(scale)),
+                None => Cow::Borrowed(f),
+            });
+            let (plain, rounded, fed) = matrix.losses(feedback.as_deref(), judge);
+            let best = match fed {
+                Some(fed) if fed < rounded => {
+                    solution.method = if scaled { "awq+gptq" } else { "gptq" };
+                    chosen = feedback;
+                    fed
+                }
+                Some(fed) => {
+                    let times = fed / rounded.max(f64::MIN_POSITIVE);
+                    solution.because = Some(format!("feedback leaves {times:.2} times the error on held-out text"));
+                    rounded
+                }
+                None => rounded,
+            };
+            solution.error_ratio = Some(best / plain.max(f64::MIN_POSITIVE));
+        }
+        _ => {}
     }
-    let rows = weight.packed.dims.rows;
-    let row_bytes = planned.bytes / (t.planes() * rows).max(1);
-    (0..rows.div_ceil(ROWS)).into_par_iter().try_for_each(|i| {
-        let rows = i * ROWS..rows.min((i + 1) * ROWS);
-        let packed = matrix.encode(rows.clone(), chosen, codec).at(place)?;
-        job.writers[at.plan].write_at(at.output, ((at.plane * t.dims().rows + rows.start) * row_bytes) as u64, &packed)
+    let row_bytes = planned.bytes / (t.planes() * dims.rows).max(1);
+    (0..dims.rows.div_ceil(ROWS)).into_par_iter().try_for_each(|i| {
+        let rows = i * ROWS..dims.rows.min((i + 1) * ROWS);
+        let packed = matrix.encode(rows.clone(), chosen.as_deref(), codec).at(place)?;
+        job.writers[at.plan].write_at(at.output, ((at.plane * dims.rows + rows.start) * row_bytes) as u64, &packed)
     })?;
-    let method = if chosen.is_some() { "gptq" } else { "imatrix" };
-    Ok(Solution { name: t.name.clone(), plane: at.plane, method, error_ratio: ratio, because })
+    Ok(solution)
 }
 
 /// A matrix, its grid, and what is known of its inputs.
 struct Matrix<'a> {
     weight: &'a Weight<'a>,
     planned: &'a super::Planned,
+    folded: Option<&'a Folded>,
     grid: &'a dyn Grid,
-    cols: usize,
+    /// Behind the fold.
     importance: Option<&'a [f32]>,
 }
 
 impl Matrix<'_> {
+    fn cols(&self) -> usize {
+        self.weight.packed.dims.cols
+    }
+
     fn rows(&self, rows: Range<usize>) -> Vec<f32> {
-        let mut w = vec![0.0; rows.len() * self.cols];
-        moved(self.weight, self.planned, rows, &mut w);
+        let mut w = vec![0.0; rows.len() * self.cols()];
+        moved(self.weight, self.planned, rows.clone(), &mut w);
+        if let Some(folded) = self.folded {
+            folded.apply(&mut w, self.cols(), rows.start, false);
+        }
         w
     }
 
-    /// The output's error by feedback over that by rounding, on a sample of rows.
-    fn ratio(&self, feedback: &Feedback, judge: &Gram<'_>) -> f64 {
-        let rows = self.weight.packed.dims.rows;
+    /// The output's error on a sample of rows: by rounding the plain weights, by rounding, by feedback.
+    fn losses(&self, feedback: Option<&Feedback>, judge: &Gram<'_>) -> (f64, f64, Option<f64>) {
+        let (rows, cols) = (self.weight.packed.dims.rows, self.cols());
         let sample: Vec<usize> = (0..rows.min(SAMPLE)).map(|i| i * rows / rows.min(SAMPLE)).collect();
         let w: Vec<f32> = sample.iter().flat_map(|r| self.rows(*r..r + 1)).collect();
-        let errors: Vec<f64> = [None, Some(feedback)]
-            .into_par_iter()
-            .map(|feedback| {
-                let solved = self.solve(&w, feedback);
-                method::output_error(&solved.errors(self.grid, &w), judge)
-            })
-            .collect();
-        errors[1] / errors[0].max(f64::MIN_POSITIVE)
-    }
-
-    fn solve(&self, w: &[f32], feedback: Option<&Feedback>) -> method::Solved {
-        match feedback {
-            Some(feedback) => method::solve(self.grid, w, self.cols, self.importance, feedback),
-            None => method::nearest(self.grid, w, self.cols, self.importance),
-        }
+        let columns = self.folded.and_then(|f| f.columns.as_deref());
+        let loss = |w: &[f32], solved: method::Solved, scale: Option<&Vec<f32>>| {
+            let mut errors = solved.errors(self.grid, w);
+            if let Some(scale) = scale {
+                errors.chunks_exact_mut(cols).for_each(|row| row.iter_mut().zip(scale).for_each(|(e, s)| *e /= s));
+            }
+            method::output_error(&errors, judge)
+        };
+        let plain = || {
+            let Some(scale) = columns else { return None };
+            let inverse: Vec<f32> = scale.iter().map(|s| 1.0 / s).collect();
+            let mut w = w.clone();
+            awq::columns(&mut w, &inverse);
+            let importance = self.importance.map(|i| awq::importance(i, Some(&inverse)));
+            let solved = method::nearest(self.grid, &w, cols, importance.as_deref());
+            Some(loss(&w, solved, None))
+        };
+        let rounded = || loss(&w, method::nearest(self.grid, &w, cols, self.importance), columns);
+        let fed = || feedback.map(|f| loss(&w, method::solve(self.grid, &w, cols, self.importance, f), columns));
+        let (plain, (rounded, fed)) = rayon::join(plain, || rayon::join(rounded, fed));
+        (plain.unwrap_or(rounded), rounded, fed)
     }
 
     fn encode(&self, rows: Range<usize>, feedback: Option<&Feedback>, codec: &dyn Codec) -> Result<Vec<u8>> {
-        let dims = Dims::new(rows.len(), self.cols);
+        let (cols, dims) = (self.cols(), Dims::new(rows.len(), self.cols()));
         let w = self.rows(rows.clone());
-        check_finite(&w, self.cols, rows.start)?;
-        // Without feedback the format's own encoder does the same, faster.
-        if let (None, Some(encode)) = (feedback, codec.block().and_then(|b| b.encode)) {
-            let mut out = vec![0; codec.bytes(dims)?];
-            (encode.run)(&w, self.cols, self.importance, &mut out);
-            return Ok(out);
-        }
-        let solved = self.solve(&w, feedback);
+        check_finite(&w, cols, rows.start)?;
+        let solved = match (feedback, codec.block().and_then(|b| b.encode)) {
+            (Some(feedback), _) => method::solve(self.grid, &w, cols, self.importance, feedback),
+            // Without feedback the format's own encoder does the same, faster.
+            (None, Some(encode)) => {
+                let mut out = vec![0; codec.bytes(dims)?];
+                (encode.run)(&w, cols, self.importance, &mut out);
+                return Ok(out);
+            }
+            (None, None) => method::nearest(self.grid, &w, cols, self.importance),
+        };
         Ok(self.grid.pack(dims, &solved.params, &solved.codes).concat())
     }
 }

@@ -18,6 +18,16 @@ pub enum Needs {
     Gram,
 }
 
+impl std::fmt::Display for Needs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Needs::Nothing => "nothing",
+            Needs::MeanSquares => "the mean squares of the inputs",
+            Needs::Gram => "Gram matrices",
+        })
+    }
+}
+
 /// A row of the table of methods.
 #[derive(Debug)]
 pub struct Method {
@@ -25,21 +35,49 @@ pub struct Method {
     /// One line for `quant list methods`, with the source.
     pub about: &'static str,
     pub needs: Needs,
+    /// Scales columns first, where the model has a place for the inverse.
+    pub folds: bool,
+    /// Codes see each other's errors.
+    pub feedback: bool,
 }
 
+/// From the simplest to the best.
 pub static METHODS: &[Method] = &[
-    Method { name: "rtn", about: "round to nearest: looks at the weights alone", needs: Needs::Nothing },
+    Method {
+        name: "rtn",
+        about: "round to nearest: looks at the weights alone",
+        needs: Needs::Nothing,
+        folds: false,
+        feedback: false,
+    },
     Method {
         name: "imatrix",
         about: "scales that weigh errors by the mean square of the inputs (llama.cpp)",
         needs: Needs::MeanSquares,
+        folds: false,
+        feedback: false,
+    },
+    Method {
+        name: "awq",
+        about: "active columns are scaled up before rounding, and folded away (Lin et al. 2023), on `imatrix`",
+        needs: Needs::Gram,
+        folds: true,
+        feedback: false,
     },
     Method {
         name: "gptq",
-        about: "codes that make good each other's errors, on the scales of `imatrix` (Frantar et al. 2022)",
+        about: "codes that make good each other's errors (Frantar et al. 2022), on the scales of `imatrix`",
         needs: Needs::Gram,
+        folds: false,
+        feedback: true,
     },
+    Method { name: "awq+gptq", about: "both", needs: Needs::Gram, folds: true, feedback: true },
 ];
+
+/// The best that these statistics suffice for.
+pub fn best(known: Needs) -> &'static Method {
+    METHODS.iter().rfind(|m| m.needs <= known).unwrap_or(&METHODS[0])
+}
 
 /// Rows of a weight on a grid.
 pub struct Solved {

@@ -10,6 +10,7 @@ const LANES: usize = 16;
 const BLOCK: usize = 128;
 
 /// How the error of one column is made good by those that are still to come.
+#[derive(Clone, Debug)]
 pub struct Feedback {
     /// Columns in the order in which they are solved.
     pub order: Vec<u32>,
@@ -20,6 +21,16 @@ pub struct Feedback {
 }
 
 impl Feedback {
+    /// The same for weights whose columns are multiplied with `scale`.
+    pub fn scaled(&self, scale: &[f32]) -> Feedback {
+        let mut out = self.clone();
+        let ordered: Vec<f32> = self.order.iter().map(|c| scale[*c as usize]).collect();
+        for (row, from) in out.shares.chunks_exact_mut(self.stride.max(1)).zip(&ordered) {
+            row.iter_mut().zip(&ordered).for_each(|(share, to)| *share *= to / from);
+        }
+        out
+    }
+
     pub fn stride(n: usize) -> usize {
         n.next_multiple_of(WIDTH)
     }

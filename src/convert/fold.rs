@@ -1,0 +1,119 @@
+//! Scales of columns, found by AWQ and taken back by what wrote the channel: the model's function stays as it is.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::{Plan, Planned, Request, moved};
+use crate::arch::{FOLDS, Fold, Role};
+use crate::calibrate::method::awq::{self, Reader};
+use crate::container::Checkpoint;
+use crate::error::Result;
+
+/// Rows of each reader, spread over it, on which scales are judged.
+const SAMPLE: usize = 64;
+
+/// What becomes of one tensor.
+#[derive(Clone, Debug, Default)]
+pub struct Folded {
+    /// Its columns are multiplied.
+    pub columns: Option<Arc<Vec<f32>>>,
+    /// Its rows (its elements, if it is a vector) are divided.
+    pub rows: Option<Arc<Vec<f32>>>,
+}
+
+impl Folded {
+    /// Applies it to rows `from..` of the output, of which one has `cols` columns.
+    pub fn apply(&self, w: &mut [f32], cols: usize, from: usize, vector: bool) {
+        if let Some(rows) = &self.rows {
+            match vector {
+                true => w.iter_mut().zip(rows.iter()).for_each(|(w, s)| *w /= s),
+                false => {
+                    for (row, s) in w.chunks_exact_mut(cols).zip(&rows[from..]) {
+                        row.iter_mut().for_each(|w| *w /= s);
+                    }
+                }
+            }
+        }
+        if let Some(columns) = &self.columns {
+            awq::columns(w, columns);
+        }
+    }
+}
+
+/// By output tensor of one plan.
+pub type Folds = HashMap<usize, Folded>;
+
+/// Searches every place of a model where a scale can hide. Runs in the caller's rayon pool.
+pub fn search(request: &Request<'_>, plan: &Plan) -> Result<Folds> {
+    let mut out = Folds::new();
+    let Some((_, spec)) = request.source.family().filter(|_| request.fold && request.statistics.is_some()) else {
+        return Ok(out);
+    };
+    let index: HashMap<&str, usize> = plan.tensors.iter().enumerate().map(|(i, t)| (t.spec.name.as_str(), i)).collect();
+    let places: Vec<(u32, &Fold)> =
+        (0..spec.layers).flat_map(|l| FOLDS.iter().filter(|f| (f.holds)(spec)).map(move |f| (l, f))).collect();
+    let found: Vec<Option<Vec<f32>>> =
+        places.par_iter().map(|(layer, fold)| scale(request, plan, &index, *layer, fold)).collect::<Result<_>>()?;
+    for ((layer, fold), scale) in places.into_iter().zip(found) {
+        let Some(scale) = scale.map(Arc::new) else { continue };
+        for suffix in ["weight", "bias"] {
+            if let Some(i) = index.get(name(layer, &fold.writer, suffix).as_str()) {
+                out.entry(*i).or_default().rows = Some(scale.clone());
+            }
+        }
+        for reader in fold.readers {
+            if let Some(i) = index.get(name(layer, reader, "weight").as_str()) {
+                out.entry(*i).or_default().columns = Some(scale.clone());
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn name(layer: u32, role: &Role, suffix: &str) -> String {
+    format!("blk.{layer}.{}.{suffix}", role.stem())
+}
+
+/// The scale of one place, if there is anything to gain.
+fn scale(
+    request: &Request<'_>,
+    plan: &Plan,
+    index: &HashMap<&str, usize>,
+    layer: u32,
+    fold: &Fold,
+) -> Result<Option<Vec<f32>>> {
+    let find = |role: &Role| index.get(name(layer, role, "weight").as_str()).map(|i| &plan.tensors[*i]);
+    let Some(writer) = find(&fold.writer) else { return Ok(None) };
+    let stats = fold.readers.iter().find_map(|r| request.statistics?.site(Some(layer), r, None));
+    let Some(stats) = stats.filter(|s| s.gram.is_some()) else { return Ok(None) };
+    let mut readers = Vec::new();
+    for planned in fold.readers.iter().filter_map(find) {
+        // A stack of experts has a site for each; what they all share is not measured.
+        let t = &request.source.tensors()[planned.source];
+        if t.planes() > 1 || t.dims().cols != stats.columns || planned.spec.shape.len() != 2 {
+            return Ok(None);
+        }
+        if let Some(grid) = planned.spec.codec.grid().filter(|_| planned.solve) {
+            readers.push(Reader { grid, rows: sample(request.source, planned)? });
+        }
+    }
+    let writes = writer.spec.shape.first().copied().unwrap_or(0);
+    if readers.is_empty() || writes != stats.columns {
+        return Ok(None);
+    }
+    Ok(awq::search(&readers, &stats))
+}
+
+fn sample(source: &dyn Checkpoint, planned: &Planned) -> Result<Vec<f32>> {
+    let weight = source.read(planned.source, 0)?;
+    let dims = weight.packed.dims;
+    let count = dims.rows.min(SAMPLE);
+    let mut out = vec![0.0; count * dims.cols];
+    for (i, row) in out.chunks_exact_mut(dims.cols.max(1)).enumerate() {
+        let from = i * dims.rows / count;
+        moved(&weight, planned, from..from + 1, row);
+    }
+    Ok(out)
+}
