@@ -6,6 +6,7 @@
 
 mod attention;
 mod elementwise;
+mod gram;
 mod kernel;
 mod product;
 mod scores;
@@ -14,6 +15,7 @@ mod transpose;
 
 pub use attention::{Attention, KvCache};
 pub use elementwise::{add, gate, is_finite, rms_norm, softcap, softmax};
+pub use gram::{Gram, GramScratch, moments, weighted_squares};
 pub use product::{Panels, linear};
 pub use scores::{Scores, TokenScore};
 
