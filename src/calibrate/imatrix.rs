@@ -73,6 +73,11 @@ impl Imatrix {
         }
     }
 
+    /// By name.
+    pub fn iter(&self) -> btree_map::Iter<'_, String, Entry> {
+        self.entries.iter()
+    }
+
     /// Sorted names.
     pub fn entries(&self) -> btree_map::Keys<'_, String, Entry> {
         self.entries.keys()

@@ -69,7 +69,7 @@ pub enum Quantity {
 pub type Part = (Split, Quantity);
 
 impl Quantity {
-    const ALL: [Quantity; 7] = [
+    pub const ALL: [Quantity; 7] = [
         Quantity::Tokens,
         Quantity::Weight,
         Quantity::MeanSquare,

@@ -1,5 +1,6 @@
 //! The command line: one file a command. `report` is the only module that prints.
 
+mod calibrate;
 mod convert;
 mod eval;
 mod generate;
@@ -55,6 +56,8 @@ enum Command {
     Convert(convert::Convert),
     /// Show what convert would write: codecs, fallbacks, sizes, memory, disk
     Plan(convert::Convert),
+    /// Collect statistics of a model's activations on text, which methods and importance matrices are made of
+    Calibrate(Box<calibrate::Calibrate>),
     /// Measure perplexity, and what was lost against a reference: KL divergence, top-1 agreement
     Eval(eval::Eval),
     /// Keep a reference's hidden states in a file, to evaluate artifacts without the model
@@ -80,6 +83,7 @@ pub fn main() -> u8 {
     let outcome: Result<bool> = match &cli.command {
         Command::Convert(c) => c.run(&cli.common, &reporter, false),
         Command::Plan(c) => c.run(&cli.common, &reporter, true),
+        Command::Calibrate(c) => c.run(&cli.common, &reporter),
         Command::Eval(c) => c.run(&cli.common, &reporter),
         Command::Reference(c) => c.run(&cli.common, &reporter),
         Command::Inspect(c) => c.run(&cli.common, &reporter),

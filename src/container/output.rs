@@ -21,20 +21,51 @@ pub struct Output {
 impl Output {
     /// Claims `.<name>.partial` beside `path`, empty; left-overs of a killed run are reused.
     pub fn create(path: &Path) -> Result<Output> {
+        let output = Output::open(path, open_to_write)?;
+        output.clear()?;
+        Ok(output)
+    }
+
+    /// The same for a file that only its owner may read, and with what a killed run left in it.
+    pub fn resume_private(path: &Path) -> Result<Output> {
+        Output::open(path, open_private)
+    }
+
+    /// A name beside the output's for what a run needs only while it works: `.<name>.<what>`.
+    pub fn beside(path: &Path, what: &str) -> PathBuf {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        name.push(".");
+        name.push(what);
+        path.with_file_name(name)
+    }
+
+    fn open(path: &Path, open: fn(&Path) -> std::io::Result<File>) -> Result<Output> {
         let at = || path.display().to_string();
-        let name = path.file_name().ok_or_else(|| Error::request("the output needs a file name").at(at()))?;
+        if path.file_name().is_none() {
+            return Err(Error::request("the output needs a file name").at(at()));
+        }
         if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
             return Err(Error::request("the output exists and is not a regular file").at(at()));
         }
         if !folder(path).is_dir() {
             return Err(Error::request("the output's folder does not exist").at(at()).help("create it first"));
         }
-        let mut partial = std::ffi::OsString::from(".");
-        partial.push(name);
-        partial.push(".partial");
-        let temporary = path.with_file_name(partial);
-        let file = claim(&temporary).at(at)?;
+        let temporary = Output::beside(path, "partial");
+        let file = claim(&temporary, open).at(at)?;
         Ok(Output { path: path.to_owned(), temporary, file, written: AtomicU64::new(0), published: false })
+    }
+
+    /// Forgets what a killed run left.
+    pub fn clear(&self) -> Result<()> {
+        self.file.set_len(0).at(|| self.temporary.display().to_string())
+    }
+
+    /// Bytes that were written before, from `offset`.
+    ///
+    /// Errors: fewer than `bytes`; an output that was not opened to resume.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        read_exact_at(&self.file, offset, bytes).at(|| self.temporary.display().to_string())
     }
 
     /// Gives the file its final length, of zeros, and reserves the disk space where the file system can.
@@ -132,11 +163,11 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Opens, locks and empties a file. Between opening and locking, the run that held the lock may have given the file its
+/// Opens and locks a file. Between opening and locking, the run that held the lock may have given the file its
 /// final name or removed it; then there is another to open.
-fn claim(temporary: &Path) -> Result<File> {
+fn claim(temporary: &Path, open: fn(&Path) -> std::io::Result<File>) -> Result<File> {
     loop {
-        let file = open_to_write(temporary)?;
+        let file = open(temporary)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -148,7 +179,6 @@ fn claim(temporary: &Path) -> Result<File> {
             Err(TryLockError::Error(_)) => {}
         }
         if still_named(&file, temporary) {
-            file.set_len(0)?;
             return Ok(file);
         }
     }
@@ -164,6 +194,38 @@ fn open_to_write(path: &Path) -> std::io::Result<File> {
 #[cfg(not(unix))]
 fn open_to_write(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(false).open(path)
+}
+
+/// Opens or makes a file that only its owner can read and write; what it holds stays.
+#[cfg(unix)]
+pub fn open_private(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create(true).truncate(false);
+    let file = options.mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+#[cfg(not(unix))]
+pub fn open_private(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, offset: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut offset: u64, mut bytes: &mut [u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => (offset, bytes) = (offset + n as u64, &mut bytes[n..]),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(unix)]

@@ -16,14 +16,14 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use crate::arch::{Arch, ModelSpec, Role};
+use crate::arch::{Arch, ModelSpec};
 use crate::container::{Checkpoint, Weight};
 use crate::device::cpu;
 pub use crate::device::cpu::KvCache;
-use crate::error::{At, Error, Result};
+use crate::error::{Error, Result};
 use layer::Layer;
 use load::Loader;
-use pass::Pass;
+pub use pass::Pass;
 use rope::{Angles, Pairing};
 pub use tap::{NoTap, Site, Tap};
 
@@ -127,40 +127,31 @@ impl<'a> Engine<'a> {
         Ok(Head { weight, softcap: self.spec.final_softcap.filter(|c| *c > 0.0) })
     }
 
+    /// Transformer layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
     /// Runs new tokens of several sequences and returns their final hidden states, normed: `[tokens][hidden]`, in order.
     /// Runs in the caller's rayon pool. `tap` sees the input of every weight.
     ///
     /// Errors: a token outside the vocabulary; more tokens than the cache has room for; an activation that is not finite, with
     /// the layer where it first appears.
     pub fn forward(&self, sequences: &mut [Sequence<'_>], tap: &mut dyn Tap) -> Result<Vec<f32>> {
-        for s in sequences.iter() {
-            let (have, want) = (s.cache.capacity().min(self.positions), s.cache.len() + s.tokens.len());
-            if want > have {
-                return Err(Error::limits(format!(
-                    "{want} tokens are {} more than the context of {have}",
-                    want - have
-                )));
-            }
-            if !s.cache.is_empty() && !s.cache.keeps(self.layers.len()) {
-                return Err(Error::request("a transient cache cannot be continued"));
-            }
+        let mut pass = self.pass(tap);
+        let mut x = pass.embed(sequences)?;
+        for layer in 0..self.layers() {
+            pass.layer(layer, sequences, &mut x)?;
         }
-        let tokens: Vec<u32> = sequences.iter().flat_map(|s| s.tokens.iter().copied()).collect();
-        let mut x = self.embed(&tokens)?;
-        let mut pass = Pass::new(self, tap);
-        for layer in &self.layers {
-            let number = layer.number;
-            layer.run(&mut pass, sequences, &mut x).at(|| format!("layer {number}"))?;
-            self.check(&x, &tokens, || format!("the output of layer {number}"))?;
-        }
-        for s in sequences {
+        for s in sequences.iter_mut() {
             s.cache.advance(s.tokens.len());
         }
-        let mut out = pass.take(x.len());
-        self.norm_rows(&x, &self.output_norm, &mut out);
-        pass.tap.input(Site { layer: None, reader: Role::Output, expert: None }, &out, None);
-        self.check(&out, &tokens, || "the final norm".to_owned())?;
-        Ok(out)
+        pass.finish(sequences, &x)
+    }
+
+    /// [`Engine::forward`] in steps, for those who stop between layers.
+    pub fn pass<'p>(&'p self, tap: &'p mut dyn Tap) -> Pass<'p, 'a> {
+        Pass::new(self, tap)
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {

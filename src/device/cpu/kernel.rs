@@ -7,10 +7,8 @@
 pub const WIDTH: usize = 32;
 /// Rows and panels are multiplied in chunks of this many terms, so that a chunk of a panel stays in the first-level cache.
 pub const DEPTH: usize = 256;
-/// Most rows at a time.
-const ROWS: usize = 14;
-
-/// `out[r][c] (+)= sum over k of x[r][k] * panel[k][c]` for `rows` rows and [`WIDTH`] columns.
+/// `out[r][c] (+)= sum over k of x[r][k] * panel[k][c]` for `rows` rows and [`WIDTH`] columns. Terms of `x` lie side by side, or
+/// [`WIDTH`] apart where the kernel reads down a panel.
 #[derive(Clone, Copy)]
 pub struct Tile {
     pub x: *const f32,
@@ -28,33 +26,49 @@ type Run = unsafe fn(&Tile);
 
 /// A kernel for each number of rows up to its most; the first is for one row.
 #[derive(Clone, Copy)]
-pub struct Kernel(&'static [Run]);
+pub struct Kernel {
+    run: &'static [Run],
+    /// From one term of `x` to the next.
+    step: usize,
+}
+
+/// Kernels for terms that lie side by side, and for those that lie [`WIDTH`] apart.
+type Pair = [&'static [Run]; 2];
 
 impl Kernel {
     /// The fastest that this machine can run.
     pub fn best() -> Kernel {
+        Kernel { run: Self::fastest()[0], step: 1 }
+    }
+
+    /// The same for an `x` that is itself a panel: its rows are the panel's columns, `x_stride` is 1.
+    pub fn down_a_panel() -> Kernel {
+        Kernel { run: Self::fastest()[1], step: WIDTH }
+    }
+
+    fn fastest() -> Pair {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") {
-                return Kernel(x86::AVX512);
+                return x86::AVX512;
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Kernel(x86::AVX2);
+                return x86::AVX2;
             }
         }
-        Kernel(PLAIN)
+        PLAIN
     }
 
     #[cfg(test)]
     pub fn plain() -> Kernel {
-        Kernel(PLAIN)
+        Kernel { run: PLAIN[0], step: 1 }
     }
 
     /// Multiplies `rows` rows of `depth` terms, chunk by chunk. Chunks begin at multiples of [`DEPTH`] counted from `origin`
     /// terms before the first.
     ///
     /// # Safety
-    /// For all `r < rows`, `k < depth`, `c < WIDTH`: `x[r * x_stride + k]` and `panel[k * panel_stride + c]` can be read and
+    /// For all `r < rows`, `k < depth`, `c < WIDTH`: `x[r * x_stride + k * step]` and `panel[k * panel_stride + c]` can be read and
     /// `out[r * out_stride + c]` can be written, by no other thread meanwhile.
     pub unsafe fn multiply(self, tile: Tile, rows: usize, origin: usize) {
         let mut from = 0;
@@ -62,11 +76,11 @@ impl Kernel {
             let until = tile.depth.min((origin + from) / DEPTH * DEPTH + DEPTH - origin);
             let mut row = 0;
             while row < rows {
-                let n = self.0.len().min(rows - row);
+                let n = self.run.len().min(rows - row);
                 // SAFETY: rows `row..row + n` and terms `from..until` are within what the caller vouches for.
                 unsafe {
-                    (self.0[n - 1])(&Tile {
-                        x: tile.x.add(row * tile.x_stride + from),
+                    (self.run[n - 1])(&Tile {
+                        x: tile.x.add(row * tile.x_stride + from * self.step),
                         panel: tile.panel.add(from * tile.panel_stride),
                         depth: until - from,
                         out: tile.out.add(row * tile.out_stride),
@@ -82,40 +96,22 @@ impl Kernel {
 }
 
 macro_rules! each {
-    ($run:ident) => {
-        &[$run::<1>, $run::<2>, $run::<3>, $run::<4>, $run::<5>, $run::<6>]
-    };
-    ($run:ident wide) => {
-        &[
-            $run::<1>,
-            $run::<2>,
-            $run::<3>,
-            $run::<4>,
-            $run::<5>,
-            $run::<6>,
-            $run::<7>,
-            $run::<8>,
-            $run::<9>,
-            $run::<10>,
-            $run::<11>,
-            $run::<12>,
-            $run::<13>,
-            $run::<ROWS>,
-        ]
+    ($run:ident: $($rows:literal)*) => {
+        [&[$($run::<$rows, 1>),*], &[$($run::<$rows, WIDTH>),*]]
     };
 }
 
-const PLAIN: &[Run] = each!(plain);
+const PLAIN: Pair = each!(plain: 1 2 3 4 5 6);
 
 /// # Safety
 /// As [`Kernel::multiply`], for `M` rows.
-unsafe fn plain<const M: usize>(t: &Tile) {
+unsafe fn plain<const M: usize, const STEP: usize>(t: &Tile) {
     let mut sums = [[0.0f32; WIDTH]; M];
     for k in 0..t.depth {
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: `r < M`, `k < depth`, `c < WIDTH`.
             unsafe {
-                let x = *t.x.add(r * t.x_stride + k);
+                let x = *t.x.add(r * t.x_stride + k * STEP);
                 for (c, sum) in sums.iter_mut().enumerate() {
                     *sum = x.mul_add(*t.panel.add(k * t.panel_stride + c), *sum);
                 }
@@ -135,16 +131,16 @@ unsafe fn plain<const M: usize>(t: &Tile) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{ROWS, Run, Tile, WIDTH};
+    use super::{Pair, Tile, WIDTH};
     use std::arch::x86_64::*;
 
-    pub const AVX512: &[Run] = each!(avx512 wide);
-    pub const AVX2: &[Run] = each!(avx2);
+    pub const AVX512: Pair = each!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    pub const AVX2: Pair = each!(avx2: 1 2 3 4 5 6);
 
     /// # Safety
     /// As [`super::Kernel::multiply`], for `M` rows, on a CPU with AVX-512F.
     #[target_feature(enable = "avx512f")]
-    unsafe fn avx512<const M: usize>(t: &Tile) {
+    unsafe fn avx512<const M: usize, const STEP: usize>(t: &Tile) {
         const LANES: usize = 16;
         let mut sums = [[_mm512_setzero_ps(); WIDTH / LANES]; M];
         // SAFETY: every address is one of those that the caller vouches for.
@@ -153,7 +149,7 @@ mod x86 {
                 let panel = t.panel.add(k * t.panel_stride);
                 let w = [_mm512_loadu_ps(panel), _mm512_loadu_ps(panel.add(LANES))];
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = _mm512_set1_ps(*t.x.add(r * t.x_stride + k));
+                    let x = _mm512_set1_ps(*t.x.add(r * t.x_stride + k * STEP));
                     sums[0] = _mm512_fmadd_ps(x, w[0], sums[0]);
                     sums[1] = _mm512_fmadd_ps(x, w[1], sums[1]);
                 }
@@ -171,7 +167,7 @@ mod x86 {
     /// # Safety
     /// As [`super::Kernel::multiply`], for `M` rows, on a CPU with AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2<const M: usize>(t: &Tile) {
+    unsafe fn avx2<const M: usize, const STEP: usize>(t: &Tile) {
         const LANES: usize = 8;
         // 16 registers hold six rows of half a panel.
         for half in [0, WIDTH / 2] {
@@ -182,7 +178,7 @@ mod x86 {
                     let panel = t.panel.add(k * t.panel_stride + half);
                     let w = [_mm256_loadu_ps(panel), _mm256_loadu_ps(panel.add(LANES))];
                     for (r, sums) in sums.iter_mut().enumerate() {
-                        let x = _mm256_set1_ps(*t.x.add(r * t.x_stride + k));
+                        let x = _mm256_set1_ps(*t.x.add(r * t.x_stride + k * STEP));
                         sums[0] = _mm256_fmadd_ps(x, w[0], sums[0]);
                         sums[1] = _mm256_fmadd_ps(x, w[1], sums[1]);
                     }
@@ -237,7 +233,7 @@ mod tests {
             let mut kernels = vec![Kernel::best()];
             #[cfg(target_arch = "x86_64")]
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                kernels.push(Kernel(x86::AVX2));
+                kernels.push(Kernel { run: x86::AVX2[0], step: 1 });
             }
             for kernel in kernels {
                 let got = product(kernel, rows, depth, &x, &panel);

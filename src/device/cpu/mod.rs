@@ -8,6 +8,7 @@ mod attention;
 mod columns;
 mod elementwise;
 mod factor;
+mod gram;
 mod kernel;
 mod product;
 mod scores;
@@ -18,6 +19,7 @@ pub use attention::{Attention, KvCache};
 pub use columns::{Feedback, Scales, round_columns};
 pub use elementwise::{add, dot, gate, is_finite, rms_norm, softcap, softmax};
 pub use factor::cholesky;
+pub use gram::{Gram, GramScratch, moments, weighted_squares};
 pub use product::{Panels, linear};
 pub use scores::{Scores, TokenScore};
 

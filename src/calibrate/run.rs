@@ -1,0 +1,220 @@
+//! One pass over all text, a layer at a time: only one layer's sums are ever in memory.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::Path;
+
+use super::collect::{Collector, Sums};
+use super::data::Sequence;
+use super::journal::{Done, Journal};
+use super::layout::{self, Quantity, Shape, Split};
+use super::states::States;
+use super::stats::{About, Statistics, is_expert};
+use super::write::Writer;
+use crate::arch::Role;
+use crate::container::Checkpoint;
+use crate::engine::{Engine, KvCache, Pass, Sequence as Running, Tap};
+use crate::error::{At, Result};
+
+/// Tokens that are run at a time: enough that decoding weights and adding up Gram matrices in f64 cost little.
+const BATCH: usize = 4096;
+
+pub struct Job<'a> {
+    pub engine: &'a Engine<'a>,
+    /// All of one split, then all of the other; none longer than the engine's positions.
+    pub sequences: &'a [Sequence],
+    /// Its hash is computed.
+    pub about: About,
+    pub output: &'a Path,
+}
+
+/// Where a run stands.
+pub enum Event {
+    /// These layers are done since before.
+    Resumed { layers: usize },
+    /// So many tokens went through one layer.
+    Tokens(u64),
+}
+
+/// Sequences that run together.
+struct Batch {
+    sequences: Range<usize>,
+    /// Among all.
+    tokens: Range<usize>,
+    split: Split,
+}
+
+/// Weights that read a site, with the number of matrices stacked in each, and the sites, layer after layer.
+pub fn sites(checkpoint: &dyn Checkpoint, engine: &Engine<'_>) -> (Vec<(String, usize)>, Vec<Shape>) {
+    let (mut weights, mut sites) = (Vec::new(), Vec::new());
+    let mut known = HashSet::new();
+    let mut add = |key: String, columns: usize, expert: bool| {
+        if known.insert(key.clone()) {
+            sites.push(Shape { key, columns, expert });
+        }
+    };
+    for t in checkpoint.tensors() {
+        let Some(site) = t.id.role.site().filter(|_| t.name.ends_with(".weight") && t.shape.len() > 1) else {
+            continue;
+        };
+        if t.id.layer.is_some_and(|l| l as usize >= engine.layers()) {
+            continue;
+        }
+        weights.push((t.name.clone(), t.planes()));
+        match is_expert(&site) {
+            true => {
+                (0..t.planes() as u32).for_each(|e| add(layout::key(t.id.layer, &site, Some(e)), t.dims().cols, true))
+            }
+            false => add(layout::key(t.id.layer, &site, None), t.dims().cols, false),
+        }
+    }
+    // The embedding may be the output too.
+    add(layout::key(None, &Role::Output, None), engine.hidden(), false);
+    let layer =
+        |s: &Shape| s.key.strip_prefix("blk.").and_then(|r| r.split('.').next()?.parse().ok()).unwrap_or(u32::MAX);
+    sites.sort_by_key(layer);
+    (weights, sites)
+}
+
+impl Job<'_> {
+    /// Runs in the caller's rayon pool. A run that was killed goes on where it stopped, if the job is the same.
+    ///
+    /// Errors: an activation that is not finite, with its site; what memory or disk cannot hold.
+    pub fn run(&self, event: &dyn Fn(Event)) -> Result<Statistics> {
+        let writer = Writer::open(self.output, self.about.clone())?;
+        let job = serde_json::to_string(&self.about).map_err(|e| crate::error::Error::input(e.to_string()))?;
+        let tokens = self.sequences.iter().map(|s| s.tokens.len()).sum();
+        let (mut journal, done) = Journal::open(self.output, &job, tokens, self.engine.hidden())?;
+        let batches = self.batches();
+        let first = match self.intact(&writer, &mut journal, &done)? {
+            true => done.len(),
+            false => {
+                journal.start(&job)?;
+                writer.clear(self.output)?;
+                self.embed(&batches, journal.before(0))?;
+                0
+            }
+        };
+        if first > 0 {
+            event(Event::Resumed { layers: first });
+            event(Event::Tokens((tokens * first) as u64));
+        }
+        for layer in first..self.engine.layers() {
+            let (before, after) = journal.around(layer);
+            self.step(&batches, &writer, event, &mut |pass, running, tokens| {
+                let mut x = pass.take(tokens.len() * self.engine.hidden());
+                x.copy_from_slice(before.read(tokens.clone()));
+                pass.layer(layer, running, &mut x)?;
+                after.write(tokens, &x);
+                pass.give(x);
+                Ok(())
+            })?;
+            let parts = self.digest(&writer, layer)?;
+            let states = journal.before(layer + 1).hash();
+            journal.add(&Done { layer, states, parts })?;
+        }
+        let (last, _) = journal.around(self.engine.layers());
+        self.step(&batches, &writer, event, &mut |pass, running, tokens| {
+            let normed = pass.finish(running, last.read(tokens))?;
+            pass.give(normed);
+            Ok(())
+        })?;
+        writer.finish()?;
+        drop(journal);
+        Statistics::open(self.output)
+    }
+
+    /// Whether everything that a killed run finished is still as it left it.
+    fn intact(&self, writer: &Writer, journal: &mut Journal, done: &[Done]) -> Result<bool> {
+        let Some(last) = done.last() else { return Ok(false) };
+        if done.iter().enumerate().any(|(i, d)| d.layer != i) || done.len() > self.engine.layers() {
+            return Ok(false);
+        }
+        if journal.before(done.len()).hash() != last.states {
+            return Ok(false);
+        }
+        // A file that is too short has lost them too.
+        Ok(done.iter().all(|d| self.digest(writer, d.layer).is_ok_and(|hash| hash == d.parts)))
+    }
+
+    /// Of what was written for one layer.
+    fn digest(&self, writer: &Writer, layer: usize) -> Result<String> {
+        let prefix = format!("blk.{layer}.");
+        writer.digest(|s| self.about.sites[s.site].key.starts_with(&prefix))
+    }
+
+    fn embed(&self, batches: &[Batch], out: &mut States) -> Result<()> {
+        let mut none = crate::engine::NoTap;
+        let mut pass = self.engine.pass(&mut none);
+        for batch in batches {
+            let mut caches = self.caches(batch)?;
+            let x = pass.embed(&self.running(batch, &mut caches))?;
+            out.write(batch.tokens.clone(), &x);
+        }
+        Ok(())
+    }
+
+    /// Sends all batches through `run` and writes what is heard meanwhile, one split after the other.
+    fn step(
+        &self,
+        batches: &[Batch],
+        writer: &Writer,
+        event: &dyn Fn(Event),
+        run: &mut dyn FnMut(&mut Pass<'_, '_>, &mut [Running<'_>], Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        for split in Split::ALL {
+            let mut collector = Collector::new(&self.about.sites, self.about.gram);
+            let outcome = self.pass(batches.iter().filter(|b| b.split == split), &mut collector, event, run);
+            // It knows the site, the pass only the layer.
+            collector.check()?;
+            outcome?;
+            for (site, sums) in collector.take()? {
+                write(writer, site, split, &sums).at(|| self.about.sites[site].key.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pass<'b>(
+        &self,
+        batches: impl Iterator<Item = &'b Batch>,
+        tap: &mut dyn Tap,
+        event: &dyn Fn(Event),
+        run: &mut dyn FnMut(&mut Pass<'_, '_>, &mut [Running<'_>], Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        let mut pass = self.engine.pass(tap);
+        for batch in batches {
+            let mut caches = self.caches(batch)?;
+            run(&mut pass, &mut self.running(batch, &mut caches), batch.tokens.clone())?;
+            event(Event::Tokens(batch.tokens.len() as u64));
+        }
+        Ok(())
+    }
+
+    fn caches(&self, batch: &Batch) -> Result<Vec<KvCache>> {
+        let sequences = &self.sequences[batch.sequences.clone()];
+        sequences.iter().map(|s| self.engine.transient(s.tokens.len())).collect()
+    }
+
+    fn running<'c>(&'c self, batch: &Batch, caches: &'c mut [KvCache]) -> Vec<Running<'c>> {
+        let sequences = &self.sequences[batch.sequences.clone()];
+        sequences.iter().zip(caches).map(|(s, cache)| Running { tokens: &s.tokens, cache }).collect()
+    }
+
+    fn batches(&self) -> Vec<Batch> {
+        let (mut out, mut tokens): (Vec<Batch>, usize) = (Vec::new(), 0);
+        for (i, s) in self.sequences.iter().enumerate() {
+            let end = tokens + s.tokens.len();
+            match out.last_mut().filter(|b| b.split == s.split && end - b.tokens.start <= BATCH) {
+                Some(batch) => (batch.sequences.end, batch.tokens.end) = (i + 1, end),
+                None => out.push(Batch { sequences: i..i + 1, tokens: tokens..end, split: s.split }),
+            }
+            tokens = end;
+        }
+        out
+    }
+}
+
+fn write(writer: &Writer, site: usize, split: Split, sums: &Sums) -> Result<()> {
+    Quantity::ALL.into_iter().try_for_each(|q| writer.put(site, (split, q), &|out| sums.write(q, out)))
+}

@@ -1,0 +1,45 @@
+//! Hidden states of all tokens between two layers, in a mapped file: the system keeps in memory what fits, and a killed run finds
+//! them again.
+
+use std::ops::Range;
+use std::path::Path;
+
+use memmap2::MmapMut;
+
+use crate::container::output::open_private;
+use crate::error::{At, Error, Result};
+
+/// `[tokens][hidden]`, f32 as this machine stores it.
+pub struct States {
+    map: MmapMut,
+    hidden: usize,
+}
+
+impl States {
+    /// Opens or makes the file; what it held stays if its size is right.
+    pub fn open(path: &Path, tokens: usize, hidden: usize) -> Result<States> {
+        let bytes = tokens.checked_mul(hidden).and_then(|n| n.checked_mul(4)).map(|n| n as u64);
+        let bytes = bytes.ok_or_else(|| Error::limits(format!("{tokens} tokens are too many")).help("lower --rows"))?;
+        let open = || -> Result<MmapMut> {
+            let file = open_private(path)?;
+            file.set_len(bytes)?;
+            // SAFETY: the file is ours: under a name that only a run with this output uses, and such runs exclude each other.
+            Ok(unsafe { MmapMut::map_mut(&file)? })
+        };
+        Ok(States { map: open().at(|| path.display().to_string())?, hidden })
+    }
+
+    pub fn read(&self, tokens: Range<usize>) -> &[f32] {
+        &bytemuck::cast_slice(&self.map)[tokens.start * self.hidden..tokens.end * self.hidden]
+    }
+
+    pub fn write(&mut self, tokens: Range<usize>, x: &[f32]) {
+        let all: &mut [f32] = bytemuck::cast_slice_mut(&mut self.map);
+        all[tokens.start * self.hidden..tokens.end * self.hidden].copy_from_slice(x);
+    }
+
+    /// BLAKE3 of all of them.
+    pub fn hash(&self) -> String {
+        blake3::hash(&self.map).to_hex().to_string()
+    }
+}

@@ -1,0 +1,227 @@
+//! `quant calibrate`
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::report::Reporter;
+use super::size::Size;
+use super::{Common, model};
+use crate::calibrate::data::{self, Amount, Draw, Source, Tokens};
+use crate::calibrate::run::{self, Event, Job};
+use crate::calibrate::stats::{About, Run, Statistics};
+use crate::calibrate::{fingerprint, layout, merge};
+use crate::container::output::refuse_inputs;
+use crate::container::{Checkpoint, OpenOptions};
+use crate::device::cpu;
+use crate::engine::Engine;
+use crate::error::{At, Error, Result};
+use crate::eval;
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Calibrate {
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// The model, as it will be converted
+    #[arg(required = true)]
+    model: Option<String>,
+    /// Text to run it on, and its share of the tokens [default: 1]: .jsonl, .parquet, or any plain text
+    #[arg(long, value_name = "FILE[:WEIGHT]")]
+    data: Vec<String>,
+    /// The amount of text: as many tokens as so many rows of --length
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    rows: u32,
+    /// The longest sequence, in tokens [default: 2048, or the model's context if that is smaller]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    length: Option<u32>,
+    /// Keep the Gram matrix of every activation too, which methods with error feedback need
+    #[arg(long)]
+    gram: bool,
+    /// Decides which text is drawn
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Part of the sequences that is kept apart to judge methods by
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
+    held_out: f64,
+    /// Let sequences go on across the ends of documents
+    #[arg(long)]
+    pack: bool,
+    /// Run a part of the text only, for `calibrate merge`: 2/4 is the second of four
+    #[arg(long, value_name = "K/N", default_value = "1/1", value_parser = shard)]
+    shard: (usize, usize),
+    /// Keep the tokens in the file too, not only their hash
+    #[arg(long)]
+    keep_tokens: bool,
+    /// The file to write
+    #[arg(short, long, value_name = "STATS", required = true)]
+    output: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Add up files that were made of one model on different text
+    Merge {
+        #[arg(required = true, value_name = "STATS")]
+        files: Vec<PathBuf>,
+        /// The file to write
+        #[arg(short, long, value_name = "STATS")]
+        output: PathBuf,
+    },
+    /// Write an importance matrix for llama.cpp
+    Export {
+        #[arg(value_name = "STATS")]
+        file: PathBuf,
+        /// The file to write: GGUF, or llama.cpp's older format if its name ends in .dat
+        #[arg(short, long, value_name = "FILE.gguf|FILE.dat")]
+        output: PathBuf,
+        /// Also of the output matrix, which llama.cpp leaves out unless asked
+        #[arg(long)]
+        process_output: bool,
+    },
+}
+
+fn share(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=0.5).contains(&share) => Ok(share),
+        _ => Err("it must be from 0 to 0.5".into()),
+    }
+}
+
+fn shard(text: &str) -> std::result::Result<(usize, usize), String> {
+    let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    parts.filter(|(k, n)| (1..=*n).contains(k)).ok_or_else(|| "write it as 2/4: the second of four parts".into())
+}
+
+/// `code.jsonl:0.3`; a file whose own name ends like that comes first.
+fn weighted(argument: &str) -> Result<(PathBuf, f64)> {
+    let whole = PathBuf::from(argument);
+    let Some((path, weight)) = argument.rsplit_once(':').filter(|_| !whole.exists()) else { return Ok((whole, 1.0)) };
+    match weight.parse::<f64>() {
+        Ok(weight) if weight.is_finite() && weight > 0.0 => Ok((PathBuf::from(path), weight)),
+        Ok(weight) => Err(Error::request(format!("a weight of {weight}")).at(path).help("weights are above 0")),
+        Err(_) => Ok((whole, 1.0)),
+    }
+}
+
+impl Calibrate {
+    pub fn run(&self, common: &Common, reporter: &Reporter) -> Result<bool> {
+        match &self.action {
+            Some(Action::Merge { files, output }) => {
+                refuse_inputs(std::slice::from_ref(output), files)?;
+                let files = files.iter().map(|f| Statistics::open(f)).collect::<Result<Vec<_>>>()?;
+                let merged = merge::merge(&files, output).at(|| output.display().to_string())?;
+                report(&merged, output, reporter)
+            }
+            Some(Action::Export { file, output, process_output }) => {
+                refuse_inputs(std::slice::from_ref(output), std::slice::from_ref(file))?;
+                let statistics = Statistics::open(file)?;
+                let wanted = |name: &str| name.starts_with("blk.") || *process_output;
+                let imatrix = statistics.imatrix_of(wanted);
+                imatrix.write(output)?;
+                if reporter.json {
+                    return reporter.value(&json!({"path": output, "entries": imatrix.entries_count()})).map(|()| true);
+                }
+                reporter.text(&format!("{}: {} entries", output.display(), imatrix.entries_count())).map(|()| true)
+            }
+            None => self.calibrate(common, reporter),
+        }
+    }
+
+    fn calibrate(&self, common: &Common, reporter: &Reporter) -> Result<bool> {
+        let (Some(model), Some(output)) = (&self.model, &self.output) else { return Ok(false) };
+        let data = self.data.iter().map(|d| weighted(d)).collect::<Result<Vec<_>>>()?;
+        let model = model::open(model, &OpenOptions::default(), reporter)?;
+        let inputs: Vec<PathBuf> = model.files().into_iter().chain(data.iter().map(|(path, _)| path.clone())).collect();
+        refuse_inputs(std::slice::from_ref(output), &inputs)?;
+        let checkpoint = model.checkpoint.as_ref();
+        let amount = self.amount(checkpoint)?;
+        let tokens = Tokens::of(checkpoint)?;
+        let sources =
+            data.iter().map(|(path, weight)| Source::file(path, *weight, &tokens)).collect::<Result<Vec<_>>>()?;
+        let draw = data::draw(&sources, &tokens, &amount)?;
+        let count: usize = draw.sequences.iter().map(|s| s.tokens.len()).sum();
+        let statistics = cpu::pool(common.threads())?.install(|| {
+            let longest = draw.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
+            let engine = Engine::new(checkpoint, longest)?;
+            let about = self.about(checkpoint, &engine, &model.name, &tokens, &amount, &draw)?;
+            let bar = reporter.tokens("calibrate", (count * (engine.layers() + 1)) as u64);
+            let job = Job { engine: &engine, sequences: &draw.sequences, about, output };
+            job.run(&|event| match event {
+                Event::Tokens(n) => bar.advance(n),
+                Event::Resumed { layers } => {
+                    reporter.note(&format!("going on after layer {} of a run that was stopped", layers - 1))
+                }
+            })
+        })?;
+        report(&statistics, output, reporter)
+    }
+
+    fn amount(&self, checkpoint: &dyn Checkpoint) -> Result<Amount> {
+        let most = checkpoint.family().and_then(|(_, spec)| spec.context).unwrap_or(u32::MAX);
+        let length = self.length.unwrap_or(2048.min(most));
+        if length > most {
+            let over = length - most;
+            return Err(Error::request(format!(
+                "rows of {length} tokens are {over} more than the model's context of {most}"
+            ))
+            .help(format!("pass --length {most}")));
+        }
+        let Calibrate { rows, seed, held_out, pack, shard, .. } = *self;
+        Ok(Amount { rows: rows as usize, length: length as usize, seed, held_out, pack, shard })
+    }
+
+    fn about(
+        &self,
+        checkpoint: &dyn Checkpoint,
+        engine: &Engine<'_>,
+        model: &str,
+        tokens: &Tokens,
+        amount: &Amount,
+        draw: &Draw,
+    ) -> Result<About> {
+        let (weights, sites) = run::sites(checkpoint, engine);
+        let count = |split: Option<layout::Split>| {
+            let of = draw.sequences.iter().filter(|s| split.is_none_or(|split| s.split == split));
+            of.map(|s| s.tokens.len() as u64).sum()
+        };
+        let run = Run {
+            corpora: draw.corpora.clone(),
+            rows: amount.rows,
+            length: amount.length,
+            sequences: draw.sequences.len(),
+            tokens: count(None),
+            held_out_tokens: count(Some(layout::Split::HeldOut)),
+            seed: amount.seed,
+            packed: amount.pack,
+            shard: amount.shard,
+            special_tokens: tokens.policy(amount.pack),
+            tokens_hash: data::hash(&draw.sequences),
+            kept: self.keep_tokens.then(|| draw.sequences.iter().map(|s| s.tokens.clone()).collect()),
+        };
+        Ok(About {
+            version: layout::VERSION,
+            quant: env!("CARGO_PKG_VERSION").to_owned(),
+            model: model.to_owned(),
+            arch: checkpoint.arch().to_owned(),
+            model_hash: fingerprint::of(checkpoint)?,
+            tokenizer_hash: eval::tokenizer_hash(&checkpoint.metadata()?)?,
+            gram: self.gram,
+            weights,
+            sites,
+            runs: vec![run],
+            hash: String::new(),
+        })
+    }
+}
+
+fn report(statistics: &Statistics, output: &std::path::Path, reporter: &Reporter) -> Result<bool> {
+    let about = statistics.about();
+    let bytes = std::fs::metadata(output).map_or(0, |m| m.len());
+    if reporter.json {
+        return reporter.value(&json!({"path": output, "bytes": bytes, "tokens": about.tokens()})).map(|()| true);
+    }
+    let line = format!("{}: {} of statistics over {} tokens", output.display(), Size(bytes), about.tokens());
+    reporter.text(&line).map(|()| true)
+}
