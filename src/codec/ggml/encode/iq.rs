@@ -2,7 +2,7 @@
 
 use super::codebook::{self, Codebook};
 use super::lanes::{Ints, Lanes};
-use super::lattice::{Encoded, Redo, Rules, Trials, encode};
+use super::lattice::{Encoded, Group, Redo, Rules, Trials, encode};
 use super::pack::{Out, bytes};
 use super::search::TINY;
 use super::{Blocks, Importance, Kernel};
@@ -156,17 +156,43 @@ impl Kernel for Iq3S {
         };
         let Encoded { unit, groups, scales, .. } = encode::<L, 8, 32, 4, 8>(&rules, blocks);
         out.half(0, unit);
-        for (j, group) in groups.iter().enumerate() {
+        let mut words = [[L::Int::splat(0); 3]; 8];
+        for (j, (words, group)) in words.iter_mut().zip(&groups).enumerate() {
             let mut high = L::Int::splat(0);
             for (i, &code) in group.codes.iter().enumerate() {
                 let index = rules.codebook.indices(code);
-                out.byte(2 + 8 * j + i, index);
+                words[i / 4] = words[i / 4] | (index & L::Int::splat(0xff)) << (i % 4 * 8) as u32;
                 high = high | index >> 8 << i as u32;
             }
+            words[2] = bytes(group.signs);
             out.byte(66 + j, high);
-            out.word(74 + 4 * j, bytes(group.signs));
+        }
+        close_gaps::<L>(&groups, &mut words);
+        for (j, [low, high, signs]) in words.into_iter().enumerate() {
+            out.word(2 + 8 * j, low);
+            out.word(6 + 8 * j, high);
+            out.word(74 + 4 * j, signs);
         }
         nibbles(&scales, 106, out);
+    }
+}
+
+/// Where a group is zero, the reference writes the points and signs of those behind it one place earlier, though not the
+/// points' ninth bits nor the scales. Such a block decodes to other weights; its bytes are those of the reference.
+#[inline(always)]
+fn close_gaps<L: Lanes>(groups: &[Group<L>; 8], words: &mut [[L::Int; 3]; 8]) {
+    // Last to first: all behind a gap moves up by one, and the last place stays empty.
+    for gap in (0..8).rev() {
+        let zero = !groups[gap].some;
+        if !L::any(zero) {
+            continue;
+        }
+        for j in gap..8 {
+            let next = if j + 1 < 8 { words[j + 1] } else { [L::Int::splat(0); 3] };
+            for (word, next) in words[j].iter_mut().zip(next) {
+                *word = L::choose(zero, next, *word);
+            }
+        }
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Group<L: Lanes> {
     pub codes: [L::Int; 8],
     /// Bit `i`: weight `i` of eight is negative. Only seven bits where their number is even.
     pub signs: [L::Int; 4],
+    /// Groups that are not zero.
+    pub some: L::Mask,
     scale: L,
 }
 
@@ -75,7 +77,7 @@ pub fn encode<L: Lanes, const N: usize, const G: usize, const D: usize, const V:
     const { assert!(N * G == 256) };
     let (zero, half) = (L::splat(0.0), L::splat(0.5));
     let mean = energy(blocks.x) * L::splat(rules.spread) / L::splat(256.0);
-    let none = Group { codes: [L::Int::splat(0); 8], signs: [L::Int::splat(0); 4], scale: zero };
+    let none = Group { codes: [L::Int::splat(0); 8], signs: [L::Int::splat(0); 4], some: zero.lt(zero), scale: zero };
     let mut groups = [none; N];
     let mut max = zero;
     for (j, (out, x)) in groups.iter_mut().zip(blocks.x.as_chunks::<G>().0).enumerate() {
@@ -157,7 +159,7 @@ fn group<L: Lanes, const G: usize, const D: usize, const V: usize>(rules: &Rules
         scale = L::select(any & zero.lt(sum_q2), sum_qx / sum_q2, scale);
     }
 
-    let mut group = Group { codes: points.codes, signs, scale: L::select(some, scale, zero) };
+    let mut group = Group { codes: points.codes, signs, some, scale: L::select(some, scale, zero) };
     let negative = group.scale.lt(zero);
     group.scale = L::select(negative, -group.scale, group.scale);
     let flip = L::keep(negative, L::Int::splat(if rules.even { 0x7f } else { 0xff }));
