@@ -61,10 +61,12 @@ impl Codebook {
                 let at = distances.iter().zip(&packed).filter(|&(&d, _)| d == near);
                 book.neighbours.extend(at.map(|(_, code)| code));
             }
-            let end = (book.neighbours.len() - start).next_multiple_of(MAX_LANES) + start;
-            book.neighbours.resize(end, book.neighbours[start]);
-            book.entries[usize::from(pack(&digits))] =
-                Entry { index: 0, count: (end - start) as u16, start: start as u32 };
+            let count = book.neighbours.len() - start;
+            let whole = if count <= 8 { 8 } else { count.next_multiple_of(MAX_LANES) };
+            // No level belongs to the digit 3 of two bits; all of three bits are taken.
+            let filler = if L < 4 { u16::MAX } else { book.neighbours[start] };
+            book.neighbours.resize(start + whole, filler);
+            book.entries[usize::from(pack(&digits))] = Entry { index: 0, count: whole as u16, start: start as u32 };
         }
         book
     }
@@ -90,6 +92,7 @@ impl Codebook {
         x: &[L; D],
         w: &[L; D],
         levels: &[L; V],
+        scratch: &mut [Errors; MAX_LANES],
     ) -> (L::Int, L) {
         let mut codes = codes.to_array();
         let mut missed = [0.0; MAX_LANES];
@@ -100,8 +103,8 @@ impl Codebook {
             any |= !is_point;
         }
         if any {
-            let errors = errors(x, w, levels);
-            for (code, errors) in codes[..L::N].iter_mut().zip(&errors) {
+            errors(x, w, levels, scratch);
+            for (code, errors) in codes[..L::N].iter_mut().zip(scratch) {
                 let Entry { count, start, .. } = self.entries[*code as usize];
                 if count > 0 {
                     let neighbours = &self.neighbours[start as usize..][..usize::from(count)];
@@ -133,39 +136,69 @@ fn pack<const D: usize>(digits: &[usize; D]) -> u16 {
 
 /// For each lane the errors of every coordinate at every level.
 #[inline(always)]
-fn errors<L: Lanes, const D: usize, const V: usize>(x: &[L; D], w: &[L; D], levels: &[L; V]) -> [Errors; MAX_LANES] {
+fn errors<L: Lanes, const D: usize, const V: usize>(
+    x: &[L; D],
+    w: &[L; D],
+    levels: &[L; V],
+    errors: &mut [Errors; MAX_LANES],
+) {
     const { assert!(D * V == 32 && V.is_multiple_of(4)) };
-    let mut errors = [[0.0; 32]; MAX_LANES];
     for i in 0..D {
         for first in (0..V).step_by(4) {
-            let mut four = [L::splat(0.0); 4];
+            let mut four = [L::splat(f32::INFINITY); 4];
             for (error, level) in four.iter_mut().zip(&levels[first..]) {
                 let e = *level - x[i];
                 *error = w[i] * e * e;
             }
-            L::scatter(&four, &mut errors, V * i + first);
+            L::scatter(&four, errors, V * i + first);
         }
     }
-    errors
 }
 
-/// The first of the codes with the smallest sum of errors: one candidate per lane. Sums that are not below the largest
-/// float (where the reference gives up) never win; if none does, the first code is returned.
+/// The first of the codes with the smallest sum of errors. Sums that are not below the largest float (where the reference
+/// gives up) never win; if none does, the first code is returned.
 #[inline(always)]
 fn closest<L: Lanes, const D: usize, const V: usize>(codes: &[u16], errors: &Errors) -> i32 {
     let (errors, _) = errors.as_chunks::<V>();
+    if codes.len() <= L::Narrow::N {
+        return codes[first_least::<L::Narrow, D, V>(codes, errors)].into();
+    }
+    if codes.len() <= L::N {
+        return codes[first_least::<L, D, V>(codes, errors)].into();
+    }
     let mut ranks = L::Int::ascending();
     let (mut least, mut best) = (L::splat(f32::MAX), L::Int::splat(0));
     for codes in codes.chunks_exact(L::N) {
-        let codes = L::Int::widen(codes);
-        let mut sum = L::pick(&errors[0], codes);
-        for (i, errors) in errors.iter().enumerate().skip(1) {
-            sum = sum + L::pick(errors, codes >> (i * bits(D)) as u32);
-        }
+        let sum = sums::<L, D, V>(codes, errors);
         let less = sum.lt(least);
         least = L::select(less, sum, least);
         best = L::choose(less, ranks, best);
         ranks = ranks + L::Int::splat(L::N as i32);
     }
-    codes[L::first_least(least, best)].into()
+    let ranks = best.to_array();
+    let mut ties = least.least();
+    let mut first = i32::MAX;
+    while ties != 0 {
+        first = first.min(ranks[ties.trailing_zeros() as usize]);
+        ties &= ties - 1;
+    }
+    codes[first as usize].into()
+}
+
+/// Place of the first code with the smallest sum; there are no more codes than lanes.
+#[inline(always)]
+fn first_least<L: Lanes, const D: usize, const V: usize>(codes: &[u16], errors: &[[f32; V]]) -> usize {
+    let sums = sums::<L, D, V>(codes, errors).min(L::splat(f32::MAX));
+    sums.least().trailing_zeros() as usize
+}
+
+/// The sums of the errors of some candidates, one a lane.
+#[inline(always)]
+fn sums<L: Lanes, const D: usize, const V: usize>(codes: &[u16], errors: &[[f32; V]]) -> L {
+    let codes = L::Int::widen(codes);
+    let mut sum = L::pick(&errors[0], codes);
+    for (i, errors) in errors.iter().enumerate().skip(1) {
+        sum = sum + L::pick(errors, codes >> (i * bits(D)) as u32);
+    }
+    sum
 }

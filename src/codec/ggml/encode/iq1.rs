@@ -287,6 +287,7 @@ impl<L: Lanes, const P: usize> Group<L, P> {
         let some = !magnitude.lt(L::splat(tiny)) & !cut.choice.lt(zero);
         let mut group = cut.group(sorted);
         let mut any = zero;
+        let mut scratch = [[0.0; 32]; MAX_LANES];
         for k in 0..P {
             let (x, w) = (&x.as_chunks::<8>().0[k], &w.as_chunks::<8>().0[k]);
             let mut levels = group.levels(k);
@@ -294,7 +295,7 @@ impl<L: Lanes, const P: usize> Group<L, P> {
                 *level = group.scale * *level;
             }
             let missed;
-            (group.codes[k], missed) = IQ1.snap::<L, 8, 4>(group.codes[k], x, w, &levels);
+            (group.codes[k], missed) = IQ1.snap::<L, 8, 4>(group.codes[k], x, w, &levels, &mut scratch);
             any = any.max(missed);
         }
         let (mut sum_qx, mut sum_q2) = (zero, zero);
@@ -308,12 +309,12 @@ impl<L: Lanes, const P: usize> Group<L, P> {
         group
     }
 
-    /// The values of the digits of point `k`; the last is not used.
+    /// The values of the digits of point `k`; no digit has the last.
     #[inline(always)]
     fn levels(&self, k: usize) -> [L; 4] {
         let half = if k < P / 2 { self.down >> 1 } else { self.down };
         let down = L::splat(0.0).lt(L::from_int(half & L::Int::splat(1)));
-        let mut levels = [L::splat(0.0); 4];
+        let mut levels = [L::splat(f32::INFINITY); 4];
         for (level, (up, low)) in levels.iter_mut().zip(UP.into_iter().zip(DOWN)) {
             *level = L::select(down, L::splat(low), L::splat(up));
         }

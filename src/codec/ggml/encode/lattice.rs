@@ -6,8 +6,8 @@
 use std::sync::LazyLock;
 
 use super::Blocks;
-use super::codebook::{Codebook, bits};
-use super::lanes::{Ints, Lanes, clamp, energy, nearest};
+use super::codebook::{Codebook, Errors, bits};
+use super::lanes::{Ints, Lanes, MAX_LANES, clamp, energy, nearest};
 use super::search::positive;
 
 /// What tells the formats apart.
@@ -127,7 +127,7 @@ fn group<L: Lanes, const G: usize, const D: usize, const V: usize>(rules: &Rules
         some = some & zero.lt(reach);
     }
 
-    let search = Search::<L, G, D, V>::new(rules, &x, w);
+    let mut search = Search::<L, G, D, V>::new(rules, &x, w);
     let mut best = zero;
     let mut points = Points::none(rules.redo == Redo::AllIfReplaced);
     if L::any(some) {
@@ -254,6 +254,7 @@ struct Search<'a, L, const G: usize, const D: usize, const V: usize> {
     wx: [L; G],
     /// The reference weighs the errors of points by the roots.
     roots: [L; G],
+    scratch: [Errors; MAX_LANES],
 }
 
 impl<'a, L: Lanes, const G: usize, const D: usize, const V: usize> Search<'a, L, G, D, V> {
@@ -264,15 +265,16 @@ impl<'a, L: Lanes, const G: usize, const D: usize, const V: usize> Search<'a, L,
             wx[i] = w[i] * x[i];
             roots[i] = w[i].sqrt();
         }
-        Search { codebook: rules.codebook, x, w, wx, roots }
+        Search { codebook: rules.codebook, x, w, wx, roots, scratch: [[0.0; 32]; MAX_LANES] }
     }
 
     /// The best points under a scale and, rounded apart from it, its inverse.
     #[inline(always)]
-    fn points(&self, inverse: L, scale: L) -> Points<L> {
+    fn points(&mut self, inverse: L, scale: L) -> Points<L> {
         let mut levels = [scale; V];
         for (q, level) in levels.iter_mut().enumerate() {
-            *level = scale * L::splat(2.0 * q as f32 + 1.0);
+            let unused = V == 4 && q == 3;
+            *level = if unused { L::splat(f32::INFINITY) } else { scale * L::splat(2.0 * q as f32 + 1.0) };
         }
         let mut points = Points::none(false);
         let groups = self.x.as_chunks::<D>().0.iter().zip(self.roots.as_chunks::<D>().0);
@@ -283,7 +285,8 @@ impl<'a, L: Lanes, const G: usize, const D: usize, const V: usize> Search<'a, L,
                 let digit = clamp(digit, 0.0, largest_digit::<V>()).truncate();
                 code = code | digit << (i * bits(D)) as u32;
             }
-            (points.codes[k], points.replaced[k]) = self.codebook.snap::<L, D, V>(code, x, roots, &levels);
+            (points.codes[k], points.replaced[k]) =
+                self.codebook.snap::<L, D, V>(code, x, roots, &levels, &mut self.scratch);
         }
         points
     }

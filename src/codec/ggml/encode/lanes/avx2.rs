@@ -125,6 +125,7 @@ impl Ints for I32x8 {
 
 impl Lanes for F32x8 {
     const N: usize = 8;
+    type Narrow = Self;
     type Int = I32x8;
     type Mask = Mask8;
 
@@ -237,18 +238,14 @@ impl Lanes for F32x8 {
         })
     }
     #[inline(always)]
-    fn first_least(values: Self, ranks: I32x8) -> usize {
+    fn least(self) -> u32 {
         // SAFETY: see the module.
         unsafe {
-            let mut least = values.0;
+            let mut least = self.0;
             least = _mm256_min_ps(least, _mm256_permute2f128_ps::<1>(least, least));
             least = _mm256_min_ps(least, _mm256_permute_ps::<0b01_00_11_10>(least));
             least = _mm256_min_ps(least, _mm256_permute_ps::<0b10_11_00_01>(least));
-            let mut first = Self::choose(values.eq(Self(least)), ranks, I32x8::splat(i32::MAX)).0;
-            first = _mm256_min_epi32(first, _mm256_permute2x128_si256::<1>(first, first));
-            first = _mm256_min_epi32(first, _mm256_shuffle_epi32::<0b01_00_11_10>(first));
-            first = _mm256_min_epi32(first, _mm256_shuffle_epi32::<0b10_11_00_01>(first));
-            _mm256_cvtsi256_si32(first) as usize
+            _mm256_movemask_ps(self.eq(Self(least)).0) as u32
         }
     }
 

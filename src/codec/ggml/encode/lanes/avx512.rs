@@ -8,7 +8,8 @@ use super::{Ints, Lanes, MAX_LANES, check_gather};
 
 /// Whether this machine can [`run`].
 pub fn available() -> bool {
-    is_x86_feature_detected!("avx512f")
+    super::avx2::available()
+        && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
@@ -18,7 +19,7 @@ pub fn available() -> bool {
 ///
 /// # Safety
 /// [`available`] has returned true.
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512dq,avx512bw,avx512vl")]
 pub unsafe fn run<K: Kernel>(w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]) {
     drive::<K, F32x16>(w, cols, importance, out);
 }
@@ -113,6 +114,7 @@ impl Ints for I32x16 {
 
 impl Lanes for F32x16 {
     const N: usize = 16;
+    type Narrow = super::avx2::F32x8;
     type Int = I32x16;
     type Mask = __mmask16;
 
@@ -219,12 +221,10 @@ impl Lanes for F32x16 {
         })
     }
     #[inline(always)]
-    fn first_least(values: Self, ranks: I32x16) -> usize {
+    fn least(self) -> u32 {
         // SAFETY: see the module.
-        unsafe {
-            let least = _mm512_set1_ps(_mm512_reduce_min_ps(values.0));
-            _mm512_mask_reduce_min_epu32(values.eq(Self(least)), ranks.0) as usize
-        }
+        let least = Self(unsafe { _mm512_set1_ps(_mm512_reduce_min_ps(self.0)) });
+        self.eq(least).into()
     }
 
     #[inline(always)]

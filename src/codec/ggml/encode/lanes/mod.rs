@@ -20,6 +20,8 @@ pub trait Lanes:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
 {
     const N: usize;
+    /// Eight lanes or fewer, for what does not fill more.
+    type Narrow: Lanes;
     type Int: Ints;
     type Mask: Copy + BitAnd<Output = Self::Mask> + BitOr<Output = Self::Mask> + Not<Output = Self::Mask>;
 
@@ -54,8 +56,8 @@ pub trait Lanes:
     fn lookup(table: &[f32; 16], index: Self::Int) -> Self;
     /// `table[index % V]`; `V` is 4 or 8.
     fn pick<const V: usize>(table: &[f32; V], index: Self::Int) -> Self;
-    /// The least rank among the lanes with the least value. No value is NaN, no rank negative.
-    fn first_least(values: Self, ranks: Self::Int) -> usize;
+    /// The lanes with the least value, a bit each, the first lowest. No value is NaN.
+    fn least(self) -> u32;
     #[inline(always)]
     fn choose(mask: Self::Mask, yes: Self::Int, no: Self::Int) -> Self::Int {
         Self::select(mask, Self::from_bits(yes), Self::from_bits(no)).bits()

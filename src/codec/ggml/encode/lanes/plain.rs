@@ -6,6 +6,7 @@ use super::{Ints, Lanes, MAX_LANES};
 
 impl Lanes for f32 {
     const N: usize = 1;
+    type Narrow = f32;
     type Int = Int;
     type Mask = bool;
 
@@ -87,8 +88,8 @@ impl Lanes for f32 {
         table[index.0 as usize % V]
     }
     #[inline(always)]
-    fn first_least(_: f32, rank: Int) -> usize {
-        rank.0 as usize
+    fn least(self) -> u32 {
+        1
     }
     #[inline(always)]
     fn gather(source: &[f32], at: &[usize; MAX_LANES], columns: &mut [f32]) {
