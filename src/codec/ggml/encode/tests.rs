@@ -78,8 +78,11 @@ fn scale(mantissa: i64, exponent: i32) -> f32 {
 
 const KINDS: usize = 12;
 
+/// Types whose reference ends the process where squares overflow.
+const MODEST: [u32; 7] = [16, 17, 18, 19, 21, 22, 29];
+
 /// Twelve kinds of super-block in turn, as in `make.py`.
-fn weights(n: usize, seed: u32) -> Vec<f32> {
+fn weights(n: usize, seed: u32, modest: bool) -> Vec<f32> {
     let weight = |i: usize| {
         let (a, b, pick) = (scramble(i, seed), scramble(i, seed + 1), scramble(i, seed + 2));
         let bell = [a & 0xffff, a >> 16, b & 0xffff, b >> 16].iter().map(|&x| i64::from(x)).sum::<i64>() - 131_070;
@@ -90,7 +93,7 @@ fn weights(n: usize, seed: u32) -> Vec<f32> {
             3 => 0.0,
             4 => scale(bell, -120),
             5 => scale(bell, -149),
-            6 => scale(bell, 83),
+            6 => scale(bell, if modest { 10 } else { 83 }),
             7 => scale(bell.abs(), -21),
             8 => scale(-bell.abs(), -21),
             9 => scale(bell >> 15, -3),
@@ -126,7 +129,7 @@ fn every_way_gives_the_plain_bytes() {
             [(1, case.weights), (3, 768), (5, 5 * 256), (1, 3 * 16 * 256)].into_iter().enumerate()
         {
             let seed = 10 * seed as u32 + 100;
-            let w = weights(rows * cols, seed);
+            let w = weights(rows * cols, seed, false);
             for (which, importance) in importances(cols, seed).iter().enumerate() {
                 let size = w.len() / case.weights * case.bytes;
                 let mut plain = vec![0; size];
@@ -149,7 +152,7 @@ fn every_way_gives_the_plain_bytes() {
 #[test]
 fn importance_matters_where_it_says_so() {
     for case in cases() {
-        let w = weights(256, 1);
+        let w = weights(256, 1, false);
         let mut out = [None, Some(importance(256, 4))].map(|importance| {
             let mut out = vec![0; 256 / case.weights * case.bytes];
             (case.encode.run)(&w, 256, importance.as_deref(), &mut out);
@@ -187,7 +190,7 @@ fn bytes_are_those_of_llama_cpp() {
         let (rows, cols) = (number("rows"), number("cols"));
         let case = cases.iter().find(|c| c.id as usize == number("type")).unwrap();
         let importance = (number("importance") == 1).then(|| importance(cols, 4));
-        let w = weights(rows * cols, 1);
+        let w = weights(rows * cols, 1, MODEST.contains(&case.id));
         for (way, run) in &case.ways {
             let mut out = vec![0xaa; w.len() / case.weights * case.bytes];
             run(&w, cols, importance.as_deref(), &mut out);
@@ -197,9 +200,11 @@ fn bytes_are_those_of_llama_cpp() {
         seen.insert((case.id, importance.is_some()), path);
     }
     for case in cases {
-        assert!(seen.contains_key(&(case.id, false)), "no golden file for type {}", case.id);
-        let used = case.encode.importance != Importance::Ignored;
-        assert_eq!(seen.contains_key(&(case.id, true)), used, "type {} with importance", case.id);
+        let importance = case.encode.importance;
+        let ways = [(false, importance != Importance::Required), (true, importance != Importance::Ignored)];
+        for (with, used) in ways {
+            assert_eq!(seen.contains_key(&(case.id, with)), used, "golden file of type {}, importance {with}", case.id);
+        }
     }
 }
 
