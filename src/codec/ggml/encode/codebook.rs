@@ -24,8 +24,8 @@ pub type Errors = [f32; 32];
 pub struct Codebook {
     /// By packed digits.
     entries: Vec<Entry>,
-    /// Packed digits of the neighbours of each entry, the nearest first, and by index where distances are equal. Its
-    /// first is repeated to fill whole vectors: it cannot win again.
+    /// Packed digits of the neighbours of each entry, the nearest first, and by index where distances are equal. Each
+    /// list is filled up to whole vectors with what cannot win.
     neighbours: Vec<u16>,
 }
 
@@ -33,7 +33,7 @@ pub struct Codebook {
 struct Entry {
     /// Of a point: its place in the codebook.
     index: u16,
-    /// Of other digits: how many neighbours they have, and where those begin.
+    /// Of other digits: the length of their list, and where it begins.
     count: u16,
     start: u32,
 }
@@ -63,7 +63,7 @@ impl Codebook {
             }
             let count = book.neighbours.len() - start;
             let whole = if count <= 8 { 8 } else { count.next_multiple_of(MAX_LANES) };
-            // No level belongs to the digit 3 of two bits; all of three bits are taken.
+            // Of two bits, the digit 3 is free and its level infinite; of three none is, but the first cannot win twice.
             let filler = if L < 4 { u16::MAX } else { book.neighbours[start] };
             book.neighbours.resize(start + whole, filler);
             book.entries[usize::from(pack(&digits))] = Entry { index: 0, count: whole as u16, start: start as u32 };
@@ -84,7 +84,7 @@ impl Codebook {
     /// Replaces digits that are no point, each by the neighbour whose values `levels[digit]` have the least squared
     /// error from `x` under the weights `w`. Returns the points, and 1 for lanes where something was replaced, else 0.
     ///
-    /// `D` coordinates of `V` levels, of which the last of four is not used.
+    /// `D` coordinates of `V` levels, the last of four infinite.
     #[inline(always)]
     pub fn snap<L: Lanes, const D: usize, const V: usize>(
         &self,

@@ -309,7 +309,7 @@ impl<L: Lanes, const P: usize> Group<L, P> {
         group
     }
 
-    /// The values of the digits of point `k`; no digit has the last.
+    /// The values of the digits of point `k`; the last is no digit's.
     #[inline(always)]
     fn levels(&self, k: usize) -> [L; 4] {
         let half = if k < P / 2 { self.down >> 1 } else { self.down };

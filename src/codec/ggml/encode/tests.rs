@@ -239,7 +239,7 @@ fn one_lane_truncates_as_the_hardware_does() {
 }
 
 #[test]
-fn gather_transposes() {
+fn gather_transposes_and_scatter_goes_back() {
     fn check<L: Lanes>() {
         let source: Vec<f32> = (0..400).map(|i| i as f32).collect();
         let mut at = [0; MAX_LANES];
@@ -253,6 +253,11 @@ fn gather_transposes() {
             for lane in 0..L::N {
                 assert_eq!(lanes[lane] as usize, at[lane] + c, "{} lanes", L::N);
             }
+        }
+        let mut blocks = [[0.0; 32]; MAX_LANES];
+        L::scatter(&columns.as_chunks().0[1], &mut blocks, 20);
+        for (block, at) in blocks[..L::N].iter().zip(at) {
+            assert_eq!(block[20..24], source[at + 4..at + 8], "{} lanes", L::N);
         }
     }
     check::<f32>();
