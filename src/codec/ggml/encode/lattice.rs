@@ -111,52 +111,25 @@ fn weigh<L: Lanes, const G: usize>(rules: &Rules, x: &[L; G], importance: Option
 #[inline(always)]
 fn group<L: Lanes, const G: usize, const D: usize, const V: usize>(rules: &Rules, x: &[L; G], w: &[L; G]) -> Group<L> {
     const { assert!(G.is_multiple_of(8) && G <= 32 && D * V == 32) };
-    let (zero, one) = (L::splat(0.0), L::splat(1.0));
-    let top = 2.0 * largest_digit::<V>() + 1.0;
+    let zero = L::splat(0.0);
     let (x, signs) = split(rules.even, x, w);
     let mut max = x[0];
     for &x in &x[1..] {
         max = max.max(x);
     }
     let mut some = !max.lt(L::splat(rules.tiny));
-    let (mut reach, mut scale) = (max, max / L::splat(top));
+    let (mut reach, mut scale) = (max, max / L::splat(top::<V>()));
     if rules.trials.solved {
         // Of codes up to 4, though digits end at 2; the trials around it make good for that.
         scale = positive(&x, w, 4.0).0;
         reach = scale * L::splat(3.0);
         some = some & zero.lt(reach);
     }
-
-    let mut search = Search::<L, G, D, V>::new(rules, &x, w);
-    let mut best = zero;
     let mut points = Points::none(rules.redo == Redo::AllIfReplaced);
     if L::any(some) {
-        for trial in -rules.trials.last..=rules.trials.last {
-            let inverse = L::splat(top + trial as f32 * rules.trials.step) / reach;
-            let tried = search.points(inverse, one / inverse);
-            let (sum_qx, sum_q2) = search.products(&tried);
-            let better = zero.lt(sum_q2) & (best * sum_q2).lt(sum_qx * sum_qx);
-            if L::any(better) {
-                scale = L::select(better, sum_qx / sum_q2, scale);
-                best = L::select(better, scale * sum_qx, best);
-                points.replace(better, &tried);
-            }
-        }
-    }
-
-    let again = points.again::<G, D>(rules.redo);
-    let mut any = zero;
-    for &again in &again[..G / D] {
-        any = any.max(again);
-    }
-    let any = some & zero.lt(scale) & zero.lt(any);
-    if L::any(any) {
-        let tried = search.points(one / scale, scale);
-        for (k, again) in again.iter().enumerate().take(G / D) {
-            points.codes[k] = L::choose(any & zero.lt(*again), tried.codes[k], points.codes[k]);
-        }
-        let (sum_qx, sum_q2) = search.products(&points);
-        scale = L::select(any & zero.lt(sum_q2), sum_qx / sum_q2, scale);
+        let mut search = Search::<L, G, D, V>::new(rules, &x, w);
+        scale = search.best(&rules.trials, reach, scale, &mut points);
+        scale = search.again(rules.redo, some, scale, &mut points);
     }
 
     let mut group = Group { codes: points.codes, signs, some, scale: L::select(some, scale, zero) };
@@ -170,6 +143,11 @@ fn group<L: Lanes, const G: usize, const D: usize, const V: usize>(rules: &Rules
         *codes = L::keep(some, *codes);
     }
     group
+}
+
+/// The largest magnitude.
+const fn top<const V: usize>() -> f32 {
+    2.0 * largest_digit::<V>() + 1.0
 }
 
 /// Four levels stand for three.
@@ -266,6 +244,46 @@ impl<'a, L: Lanes, const G: usize, const D: usize, const V: usize> Search<'a, L,
             roots[i] = w[i].sqrt();
         }
         Search { codebook: rules.codebook, x, w, wx, roots, scratch: [[0.0; 32]; MAX_LANES] }
+    }
+
+    /// Tries all scales; of the best returns the solved scale and leaves the points. Where none is any good, both stay.
+    #[inline(always)]
+    fn best(&mut self, trials: &Trials, reach: L, mut scale: L, points: &mut Points<L>) -> L {
+        let (zero, one) = (L::splat(0.0), L::splat(1.0));
+        let mut best = zero;
+        for trial in -trials.last..=trials.last {
+            let inverse = L::splat(top::<V>() + trial as f32 * trials.step) / reach;
+            let tried = self.points(inverse, one / inverse);
+            let (sum_qx, sum_q2) = self.products(&tried);
+            let better = zero.lt(sum_q2) & (best * sum_q2).lt(sum_qx * sum_qx);
+            if L::any(better) {
+                scale = L::select(better, sum_qx / sum_q2, scale);
+                best = L::select(better, scale * sum_qx, best);
+                points.replace(better, &tried);
+            }
+        }
+        scale
+    }
+
+    /// Chooses points again under the scale that won, and solves for it once more.
+    #[inline(always)]
+    fn again(&mut self, redo: Redo, some: L::Mask, scale: L, points: &mut Points<L>) -> L {
+        let zero = L::splat(0.0);
+        let again = points.again::<G, D>(redo);
+        let mut any = zero;
+        for &again in &again[..G / D] {
+            any = any.max(again);
+        }
+        let any = some & zero.lt(scale) & zero.lt(any);
+        if !L::any(any) {
+            return scale;
+        }
+        let tried = self.points(L::splat(1.0) / scale, scale);
+        for (k, again) in again.iter().enumerate().take(G / D) {
+            points.codes[k] = L::choose(any & zero.lt(*again), tried.codes[k], points.codes[k]);
+        }
+        let (sum_qx, sum_q2) = self.products(points);
+        L::select(any & zero.lt(sum_q2), sum_qx / sum_q2, scale)
     }
 
     /// The best points under a scale and, rounded apart from it, its inverse.
