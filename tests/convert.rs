@@ -47,6 +47,62 @@ fn every_preset_converts_every_shape_and_verifies_against_its_source() {
     }
 }
 
+/// An importance matrix for every weight of the layers, in llama.cpp's older format.
+fn write_importance(model: &Path, path: &Path) {
+    let source = open(model).unwrap();
+    let layers = source.tensors().iter().filter(|t| t.name.starts_with("blk.") && t.shape.len() > 1);
+    let mut count = 0i32;
+    let mut entries = Vec::new();
+    for t in layers {
+        let cols = t.planes() * t.dims().cols;
+        count += 1;
+        entries.extend((t.name.len() as i32).to_le_bytes());
+        entries.extend(t.name.as_bytes());
+        entries.extend(1i32.to_le_bytes());
+        entries.extend((cols as i32).to_le_bytes());
+        entries.extend((0..cols).flat_map(|i| (0.1 + (i * 37 % 101) as f32).to_le_bytes()));
+    }
+    fs::write(path, [&count.to_le_bytes(), &entries[..]].concat()).unwrap();
+}
+
+#[test]
+fn with_an_importance_matrix_every_preset_converts_and_verifies() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, shape) in [("dense", DENSE), ("moe", MOE)] {
+        let model = model(&shape);
+        let importance = dir.path().join(format!("{name}.dat"));
+        write_importance(model.path(), &importance);
+        let plain = plain_presets(model.path());
+        let presets = recipe::list().unwrap().into_iter().map(|p| p.name);
+        let needy: Vec<_> = presets.filter(|p| !plain.contains(p)).collect();
+        assert!(needy.len() >= 8, "{needy:?}");
+        let out = dir.path().join(format!("{name}-out"));
+        let report = convert(model.path(), &needy.join(","), &out, &["--imatrix", importance.to_str().unwrap()]);
+        for output in report["outputs"].as_array().unwrap() {
+            quant_ok(&["verify", output["path"].as_str().unwrap(), "--source", model.path().to_str().unwrap()]);
+        }
+    }
+}
+
+#[test]
+fn formats_that_need_importance_are_refused_without() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(&DENSE);
+    let out = dir.path().join("out.gguf");
+    let args = |more: &[&str]| -> Vec<String> {
+        let args = ["convert", model.path().to_str().unwrap(), "-o", out.to_str().unwrap()];
+        args.iter().chain(more).map(|a| a.to_string()).collect()
+    };
+    for more in [&["--to", "iq2_xs"][..], &["--to", "q8_0", "--set", "token_embd=iq2_xxs"]] {
+        let args = args(more);
+        let error = quant_fails(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(error.contains("needs an importance matrix"), "{error}");
+        assert!(!out.exists());
+    }
+    // As in llama.cpp, embeddings may go without where the encoder can.
+    convert(model.path(), "q8_0", &out, &["--set", "token_embd=iq1_m"]);
+}
+
 #[test]
 fn same_bytes_with_one_and_two_threads_alone_and_together() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@
 use super::kind::{Kind, PER_LAYER_EMBD, order};
 use super::rule::{Seen, Target, arch_is};
 use super::{ModelFacts, Recipe, Size};
-use crate::codec::Codec;
+use crate::codec::{Codec, Importance};
 use crate::error::{self, Error, Result};
 use crate::tensor::Dims;
 
@@ -31,7 +31,7 @@ pub struct Choice {
     pub fallback: Option<Fallback>,
     /// Why it is not converted, if so.
     pub keeps: Option<String>,
-    /// Without an importance vector of its own this tensor would be garbage.
+    /// Without an importance vector of its own this tensor cannot be encoded, or would be garbage.
     pub needs_importance: bool,
     pub size: Size,
 }
@@ -126,7 +126,7 @@ impl Selection<'_> {
             reason,
             fallback,
             keeps: None,
-            needs_importance: !embedding && self.recipe.importance.contains(&codec),
+            needs_importance: required(codec) || !embedding && self.recipe.importance.contains(&codec),
             size: Size { bytes: bytes as u64, weights: dims.len() as u64 },
         })
     }
@@ -216,6 +216,11 @@ impl Selection<'_> {
         }
         Err(Error::request(format!("the fallbacks of {} go in circles", wanted.name())))
     }
+}
+
+/// Whether the encoder cannot do without importance.
+fn required(codec: &dyn Codec) -> bool {
+    codec.block().and_then(|b| b.encode).is_some_and(|e| e.importance == Importance::Required)
 }
 
 fn concrete(target: Target) -> Option<&'static dyn Codec> {

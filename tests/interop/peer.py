@@ -1,11 +1,13 @@
 """Real llama.cpp, through the C interface of llama-cpp-python: the implementation that decides who is right."""
 import collections
 import ctypes
+import functools
 import os
 import tempfile
 
 import numpy as np
 import llama_cpp
+from gguf import GGMLQuantizationType
 from llama_cpp import llama_cpp as c
 
 import imatrix as imatrix_file
@@ -73,8 +75,16 @@ def _parameters(number, threads, imatrix, pure, allow_requantize):
     return p
 
 
+@functools.cache
+def _prepare():
+    """Has ggml make its tables for the codebook types, which takes it seconds, once for all processes to come."""
+    for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"):
+        c._lib.ggml_quantize_init(int(GGMLQuantizationType[name]))
+
+
 def quantize(source, output, preset, imatrix=None, threads=2, pure=False, allow_requantize=True):
     """llama_model_quantize in a process of its own, so that an assert in it is an error here. Raises PeerError."""
+    _prepare()
     with tempfile.TemporaryFile() as said:
         child = os.fork()
         if child == 0:

@@ -2,24 +2,24 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Values, block, fill, grid};
+use super::{Values, block, encode, fill, grid};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
 
 pub static IQ1_S: Block =
-    block::<BlockIq1S, 256>("iq1_s", 19, "ternary points of 8, 32 weights a 3-bit scale (ggml)", None);
+    block::<BlockIq1S, 256>("iq1_s", 19, "ternary points of 8, 32 weights a 3-bit scale (ggml)", Some(encode::IQ1_S));
 pub static IQ1_M: Block =
-    block::<BlockIq1M, 256>("iq1_m", 29, "ternary points of 8, 16 weights a 3-bit scale (ggml)", None);
+    block::<BlockIq1M, 256>("iq1_m", 29, "ternary points of 8, 16 weights a 3-bit scale (ggml)", Some(encode::IQ1_M));
 pub static IQ2_XXS: Block =
-    block::<BlockIq2Xxs, 256>("iq2_xxs", 16, "256 points of 8, 32 weights a 4-bit scale (ggml)", None);
+    block::<BlockIq2Xxs, 256>("iq2_xxs", 16, "256 points of 8, 32 weights a 4-bit scale (ggml)", Some(encode::IQ2_XXS));
 pub static IQ2_XS: Block =
-    block::<BlockIq2Xs, 256>("iq2_xs", 17, "512 points of 8, 16 weights a 4-bit scale (ggml)", None);
+    block::<BlockIq2Xs, 256>("iq2_xs", 17, "512 points of 8, 16 weights a 4-bit scale (ggml)", Some(encode::IQ2_XS));
 pub static IQ2_S: Block =
-    block::<BlockIq2S, 256>("iq2_s", 22, "1024 points of 8, 16 weights a 4-bit scale (ggml)", None);
+    block::<BlockIq2S, 256>("iq2_s", 22, "1024 points of 8, 16 weights a 4-bit scale (ggml)", Some(encode::IQ2_S));
 pub static IQ3_XXS: Block =
-    block::<BlockIq3Xxs, 256>("iq3_xxs", 18, "256 points of 4, 32 weights a 4-bit scale (ggml)", None);
+    block::<BlockIq3Xxs, 256>("iq3_xxs", 18, "256 points of 4, 32 weights a 4-bit scale (ggml)", Some(encode::IQ3_XXS));
 pub static IQ3_S: Block =
-    block::<BlockIq3S, 256>("iq3_s", 21, "512 points of 4, 32 weights a 4-bit scale (ggml)", None);
+    block::<BlockIq3S, 256>("iq3_s", 21, "512 points of 4, 32 weights a 4-bit scale (ggml)", Some(encode::IQ3_S));
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]

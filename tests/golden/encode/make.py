@@ -15,10 +15,14 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-TYPES = "Q1_0 Q2_0 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4 NVFP4".split()
+TYPES = """Q1_0 Q2_0 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS
+    TQ1_0 TQ2_0 MXFP4 NVFP4""".split()
 # Not in every release of gguf-py.
 IDS = {"Q1_0": 41, "Q2_0": 42}
 IGNORE_IMPORTANCE = {"Q1_0", "Q2_0", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"}
+REQUIRE_IMPORTANCE = {"IQ1_S", "IQ2_XXS", "IQ2_XS"}
+# Where squares overflow, these end the process.
+MODEST = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"}
 ROWS, COLS = 6, 1024
 TOOL = "llama-cpp-python-0.3.36"
 
@@ -31,8 +35,8 @@ def scramble(index, seed):
     return h ^ (h >> np.uint32(16))
 
 
-def weights(n):
-    """Twelve kinds of super-block in turn."""
+def weights(n, modest):
+    """Twelve kinds of super-block in turn; one of them less large if they shall be modest."""
     i = np.arange(n)
     a, b, pick = (scramble(i, seed).astype(np.int64) for seed in (1, 2, 3))
     bell = (a & 0xFFFF) + (a >> 16) + (b & 0xFFFF) + (b >> 16) - 131070
@@ -44,7 +48,7 @@ def weights(n):
         (zero, 0),
         (bell, -120),  # tiny
         (bell, -149),  # denormal
-        (bell, 83),  # squares overflow
+        (bell, 10 if modest else 83),  # squares overflow at 83
         (np.abs(bell), -21),
         (-np.abs(bell), -21),
         (bell >> 15, -3),  # many ties
@@ -70,10 +74,12 @@ def main():
     ggml.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
     ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
     ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
-    w, q = weights(ROWS * COLS), importance(COLS)
+    q = importance(COLS)
     for name in TYPES:
+        w = weights(ROWS * COLS, name in MODEST)
         id = IDS[name] if name in IDS else Type[name].value
-        for with_importance in [False] if name in IGNORE_IMPORTANCE else [False, True]:
+        ways = [False] * (name not in REQUIRE_IMPORTANCE) + [True] * (name not in IGNORE_IMPORTANCE)
+        for with_importance in ways:
             out = np.zeros(ROWS * ggml.ggml_row_size(id, COLS), np.uint8)
             pointer = q.ctypes.data if with_importance else None
             size = ggml.ggml_quantize_chunk(id, w.ctypes.data, out.ctypes.data, 0, ROWS, COLS, pointer)

@@ -3,11 +3,15 @@
 //! The reference's arithmetic is serial within a block, so blocks run side by side instead: one per SIMD lane. A [`Kernel`] is
 //! written once over [`Lanes`]; branches become selects, and every lane sums in the reference's order.
 
+mod codebook;
 mod fp4;
+mod iq;
+mod iq1;
 mod iq4;
 mod k;
 mod k_signed;
 mod lanes;
+mod lattice;
 mod pack;
 mod search;
 mod simple;
@@ -32,6 +36,13 @@ pub const Q3_K: Encode = encoder::<k_signed::Three>();
 pub const Q4_K: Encode = encoder::<k::FourOrFive<4>>();
 pub const Q5_K: Encode = encoder::<k::FourOrFive<5>>();
 pub const Q6_K: Encode = encoder::<k_signed::Six>();
+pub const IQ1_S: Encode = encoder::<iq1::Iq1S>();
+pub const IQ1_M: Encode = encoder::<iq1::Iq1M>();
+pub const IQ2_XXS: Encode = encoder::<iq::Iq2Xxs>();
+pub const IQ2_XS: Encode = encoder::<iq::Iq2Xs>();
+pub const IQ2_S: Encode = encoder::<iq::Iq2S>();
+pub const IQ3_XXS: Encode = encoder::<iq::Iq3Xxs>();
+pub const IQ3_S: Encode = encoder::<iq::Iq3S>();
 pub const IQ4_NL: Encode = encoder::<iq4::Block32>();
 pub const IQ4_XS: Encode = encoder::<iq4::Block256>();
 pub const TQ1_0: Encode = encoder::<ternary::Base3>();

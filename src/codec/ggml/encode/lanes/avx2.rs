@@ -99,6 +99,17 @@ impl Ints for I32x8 {
         Self(unsafe { _mm256_set1_epi32(x) })
     }
     #[inline(always)]
+    fn from_array(lanes: &[i32; MAX_LANES]) -> Self {
+        // SAFETY: see the module; the array fills more than one vector.
+        Self(unsafe { _mm256_loadu_si256(lanes.as_ptr().cast()) })
+    }
+    #[inline(always)]
+    fn widen(x: &[u16]) -> Self {
+        let x: &[u16; 8] = x.first_chunk().expect("a whole vector");
+        // SAFETY: see the module; the array fills one half vector.
+        Self(unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast())) })
+    }
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         // SAFETY: see the module.
         Self(unsafe { _mm256_min_epi32(self.0, other.0) })
@@ -114,6 +125,7 @@ impl Ints for I32x8 {
 
 impl Lanes for F32x8 {
     const N: usize = 8;
+    type Narrow = Self;
     type Int = I32x8;
     type Mask = Mask8;
 
@@ -213,6 +225,29 @@ impl Lanes for F32x8 {
             Self(_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index.0))))
         }
     }
+    #[inline(always)]
+    fn pick<const V: usize>(table: &[f32; V], index: I32x8) -> Self {
+        const { assert!(V == 4 || V == 8) };
+        // SAFETY: see the module; the table fills the vector. Permutes read as many low bits of an index as they need.
+        Self(unsafe {
+            if V == 4 {
+                _mm256_permutevar_ps(_mm256_broadcast_ps(&_mm_loadu_ps(table.as_ptr())), index.0)
+            } else {
+                _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), index.0)
+            }
+        })
+    }
+    #[inline(always)]
+    fn least(self) -> u32 {
+        // SAFETY: see the module.
+        unsafe {
+            let mut least = self.0;
+            least = _mm256_min_ps(least, _mm256_permute2f128_ps::<1>(least, least));
+            least = _mm256_min_ps(least, _mm256_permute_ps::<0b01_00_11_10>(least));
+            least = _mm256_min_ps(least, _mm256_permute_ps::<0b10_11_00_01>(least));
+            _mm256_movemask_ps(self.eq(Self(least)).0) as u32
+        }
+    }
 
     #[inline(always)]
     fn gather(source: &[f32], at: &[usize; MAX_LANES], columns: &mut [Self]) {
@@ -223,16 +258,44 @@ impl Lanes for F32x8 {
                 let part = |k: usize| _mm_loadu_ps(source.as_ptr().add(at[k] + 4 * c));
                 // Vector k holds four columns of blocks k and k + 4.
                 let rows = |k: usize| _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(part(k)), part(k + 4));
-                let (a, b, c, d) = (rows(0), rows(1), rows(2), rows(3));
-                let low = |a, b| _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
-                let high = |a, b| _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
-                let (ab, cd) = (low(a, b), low(c, d));
-                four[0] = Self(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)));
-                four[1] = Self(_mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
-                let (ab, cd) = (high(a, b), high(c, d));
-                four[2] = Self(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)));
-                four[3] = Self(_mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+                let [a, b, c, d] = transpose([rows(0), rows(1), rows(2), rows(3)]);
+                *four = [Self(a), Self(b), Self(c), Self(d)];
             }
         }
+    }
+
+    #[inline(always)]
+    fn scatter(four: &[Self; 4], blocks: &mut [[f32; 32]; MAX_LANES], at: usize) {
+        let [a, b, c, d] = *four;
+        // SAFETY: see the module.
+        let rows = unsafe { transpose([a.0, b.0, c.0, d.0]) };
+        for (k, row) in rows.into_iter().enumerate() {
+            // SAFETY: see the module; the slices have the vectors' size.
+            unsafe {
+                _mm_storeu_ps(blocks[k][at..at + 4].as_mut_ptr(), _mm256_castps256_ps128(row));
+                _mm_storeu_ps(blocks[k + 4][at..at + 4].as_mut_ptr(), _mm256_extractf128_ps::<1>(row));
+            }
+        }
+    }
+}
+
+/// Each half of the vectors is one of the four rows of a square.
+///
+/// # Safety
+/// See the module.
+#[inline(always)]
+unsafe fn transpose([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+    // SAFETY: see the module.
+    unsafe {
+        let low = |a, b| _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+        let high = |a, b| _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+        let (ab, cd) = (low(a, b), low(c, d));
+        let (ab_high, cd_high) = (high(a, b), high(c, d));
+        [
+            _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)),
+            _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high)),
+        ]
     }
 }

@@ -8,7 +8,8 @@ use super::{Ints, Lanes, MAX_LANES, check_gather};
 
 /// Whether this machine can [`run`].
 pub fn available() -> bool {
-    is_x86_feature_detected!("avx512f")
+    super::avx2::available()
+        && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
@@ -18,7 +19,7 @@ pub fn available() -> bool {
 ///
 /// # Safety
 /// [`available`] has returned true.
-#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512dq,avx512bw,avx512vl")]
 pub unsafe fn run<K: Kernel>(w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]) {
     drive::<K, F32x16>(w, cols, importance, out);
 }
@@ -87,6 +88,17 @@ impl Ints for I32x16 {
         Self(unsafe { _mm512_set1_epi32(x) })
     }
     #[inline(always)]
+    fn from_array(lanes: &[i32; MAX_LANES]) -> Self {
+        // SAFETY: see the module; the array fills one vector.
+        Self(unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) })
+    }
+    #[inline(always)]
+    fn widen(x: &[u16]) -> Self {
+        let x: &[u16; 16] = x.first_chunk().expect("a whole vector");
+        // SAFETY: see the module; the array fills one half vector.
+        Self(unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())) })
+    }
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         // SAFETY: see the module.
         Self(unsafe { _mm512_min_epi32(self.0, other.0) })
@@ -102,6 +114,7 @@ impl Ints for I32x16 {
 
 impl Lanes for F32x16 {
     const N: usize = 16;
+    type Narrow = super::avx2::F32x8;
     type Int = I32x16;
     type Mask = __mmask16;
 
@@ -194,6 +207,25 @@ impl Lanes for F32x16 {
         // SAFETY: see the module; the table fills one vector.
         Self(unsafe { _mm512_permutexvar_ps(index.0, _mm512_loadu_ps(table.as_ptr())) })
     }
+    #[inline(always)]
+    fn pick<const V: usize>(table: &[f32; V], index: I32x16) -> Self {
+        const { assert!(V == 4 || V == 8) };
+        // SAFETY: see the module; the table fills the narrower vector. Permutes read the low bits of an index: two, or
+        // four, of which the copy of the table makes the last irrelevant.
+        Self(unsafe {
+            if V == 4 {
+                _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(table.as_ptr())), index.0)
+            } else {
+                _mm512_permutexvar_ps(index.0, _mm512_broadcast_f32x8(_mm256_loadu_ps(table.as_ptr())))
+            }
+        })
+    }
+    #[inline(always)]
+    fn least(self) -> u32 {
+        // SAFETY: see the module.
+        let least = Self(unsafe { _mm512_set1_ps(_mm512_reduce_min_ps(self.0)) });
+        self.eq(least).into()
+    }
 
     #[inline(always)]
     fn gather(source: &[f32], at: &[usize; MAX_LANES], columns: &mut [Self]) {
@@ -209,16 +241,46 @@ impl Lanes for F32x16 {
                     let v = _mm512_insertf32x4::<2>(v, part(k + 8));
                     _mm512_insertf32x4::<3>(v, part(k + 12))
                 };
-                let (a, b, c, d) = (rows(0), rows(1), rows(2), rows(3));
-                let low = |a, b| _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-                let high = |a, b| _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-                let (ab, cd) = (low(a, b), low(c, d));
-                four[0] = Self(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)));
-                four[1] = Self(_mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
-                let (ab, cd) = (high(a, b), high(c, d));
-                four[2] = Self(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)));
-                four[3] = Self(_mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+                let [a, b, c, d] = transpose([rows(0), rows(1), rows(2), rows(3)]);
+                *four = [Self(a), Self(b), Self(c), Self(d)];
             }
         }
+    }
+
+    #[inline(always)]
+    fn scatter(four: &[Self; 4], blocks: &mut [[f32; 32]; MAX_LANES], at: usize) {
+        let [a, b, c, d] = *four;
+        // SAFETY: see the module.
+        let rows = unsafe { transpose([a.0, b.0, c.0, d.0]) };
+        for (k, row) in rows.into_iter().enumerate() {
+            // SAFETY: see the module; the slices have the vectors' size.
+            unsafe {
+                _mm_storeu_ps(blocks[k][at..at + 4].as_mut_ptr(), _mm512_castps512_ps128(row));
+                _mm_storeu_ps(blocks[k + 4][at..at + 4].as_mut_ptr(), _mm512_extractf32x4_ps::<1>(row));
+                _mm_storeu_ps(blocks[k + 8][at..at + 4].as_mut_ptr(), _mm512_extractf32x4_ps::<2>(row));
+                _mm_storeu_ps(blocks[k + 12][at..at + 4].as_mut_ptr(), _mm512_extractf32x4_ps::<3>(row));
+            }
+        }
+    }
+}
+
+/// Each quarter of the vectors is one of the four rows of a square.
+///
+/// # Safety
+/// See the module.
+#[inline(always)]
+unsafe fn transpose([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    // SAFETY: see the module.
+    unsafe {
+        let low = |a, b| _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+        let high = |a, b| _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+        let (ab, cd) = (low(a, b), low(c, d));
+        let (ab_high, cd_high) = (high(a, b), high(c, d));
+        [
+            _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+            _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)),
+        ]
     }
 }

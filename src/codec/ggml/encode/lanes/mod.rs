@@ -20,6 +20,8 @@ pub trait Lanes:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
 {
     const N: usize;
+    /// Eight lanes or fewer, for what does not fill more.
+    type Narrow: Lanes;
     type Int: Ints;
     type Mask: Copy + BitAnd<Output = Self::Mask> + BitOr<Output = Self::Mask> + Not<Output = Self::Mask>;
 
@@ -52,9 +54,19 @@ pub trait Lanes:
 
     /// `table[index]`; the index is below 16.
     fn lookup(table: &[f32; 16], index: Self::Int) -> Self;
+    /// `table[index % V]`; `V` is 4 or 8.
+    fn pick<const V: usize>(table: &[f32; V], index: Self::Int) -> Self;
+    /// The lanes with the least value, a bit each, the first lowest. No value is NaN.
+    fn least(self) -> u32;
+    #[inline(always)]
+    fn choose(mask: Self::Mask, yes: Self::Int, no: Self::Int) -> Self::Int {
+        Self::select(mask, Self::from_bits(yes), Self::from_bits(no)).bits()
+    }
 
     /// Transposes blocks into lanes: lane `k` of `columns[c]` is `source[at[k] + c]`. `columns.len()` is a multiple of 4.
     fn gather(source: &[f32], at: &[usize; MAX_LANES], columns: &mut [Self]);
+    /// The way back for four columns: lane `k` of `four[c]` goes to `blocks[k][at + c]`.
+    fn scatter(four: &[Self; 4], blocks: &mut [[f32; 32]; MAX_LANES], at: usize);
 }
 
 /// One 32-bit integer per lane, wrapping; `>>` shifts in zeros, `min` is signed.
@@ -69,6 +81,15 @@ pub trait Ints:
     + Shr<u32, Output = Self>
 {
     fn splat(x: i32) -> Self;
+    /// As many as there are lanes.
+    fn from_array(lanes: &[i32; MAX_LANES]) -> Self;
+    /// As many as there are lanes; `x` is not shorter.
+    fn widen(x: &[u16]) -> Self;
+    /// The number of each lane.
+    #[inline(always)]
+    fn ascending() -> Self {
+        Self::from_array(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
+    }
     fn min(self, other: Self) -> Self;
     /// The lanes, then zeros.
     fn to_array(self) -> [i32; MAX_LANES];

@@ -6,6 +6,7 @@ use super::{Ints, Lanes, MAX_LANES};
 
 impl Lanes for f32 {
     const N: usize = 1;
+    type Narrow = f32;
     type Int = Int;
     type Mask = bool;
 
@@ -83,8 +84,20 @@ impl Lanes for f32 {
         table[index.0 as usize & 15]
     }
     #[inline(always)]
+    fn pick<const V: usize>(table: &[f32; V], index: Int) -> f32 {
+        table[index.0 as usize % V]
+    }
+    #[inline(always)]
+    fn least(self) -> u32 {
+        1
+    }
+    #[inline(always)]
     fn gather(source: &[f32], at: &[usize; MAX_LANES], columns: &mut [f32]) {
         columns.copy_from_slice(&source[at[0]..][..columns.len()]);
+    }
+    #[inline(always)]
+    fn scatter(four: &[f32; 4], blocks: &mut [[f32; 32]; MAX_LANES], at: usize) {
+        blocks[0][at..at + 4].copy_from_slice(four);
     }
 }
 
@@ -95,6 +108,14 @@ impl Ints for Int {
     #[inline(always)]
     fn splat(x: i32) -> Int {
         Int(x as u32)
+    }
+    #[inline(always)]
+    fn from_array(lanes: &[i32; MAX_LANES]) -> Int {
+        Int(lanes[0] as u32)
+    }
+    #[inline(always)]
+    fn widen(x: &[u16]) -> Int {
+        Int(x[0].into())
     }
     #[inline(always)]
     fn min(self, other: Int) -> Int {
