@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::report::{Reporter, table};
+use crate::calibrate::method::METHODS;
 use crate::codec::{self, Importance};
 use crate::error::Result;
 use crate::{arch, container, recipe};
@@ -18,11 +19,12 @@ pub struct List {
 enum What {
     Formats,
     Presets,
+    Methods,
     Archs,
     Containers,
 }
 
-const ALL: &[What] = &[What::Presets, What::Formats, What::Archs, What::Containers];
+const ALL: &[What] = &[What::Presets, What::Methods, What::Formats, What::Archs, What::Containers];
 
 impl List {
     pub fn run(&self, reporter: &Reporter) -> Result<bool> {
@@ -53,6 +55,7 @@ impl What {
         match self {
             What::Formats => ("formats", &["format", "bits", "block", "written", "importance", "about"], formats()),
             What::Presets => ("presets", &["preset", "written", "about"], presets()),
+            What::Methods => ("methods", &["method", "needs to know", "about"], methods()),
             What::Archs => ("archs", &["arch", "classes"], archs()),
             What::Containers => ("containers", &["container", "about"], containers()),
         }
@@ -86,6 +89,10 @@ fn presets() -> Vec<Vec<String>> {
         .into_iter()
         .map(|p| vec![p.name.to_lowercase(), yes(p.writable), p.about])
         .collect()
+}
+
+fn methods() -> Vec<Vec<String>> {
+    METHODS.iter().map(|m| vec![m.name.to_owned(), m.needs.to_string(), m.about.to_owned()]).collect()
 }
 
 fn archs() -> Vec<Vec<String>> {

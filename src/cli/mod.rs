@@ -68,7 +68,7 @@ enum Command {
     Verify(verify::Verify),
     /// Let a model or artifact continue a text or answer a question
     Generate(generate::Generate),
-    /// List formats, presets and architectures
+    /// List presets, methods, formats, architectures and containers
     List(list::List),
     /// Print a completion script or the manual page
     #[command(hide = true)]
