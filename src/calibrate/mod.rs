@@ -1,6 +1,7 @@
 //! What the inputs of a model's weights look like on real text.
 
 mod collect;
+pub mod coverage;
 pub mod data;
 mod export;
 pub mod fingerprint;
@@ -8,8 +9,11 @@ pub mod imatrix;
 mod journal;
 pub mod layout;
 pub mod merge;
+pub mod mix;
+pub mod overlap;
 mod random;
 pub mod run;
+mod spectrum;
 mod states;
 pub mod stats;
 mod write;
