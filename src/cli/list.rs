@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::report::{Reporter, table};
+use crate::calibrate::mix;
 use crate::codec::{self, Importance};
 use crate::error::Result;
 use crate::{arch, container, recipe};
@@ -20,9 +21,10 @@ enum What {
     Presets,
     Archs,
     Containers,
+    Mixes,
 }
 
-const ALL: &[What] = &[What::Presets, What::Formats, What::Archs, What::Containers];
+const ALL: &[What] = &[What::Presets, What::Formats, What::Archs, What::Containers, What::Mixes];
 
 impl List {
     pub fn run(&self, reporter: &Reporter) -> Result<bool> {
@@ -55,6 +57,7 @@ impl What {
             What::Presets => ("presets", &["preset", "written", "about"], presets()),
             What::Archs => ("archs", &["arch", "classes"], archs()),
             What::Containers => ("containers", &["container", "about"], containers()),
+            What::Mixes => ("mixes", &["mix", "about"], mixes()),
         }
     }
 }
@@ -94,4 +97,9 @@ fn archs() -> Vec<Vec<String>> {
 
 fn containers() -> Vec<Vec<String>> {
     container::CONTAINERS.iter().map(|c| vec![c.name.to_owned(), c.about.to_owned()]).collect()
+}
+
+fn mixes() -> Vec<Vec<String>> {
+    let about = |mix: Result<mix::Mix>| mix.map_or_else(|e| e.message().to_owned(), |m| m.about);
+    mix::all().map(|(name, mix)| vec![name.to_owned(), about(mix)]).collect()
 }
