@@ -103,6 +103,11 @@ impl Tokens {
         format!("{start}{between}; special tokens are read in conversations, elsewhere their text is plain text")
     }
 
+    /// A text on its own, without special tokens.
+    pub fn plain(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode(text, false)
+    }
+
     /// Without BOS.
     fn encode(&self, text: &str, chat: bool) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode(text, false, chat)?;

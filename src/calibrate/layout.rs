@@ -157,11 +157,20 @@ pub fn sections(sites: &[Shape], gram: bool) -> Result<Vec<Section>> {
     Ok(out)
 }
 
+/// The description as it is written.
+pub fn description(about: &About) -> Result<String> {
+    serde_json::to_string(about).map_err(|e| Error::input(e.to_string()))
+}
+
+/// What of a description its hash covers: all that stands before it.
+pub fn covered(description: &str) -> &str {
+    description.rfind("\"hash\"").map_or(description, |at| &description[..at])
+}
+
 /// The start of the file. Its length does not depend on the hash in `about`, which is known only at the end.
 pub fn header(about: &About, sections: &[Section]) -> Result<Vec<u8>> {
-    let about = serde_json::to_string(about).map_err(|e| Error::input(e.to_string()))?;
     let mut json = serde_json::Map::new();
-    json.insert("__metadata__".into(), serde_json::json!(HashMap::from([(KEY, about)])));
+    json.insert("__metadata__".into(), serde_json::json!(HashMap::from([(KEY, description(about)?)])));
     for s in sections {
         let entry = serde_json::json!({"dtype": s.dtype.to_string(), "shape": [s.len], "data_offsets": [s.bytes.start, s.bytes.end]});
         json.insert(s.name.clone(), entry);

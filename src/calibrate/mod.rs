@@ -1,6 +1,7 @@
 //! What the inputs of a model's weights look like on real text.
 
 mod collect;
+pub mod coverage;
 pub mod data;
 mod export;
 pub mod fingerprint;
@@ -9,8 +10,11 @@ mod journal;
 pub mod layout;
 pub mod merge;
 pub mod method;
+pub mod mix;
+pub mod overlap;
 mod random;
 pub mod run;
+mod spectrum;
 mod states;
 pub mod stats;
 mod write;

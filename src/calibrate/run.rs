@@ -82,7 +82,7 @@ impl Job<'_> {
     /// Errors: an activation that is not finite, with its site; what memory or disk cannot hold.
     pub fn run(&self, event: &dyn Fn(Event)) -> Result<Statistics> {
         let writer = Writer::open(self.output, self.about.clone())?;
-        let job = serde_json::to_string(&self.about).map_err(|e| crate::error::Error::input(e.to_string()))?;
+        let job = layout::description(&self.about)?;
         let tokens = self.sequences.iter().map(|s| s.tokens.len()).sum();
         let (mut journal, done) = Journal::open(self.output, &job, tokens, self.engine.hidden())?;
         let batches = self.batches();
@@ -140,7 +140,7 @@ impl Job<'_> {
     /// Of what was written for one layer.
     fn digest(&self, writer: &Writer, layer: usize) -> Result<String> {
         let prefix = format!("blk.{layer}.");
-        writer.digest(|s| self.about.sites[s.site].key.starts_with(&prefix))
+        writer.digest("", |s| self.about.sites[s.site].key.starts_with(&prefix))
     }
 
     fn embed(&self, batches: &[Batch], out: &mut States) -> Result<()> {

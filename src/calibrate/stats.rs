@@ -110,7 +110,7 @@ pub struct About {
     pub sites: Vec<Shape>,
     /// More than one if files were merged.
     pub runs: Vec<Run>,
-    /// BLAKE3 of all tensors but the Gram matrices, in the file's order.
+    /// BLAKE3 of what stands before it and of all tensors but the Gram matrices, in the file's order. The last field.
     pub hash: String,
 }
 
@@ -179,7 +179,7 @@ impl Statistics {
     }
 
     fn parse(map: Mmap) -> Result<Statistics> {
-        let about = describe(&map)?;
+        let (about, description) = describe(&map)?;
         let damaged = |what: String| Error::input(what).help(AGAIN);
         let entries = crate::container::hf::header::parse(&map)?;
         let start = entries.first().map_or(map.len(), |e| e.bytes.start);
@@ -197,11 +197,11 @@ impl Statistics {
         parts.iter_mut().flat_map(|p| p.values_mut()).for_each(|r| *r = r.start + start..r.end + start);
         let index = about.sites.iter().enumerate().map(|(i, s)| (s.key.clone(), i)).collect();
         let out = Statistics { map, about, index, parts };
-        out.check()?;
+        out.check(&description)?;
         Ok(out)
     }
 
-    fn check(&self) -> Result<()> {
+    fn check(&self, description: &str) -> Result<()> {
         let wrong = |what: &str, key: &str| Err(Error::input(what.to_owned()).at(key).help(AGAIN));
         if self.index.len() != self.about.sites.len() {
             return Err(Error::input("a site occurs twice").help(AGAIN));
@@ -221,7 +221,7 @@ impl Statistics {
                 }
             }
         }
-        match self.hash() == self.about.hash {
+        match self.hash(description) == self.about.hash {
             true => Ok(()),
             false => {
                 Err(Error::input("the statistics are not those that were written: their hash differs").help(AGAIN))
@@ -229,11 +229,12 @@ impl Statistics {
         }
     }
 
-    /// BLAKE3 of all but the Gram matrices, in the file's order.
-    fn hash(&self) -> String {
+    /// See [`About::hash`].
+    fn hash(&self, description: &str) -> String {
         let mut small: Vec<_> = self.parts.iter().flatten().filter(|(p, _)| p.1 != Quantity::Gram).collect();
         small.sort_by_key(|(_, range)| range.start);
         let mut hasher = blake3::Hasher::new();
+        hasher.update(layout::covered(description).as_bytes());
         for (_, range) in small {
             hasher.update(&self.map[range.clone()]);
         }
@@ -361,7 +362,7 @@ pub fn is_expert(site: &Role) -> bool {
     matches!(site, Role::FfnGateExps | Role::FfnDownExps)
 }
 
-fn describe(file: &[u8]) -> Result<About> {
+fn describe(file: &[u8]) -> Result<(About, String)> {
     let not_ours = || Error::input("this is not a statistics file of quant").help(AGAIN);
     let (_, header) = SafeTensors::read_metadata(file).map_err(|_| not_ours())?;
     let text = header.metadata().as_ref().and_then(|m| m.get(layout::KEY)).ok_or_else(not_ours)?;
@@ -370,7 +371,8 @@ fn describe(file: &[u8]) -> Result<About> {
     if version != u64::from(layout::VERSION) {
         return Err(Error::unsupported(format!("a statistics file of version {version}")).help(AGAIN));
     }
-    serde_json::from_value(json).map_err(|e| Error::input(format!("its description: {e}")).help(AGAIN))
+    let about = serde_json::from_value(json).map_err(|e| Error::input(format!("its description: {e}")).help(AGAIN))?;
+    Ok((about, text.clone()))
 }
 
 /// Borrowed where the bytes lie as this machine would store them.

@@ -60,9 +60,10 @@ impl Writer {
         })
     }
 
-    /// Feeds the bytes of some parts, in the file's order.
-    pub fn digest(&self, wanted: impl Fn(&Section) -> bool) -> Result<String> {
+    /// BLAKE3 of some text and of some parts, in the file's order.
+    pub fn digest(&self, text: &str, wanted: impl Fn(&Section) -> bool) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
+        hasher.update(text.as_bytes());
         let mut buffer = vec![0; 1 << 20];
         for section in self.sections.iter().filter(|s| wanted(s)) {
             for from in section.bytes.clone().step_by(buffer.len()) {
@@ -76,7 +77,8 @@ impl Writer {
 
     /// Completes the file and gives it its name.
     pub fn finish(mut self) -> Result<About> {
-        self.about.hash = self.digest(|s| s.part.1 != Quantity::Gram)?;
+        let description = layout::description(&self.about)?;
+        self.about.hash = self.digest(layout::covered(&description), |s| s.part.1 != Quantity::Gram)?;
         self.output.write_at(0, &layout::header(&self.about, &self.sections)?)?;
         publish(vec![self.output])?;
         Ok(self.about)

@@ -6,18 +6,18 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::report::Reporter;
-use super::size::Size;
-use super::{Common, model};
+use super::{Common, model, statistics_report};
 use crate::calibrate::data::{self, Amount, Draw, Source, Tokens};
 use crate::calibrate::run::{self, Event, Job};
 use crate::calibrate::stats::{About, Run, Statistics};
-use crate::calibrate::{fingerprint, layout, merge};
+use crate::calibrate::{coverage, fingerprint, layout, merge, mix, overlap};
 use crate::container::output::refuse_inputs;
 use crate::container::{Checkpoint, OpenOptions};
 use crate::device::cpu;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
 use crate::eval;
+use crate::eval::text::Corpus;
 
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -30,6 +30,12 @@ pub struct Calibrate {
     /// Text to run it on, and its share of the tokens [default: 1]: .jsonl, .parquet, or any plain text
     #[arg(long, value_name = "FILE[:WEIGHT]")]
     data: Vec<String>,
+    /// A mix of bundled texts (see `quant list mixes`), or one of your own [default: general, if there is no --data]
+    #[arg(long, value_name = "NAME|FILE.toml[:WEIGHT]")]
+    mix: Vec<String>,
+    /// Text that models will be judged by: warns if some of it is calibrated on [default: the bundled corpus]
+    #[arg(long, value_name = "FILE")]
+    eval_data: Vec<PathBuf>,
     /// The amount of text: as many tokens as so many rows of --length
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     rows: u32,
@@ -68,6 +74,11 @@ enum Action {
         /// The file to write
         #[arg(short, long, value_name = "STATS")]
         output: PathBuf,
+    },
+    /// Show what a file holds: text, coverage
+    Show {
+        #[arg(value_name = "STATS")]
+        file: PathBuf,
     },
     /// Write an importance matrix for llama.cpp
     Export {
@@ -112,7 +123,8 @@ impl Calibrate {
                 refuse_inputs(std::slice::from_ref(output), files)?;
                 let files = files.iter().map(|f| Statistics::open(f)).collect::<Result<Vec<_>>>()?;
                 let merged = merge::merge(&files, output).at(|| output.display().to_string())?;
-                report(&merged, output, reporter)
+                let sites = cpu::pool(common.threads())?.install(|| coverage::of(&merged));
+                statistics_report::print(&merged, &sites, output, None, reporter)
             }
             Some(Action::Export { file, output, process_output }) => {
                 refuse_inputs(std::slice::from_ref(output), std::slice::from_ref(file))?;
@@ -125,6 +137,11 @@ impl Calibrate {
                 }
                 reporter.text(&format!("{}: {} entries", output.display(), imatrix.entries_count())).map(|()| true)
             }
+            Some(Action::Show { file }) => {
+                let statistics = Statistics::open(file)?;
+                let sites = cpu::pool(common.threads())?.install(|| coverage::of(&statistics));
+                statistics_report::print(&statistics, &sites, file, None, reporter)
+            }
             None => self.calibrate(common, reporter),
         }
     }
@@ -133,29 +150,60 @@ impl Calibrate {
         let (Some(model), Some(output)) = (&self.model, &self.output) else { return Ok(false) };
         let data = self.data.iter().map(|d| weighted(d)).collect::<Result<Vec<_>>>()?;
         let model = model::open(model, &OpenOptions::default(), reporter)?;
-        let inputs: Vec<PathBuf> = model.files().into_iter().chain(data.iter().map(|(path, _)| path.clone())).collect();
-        refuse_inputs(std::slice::from_ref(output), &inputs)?;
+        let texts = data.iter().map(|(path, _)| path).chain(&self.eval_data).cloned();
+        refuse_inputs(std::slice::from_ref(output), &model.files().into_iter().chain(texts).collect::<Vec<_>>())?;
         let checkpoint = model.checkpoint.as_ref();
         let amount = self.amount(checkpoint)?;
         let tokens = Tokens::of(checkpoint)?;
-        let sources =
-            data.iter().map(|(path, weight)| Source::file(path, *weight, &tokens)).collect::<Result<Vec<_>>>()?;
-        let draw = data::draw(&sources, &tokens, &amount)?;
+        let draw = data::draw(&self.sources(&data, &tokens)?, &tokens, &amount)?;
+        let overlap = overlap::share(&draw.sequences, &self.judged(&tokens)?);
+        if overlap > 0.0 {
+            let share = overlap * 100.0;
+            reporter.note(&format!(
+                "warning: {share:.2} % of the evaluation text occurs in the calibration text too; figures on it will flatter"
+            ));
+        }
         let count: usize = draw.sequences.iter().map(|s| s.tokens.len()).sum();
-        let statistics = cpu::pool(common.threads())?.install(|| {
+        let (statistics, sites) = cpu::pool(common.threads())?.install(|| {
             let longest = draw.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
             let engine = Engine::new(checkpoint, longest)?;
             let about = self.about(checkpoint, &engine, &model.name, &tokens, &amount, &draw)?;
             let bar = reporter.tokens("calibrate", (count * (engine.layers() + 1)) as u64);
             let job = Job { engine: &engine, sequences: &draw.sequences, about, output };
-            job.run(&|event| match event {
+            let statistics = job.run(&|event| match event {
                 Event::Tokens(n) => bar.advance(n),
                 Event::Resumed { layers } => {
-                    reporter.note(&format!("going on after layer {} of a run that was stopped", layers - 1))
+                    reporter.note(&format!("going on after layer {} of a run that was stopped", layers - 1));
                 }
-            })
+            })?;
+            bar.finish();
+            let sites = coverage::of(&statistics);
+            Ok::<_, Error>((statistics, sites))
         })?;
-        report(&statistics, output, reporter)
+        statistics_report::print(&statistics, &sites, output, Some(overlap), reporter)
+    }
+
+    fn sources(&self, data: &[(PathBuf, f64)], tokens: &Tokens) -> Result<Vec<Source>> {
+        let mut sources = Vec::new();
+        for (path, weight) in data {
+            sources.push(Source::file(path, *weight, tokens)?);
+        }
+        let default = [mix::DEFAULT.to_owned()];
+        let mixes = if data.is_empty() && self.mix.is_empty() { &default[..] } else { &self.mix };
+        for argument in mixes {
+            let (name, weight) = weighted(argument)?;
+            sources.extend(mix::load(&name.to_string_lossy(), weight, tokens)?);
+        }
+        Ok(sources)
+    }
+
+    /// The text that models will be judged by, document by document.
+    fn judged(&self, tokens: &Tokens) -> Result<Vec<Vec<u32>>> {
+        let corpus = match self.eval_data.is_empty() {
+            true => Corpus::bundled(),
+            false => Corpus::load(&self.eval_data, &|row| tokens.render(row))?,
+        };
+        corpus.documents.iter().map(|d| tokens.plain(d)).collect()
     }
 
     fn amount(&self, checkpoint: &dyn Checkpoint) -> Result<Amount> {
@@ -214,14 +262,4 @@ impl Calibrate {
             hash: String::new(),
         })
     }
-}
-
-fn report(statistics: &Statistics, output: &std::path::Path, reporter: &Reporter) -> Result<bool> {
-    let about = statistics.about();
-    let bytes = std::fs::metadata(output).map_or(0, |m| m.len());
-    if reporter.json {
-        return reporter.value(&json!({"path": output, "bytes": bytes, "tokens": about.tokens()})).map(|()| true);
-    }
-    let line = format!("{}: {} of statistics over {} tokens", output.display(), Size(bytes), about.tokens());
-    reporter.text(&line).map(|()| true)
 }

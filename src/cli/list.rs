@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::report::{Reporter, table};
 use crate::calibrate::method::METHODS;
+use crate::calibrate::mix;
 use crate::codec::{self, Importance};
 use crate::error::Result;
 use crate::{arch, container, recipe};
@@ -22,9 +23,10 @@ enum What {
     Methods,
     Archs,
     Containers,
+    Mixes,
 }
 
-const ALL: &[What] = &[What::Presets, What::Methods, What::Formats, What::Archs, What::Containers];
+const ALL: &[What] = &[What::Presets, What::Methods, What::Formats, What::Archs, What::Containers, What::Mixes];
 
 impl List {
     pub fn run(&self, reporter: &Reporter) -> Result<bool> {
@@ -58,6 +60,7 @@ impl What {
             What::Methods => ("methods", &["method", "needs to know", "about"], methods()),
             What::Archs => ("archs", &["arch", "classes"], archs()),
             What::Containers => ("containers", &["container", "about"], containers()),
+            What::Mixes => ("mixes", &["mix", "about"], mixes()),
         }
     }
 }
@@ -101,4 +104,9 @@ fn archs() -> Vec<Vec<String>> {
 
 fn containers() -> Vec<Vec<String>> {
     container::CONTAINERS.iter().map(|c| vec![c.name.to_owned(), c.about.to_owned()]).collect()
+}
+
+fn mixes() -> Vec<Vec<String>> {
+    let about = |mix: Result<mix::Mix>| mix.map_or_else(|e| e.message().to_owned(), |m| m.about);
+    mix::all().map(|(name, mix)| vec![name.to_owned(), about(mix)]).collect()
 }

@@ -12,6 +12,7 @@ mod reference;
 mod report;
 mod shell;
 mod size;
+mod statistics_report;
 mod text;
 mod verify;
 

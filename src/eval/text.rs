@@ -59,7 +59,8 @@ impl Corpus {
         }
     }
 
-    fn new(name: String, documents: Vec<String>) -> Corpus {
+    /// Documents from elsewhere.
+    pub fn new(name: String, documents: Vec<String>) -> Corpus {
         let mut hasher = blake3::Hasher::new();
         for document in &documents {
             hasher.update(&(document.len() as u64).to_le_bytes());
@@ -75,7 +76,7 @@ macro_rules! bundled {
 
 static BUNDLED: [&str; 5] = bundled!("prose", "code", "chat", "multilingual", "data");
 /// Stands between the documents of a bundled file.
-const SEPARATOR: &str = "\n%%%%\n";
+pub const SEPARATOR: &str = "\n%%%%\n";
 
 /// From a file's bytes, the renderer and the most bytes of text it may give.
 type Reader = fn(Vec<u8>, Render, u64) -> Result<Vec<String>>;
@@ -132,7 +133,8 @@ fn utf8(bytes: Vec<u8>) -> Result<String> {
     })
 }
 
-fn json_lines(text: &str, render: Render) -> Result<Vec<String>> {
+/// Documents of JSON lines, as [`Corpus::load`] reads them.
+pub fn json_lines(text: &str, render: Render) -> Result<Vec<String>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let rows = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     rows.map(|(index, line)| json_line(line, render).at(|| format!("line {}", index + 1))).collect()
