@@ -1,3 +1,4 @@
 //! What the inputs of a model's weights look like on real text.
 
 pub mod imatrix;
+pub mod method;

@@ -57,14 +57,15 @@ impl Form for Gemm {
                 *c = lane(word(&packed.parts[0], k * across + row / LANES), row);
             });
             let group = scheme.columns(cols);
-            for (g, (codes, out)) in codes.chunks_exact(group).zip(out.chunks_exact_mut(group)).enumerate().take(groups) {
+            for (g, (codes, out)) in codes.chunks_exact(group).zip(out.chunks_exact_mut(group)).enumerate().take(groups)
+            {
                 let zero = lane(word(&packed.parts[1], g * across + row / LANES), row);
                 affine::values(codes, zero, scheme.read_scale(&packed.parts[2], g * all + row), out);
             }
         }
     }
 
-    fn pack(scheme: &Scheme, Dims { rows, cols }: Dims, taken: &Taken) -> Vec<Vec<u8>> {
+    fn pack(scheme: &Scheme, Dims { rows, cols }: Dims, taken: &Taken<'_>) -> Vec<Vec<u8>> {
         let (groups, width) = (scheme.groups(cols), scheme.scales.bitsize() / 8);
         let mut scales = Vec::with_capacity(groups * rows * width);
         for g in 0..groups {
@@ -73,17 +74,17 @@ impl Form for Gemm {
         vec![across(&taken.codes, rows, cols), across(&taken.zeros, rows, groups), scales]
     }
 
-    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken> {
+    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken<'static>> {
         let Dims { rows, cols } = packed.dims;
         let (groups, width, words) = (scheme.groups(cols), scheme.scales.bitsize() / 8, rows / LANES);
-        let mut taken = Taken { scales: Vec::new(), zeros: Vec::new(), codes: Vec::with_capacity(rows * cols) };
+        let (mut scales, mut zeros, mut codes) = (Vec::new(), Vec::new(), Vec::with_capacity(rows * cols));
         for row in 0..rows {
             let of = |part: usize, k: usize| lane(word(&packed.parts[part], k * words + row / LANES), row);
-            taken.codes.extend((0..cols).map(|k| of(0, k)));
-            taken.zeros.extend((0..groups).map(|g| of(1, g)));
-            (0..groups).for_each(|g| taken.scales.extend(&packed.parts[2][(g * rows + row) * width..][..width]));
+            codes.extend((0..cols).map(|k| of(0, k)));
+            zeros.extend((0..groups).map(|g| of(1, g)));
+            (0..groups).for_each(|g| scales.extend(&packed.parts[2][(g * rows + row) * width..][..width]));
         }
-        Some(taken)
+        Some(Taken { scales, zeros, codes: codes.into() })
     }
 }
 

@@ -39,7 +39,8 @@ pub struct Version<const V: usize>;
 const SIDE: usize = 16;
 
 impl<const V: usize> Form for Version<V> {
-    const PATTERN: &'static str = ["gptq-{2,3,4,8}bit-{g16..g1024,channel}", "gptq-v2-{2,3,4,8}bit-{g16..g1024,channel}"][V - 1];
+    const PATTERN: &'static str =
+        ["gptq-{2,3,4,8}bit-{g16..g1024,channel}", "gptq-v2-{2,3,4,8}bit-{g16..g1024,channel}"][V - 1];
     const ABOUT: &'static str = [
         "w = s (q - zero), symmetric when written (GPTQ, AutoGPTQ; checkpoint_format gptq)",
         "w = s (q - zero) (GPTQModel; checkpoint_format gptq_v2)",
@@ -91,7 +92,7 @@ impl<const V: usize> Form for Version<V> {
         }
     }
 
-    fn pack(scheme: &Scheme, Dims { rows, cols }: Dims, taken: &Taken) -> Vec<Vec<u8>> {
+    fn pack(scheme: &Scheme, Dims { rows, cols }: Dims, taken: &Taken<'_>) -> Vec<Vec<u8>> {
         let (groups, width) = (scheme.groups(cols), scheme.scales.bitsize() / 8);
         let down = bits::words(cols, scheme.bits);
         let mut qweight = vec![0; down * rows * 4];
@@ -129,29 +130,29 @@ impl<const V: usize> Form for Version<V> {
         vec![qweight, qzeros, scales, g_idx]
     }
 
-    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken> {
+    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken<'static>> {
         let Dims { rows, cols } = packed.dims;
         let (groups, width) = (scheme.groups(cols), scheme.scales.bitsize() / 8);
         let natural = (0..cols).all(|k| word(&packed.parts[3], k) as usize == k / scheme.columns(cols));
-        let mut taken = Taken { scales: Vec::new(), zeros: Vec::new(), codes: vec![0; rows * cols] };
+        let (mut scales, mut zeros, mut codes) = (Vec::new(), Vec::new(), vec![0; rows * cols]);
         for row in 0..rows {
             for g in 0..groups {
-                taken.scales.extend(&packed.parts[2][(g * rows + row) * width..][..width]);
-                taken.zeros.push(zero::<V>(scheme, packed, g, row));
+                scales.extend(&packed.parts[2][(g * rows + row) * width..][..width]);
+                zeros.push(zero::<V>(scheme, packed, g, row));
             }
         }
         for first in (0..rows).step_by(SIDE) {
             for unit in 0..cols.div_ceil(UNIT) {
                 for row in first..(first + SIDE).min(rows) {
-                    let out = &mut taken.codes[row * cols..][..cols][unit * UNIT..];
+                    let out = &mut codes[row * cols..][..cols][unit * UNIT..];
                     let len = out.len().min(UNIT);
                     out[..len].copy_from_slice(&unit_of(scheme, packed, unit, row)[..len]);
                 }
             }
         }
         // Version 1 can say one more than the largest code.
-        let fits = taken.zeros.iter().all(|z| usize::from(*z) < 1 << scheme.bits && (V == 2 || *z > 0));
-        (natural && fits).then_some(taken)
+        let fits = zeros.iter().all(|z| usize::from(*z) < 1 << scheme.bits && (V == 2 || *z > 0));
+        (natural && fits).then(|| Taken { scales, zeros, codes: codes.into() })
     }
 }
 

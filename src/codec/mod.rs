@@ -12,6 +12,7 @@ pub mod ggml;
 mod gptq;
 pub mod grid;
 mod packed;
+pub mod transcode;
 
 use std::ops::Range;
 
@@ -124,6 +125,31 @@ pub fn find(name: &str) -> Result<&'static dyn Codec> {
 /// The codec with this ggml type id.
 pub fn ggml_type(id: u32) -> Option<&'static dyn Codec> {
     all().find(|c| c.block().is_some_and(|b| b.ggml == Some(id)))
+}
+
+/// `codec` with scales of the model's own type, in formats that follow the model. `model`: what its weights are stored as.
+pub fn suited(codec: &'static dyn Codec, model: &dyn Codec) -> &'static dyn Codec {
+    let Some(scheme) = codec.scheme().filter(|s| matches!(s.family, Family::Packed | Family::Int)) else {
+        return codec;
+    };
+    let own = model.scheme().map(|s| s.scales).or_else(|| float::dtype(model).filter(|d| *d == Dtype::F16));
+    let scales = own.filter(|_| scheme.scales == Dtype::BF16).unwrap_or(scheme.scales);
+    with_scheme(&Scheme { scales, ..*scheme }).unwrap_or(codec)
+}
+
+/// Whether weights can be put into this format.
+pub fn is_written(codec: &dyn Codec) -> bool {
+    codec.scheme().is_some() || codec.block().is_some_and(|b| b.encode.is_some())
+}
+
+/// Bits per weight of large matrices, scales and all.
+pub fn bits_per_weight(codec: &dyn Codec) -> Option<f64> {
+    if let Some(block) = codec.block() {
+        return Some(block.bytes as f64 * 8.0 / block.weights as f64);
+    }
+    let side = 8192;
+    let bytes = codec.bytes(Dims::new(side, side)).ok()?;
+    Some(bytes as f64 * 8.0 / (side * side) as f64)
 }
 
 /// The integer format that a configuration file describes.

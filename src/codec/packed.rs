@@ -77,7 +77,7 @@ impl Form for Pack {
         }
     }
 
-    fn pack(scheme: &Scheme, dims: Dims, taken: &Taken) -> Vec<Vec<u8>> {
+    fn pack(scheme: &Scheme, dims: Dims, taken: &Taken<'_>) -> Vec<Vec<u8>> {
         let Dims { rows, cols } = dims;
         let (width, groups) = (scheme.bits, scheme.groups(cols));
         let across = bits::words(cols, width);
@@ -110,7 +110,7 @@ impl Form for Pack {
         parts
     }
 
-    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken> {
+    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken<'static>> {
         let Dims { rows, cols } = packed.dims;
         let groups = scheme.groups(cols);
         let mut codes = vec![0; rows * cols];
@@ -119,7 +119,7 @@ impl Form for Pack {
         }
         let at = (0..rows).flat_map(|row| (0..groups).map(move |g| (row, g)));
         let zeros = at.map(|(row, g)| zero(scheme, packed, row, g)).collect();
-        Some(Taken { scales: packed.parts[1].to_vec(), zeros, codes })
+        Some(Taken { scales: packed.parts[1].to_vec(), zeros, codes: codes.into() })
     }
 }
 
@@ -181,7 +181,7 @@ impl Form for Int {
         }
     }
 
-    fn pack(scheme: &Scheme, _: Dims, taken: &Taken) -> Vec<Vec<u8>> {
+    fn pack(scheme: &Scheme, _: Dims, taken: &Taken<'_>) -> Vec<Vec<u8>> {
         let signed = |codes: &[u8]| codes.iter().map(|c| c ^ SIGN).collect();
         let mut parts = vec![signed(&taken.codes), taken.scales.clone()];
         if !scheme.symmetric {
@@ -190,12 +190,12 @@ impl Form for Int {
         parts
     }
 
-    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken> {
-        let codes = |part: &[u8]| part.iter().map(|c| c ^ SIGN).collect();
+    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken<'static>> {
+        let codes = |part: &[u8]| part.iter().map(|c| c ^ SIGN).collect::<Vec<u8>>();
         let zeros = match packed.parts.get(2) {
             Some(zeros) => codes(zeros),
             None => vec![SIGN; packed.dims.rows * scheme.groups(packed.dims.cols)],
         };
-        Some(Taken { scales: packed.parts[1].to_vec(), zeros, codes: codes(&packed.parts[0]) })
+        Some(Taken { scales: packed.parts[1].to_vec(), zeros, codes: codes(&packed.parts[0]).into() })
     }
 }

@@ -1,17 +1,25 @@
 //! From a checkpoint to files: every weight is read once, decoded in row chunks, encoded for each target and written in place.
 
+mod folder;
 pub mod plan;
 pub mod verify;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::container::gguf::GgufWriter;
-use crate::container::{self, Checkpoint, Tensor};
+use half::f16;
+
+use crate::arch::RowOrder;
+use crate::calibrate::method;
+use crate::codec::grid::{Codes, Grid};
+use crate::codec::{float, transcode};
+use crate::container::{self, Checkpoint, Sink, Tensor, Weight};
 use crate::error::{At, Error, Result};
-pub use plan::{Plan, Planned, Request};
+use crate::tensor::Dims;
+pub use plan::{Layout, Plan, Planned, Request};
 
 /// Weights decoded at a time by one thread: 512 KiB of f32, which stays in a core's second-level cache.
 pub const CHUNK_WEIGHTS: usize = 128 << 10;
@@ -22,6 +30,9 @@ pub struct Output {
     pub paths: Vec<PathBuf>,
     pub bytes: u64,
     pub seconds: f64,
+    /// Of the source's quantized weights: how many went over as they were, and how many were quantized again.
+    pub carried: usize,
+    pub requantized: usize,
 }
 
 /// Reports `bytes` of source read since the last call. Called from any thread.
@@ -31,36 +42,33 @@ pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 struct Unit {
     tensor: usize,
     plane: usize,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
 }
 
 /// Writes every plan. All of them are made from `request.source`; each weight is read and decoded once.
 pub fn run(request: &Request<'_>, plans: &[Plan], threads: usize, progress: Progress<'_>) -> Result<Vec<Output>> {
     let start = Instant::now();
     let inputs: Vec<PathBuf> = request.source.files().into_iter().map(|(path, _)| path).collect();
-    let writers = plans
-        .iter()
-        .map(|p| {
-            let specs: Vec<_> = p.tensors.iter().map(|t| t.spec.clone()).collect();
-            GgufWriter::create(&p.path, &p.metadata, &specs, request.split_max_bytes, &inputs)
-        })
-        .collect::<Result<Vec<_>>>()?;
-
-    let job = Job { request, plans, writers: &writers, outputs: outputs_by_source(request.source, plans) };
-    each_unit(&units(request.source), threads, |unit, scratch| {
+    let sinks = plans.iter().map(|p| p.create(request.split_max_bytes, &inputs)).collect::<Result<Vec<_>>>()?;
+    let outputs = outputs_by_source(request.source, plans);
+    let again = plans.iter().map(|p| p.tensors.iter().map(|_| AtomicBool::new(false)).collect()).collect();
+    let job = Job { request, plans, sinks: &sinks, outputs, again };
+    each_unit(&job.units(), threads, |unit, scratch| {
         job.convert(unit, scratch)?;
         let t = &request.source.tensors()[unit.tensor];
         progress((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64);
         Ok(())
     })?;
+    let counts: Vec<_> = (0..plans.len()).map(|p| job.counts(p)).collect();
 
     let mut done = Vec::new();
-    for (writer, plan) in writers.into_iter().zip(plans) {
-        let paths = writer.finish()?;
+    for ((sink, plan), (carried, requantized)) in sinks.into_iter().zip(plans).zip(counts) {
+        let paths = sink.finish()?;
         let artifact = container::open(&paths[0]).at(|| "reading the finished file back")?;
         verify::structure(artifact.as_ref(), plan)?;
-        let bytes = artifact.files().iter().map(|(_, size)| size).sum();
-        done.push(Output { paths, bytes, seconds: start.elapsed().as_secs_f64() });
+        let files = paths.iter().filter_map(|p| std::fs::metadata(p).ok()).filter(|m| m.is_file());
+        let bytes = files.map(|m| m.len()).sum();
+        done.push(Output { paths, bytes, seconds: start.elapsed().as_secs_f64(), carried, requantized });
     }
     Ok(done)
 }
@@ -76,20 +84,20 @@ fn outputs_by_source(source: &dyn Checkpoint, plans: &[Plan]) -> Vec<Vec<(usize,
     outputs
 }
 
-fn units(source: &dyn Checkpoint) -> Vec<Unit> {
+fn units_of(source: &dyn Checkpoint) -> Vec<Unit> {
     let mut units = Vec::new();
     for (tensor, t) in source.tensors().iter().enumerate() {
-        let dims = t.dims();
-        let step = (CHUNK_WEIGHTS / dims.cols.max(1)).max(1);
+        let (rows, step) = (t.dims().rows, step(t));
         for plane in 0..t.planes() {
-            units.extend((0..dims.rows).step_by(step).map(|r| Unit {
-                tensor,
-                plane,
-                rows: r..(r + step).min(dims.rows),
-            }));
+            units.extend((0..rows).step_by(step).map(|r| Unit { tensor, plane, rows: r..(r + step).min(rows) }));
         }
     }
     units
+}
+
+/// Rows decoded at a time.
+fn step(t: &Tensor) -> usize {
+    (CHUNK_WEIGHTS / t.dims().cols.max(1)).max(1)
 }
 
 /// Buffers that one thread keeps from unit to unit.
@@ -125,54 +133,140 @@ fn each_unit(units: &[Unit], threads: usize, work: impl Fn(&Unit, &mut Scratch) 
 struct Job<'a> {
     request: &'a Request<'a>,
     plans: &'a [Plan],
-    writers: &'a [GgufWriter],
+    sinks: &'a [Sink],
+    /// For every source tensor the (plan, output tensor) pairs made from it.
     outputs: Vec<Vec<(usize, usize)>>,
+    /// For every output tensor whether codes that should have gone over as they are had to be chosen anew.
+    again: Vec<Vec<AtomicBool>>,
 }
 
 impl Job<'_> {
+    /// Rows that one thread takes: whole matrices where an output needs them.
+    fn units(&self) -> Vec<Unit> {
+        let whole = |tensor: usize| self.outputs[tensor].iter().any(|(p, o)| self.plans[*p].tensors[*o].whole());
+        let mut units = Vec::new();
+        for unit in units_of(self.request.source) {
+            match units.last_mut() {
+                Some(Unit { tensor, plane, rows })
+                    if (*tensor, *plane) == (unit.tensor, unit.plane) && whole(*tensor) =>
+                {
+                    rows.end = unit.rows.end;
+                }
+                _ => units.push(unit),
+            }
+        }
+        units
+    }
+
     fn convert(&self, unit: &Unit, scratch: &mut Scratch) -> Result<()> {
         let source = self.request.source;
         let t = &source.tensors()[unit.tensor];
         let place = || format!("{} ({} in {})", t.name, t.source, t.file);
         let weight = source.read(unit.tensor, unit.plane).at(place)?;
-        let dims = weight.packed.dims;
-
-        // A weight's own `scale` is not applied: it is a tensor too, goes over as such, and multiplies what is written here.
-        let decode = |rows: std::ops::Range<usize>, out: &mut [f32]| weight.codec.decode(&weight.packed, rows, out);
-        scratch.source.resize(unit.rows.len() * dims.cols, 0.0);
-        decode(unit.rows.clone(), &mut scratch.source);
-        check_finite(&scratch.source, dims.cols, unit).at(place)?;
-
+        let mut rolling = Vec::new();
         for &(p, o) in &self.outputs[unit.tensor] {
-            let planned = &self.plans[p].tensors[o];
+            let target = Target { sink: &self.sinks[p], planned: &self.plans[p].tensors[o], unit, t, p, o };
+            if !target.planned.whole() {
+                rolling.push(target);
+            } else if !self.whole(&target, &weight, scratch).at(place)? {
+                rolling.push(target);
+            }
+        }
+        let step = step(t);
+        for first in unit.rows.clone().step_by(step) {
+            let rows = first..(first + step).min(unit.rows.end);
+            if !rolling.is_empty() {
+                self.rows(&rolling, &weight, rows, scratch).at(place)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a whole matrix. False if it must go row by row after all.
+    fn whole(&self, target: &Target<'_>, weight: &Weight<'_>, scratch: &mut Scratch) -> Result<bool> {
+        let (planned, dims) = (target.planned, weight.packed.dims);
+        let Some(grid) = planned.spec.codec.grid() else { return Ok(false) };
+        let mut codes = None;
+        if planned.carried {
+            codes = carried(planned, weight, grid);
+            if codes.is_none() {
+                let (from, to) = (weight.codec.name(), planned.spec.codec.name());
+                if !self.request.allow_requantize {
+                    return Err(Error::request(format!(
+                        "{from} cannot become {to} without loss: not all of its values are there"
+                    ))
+                    .help("start from the original model, or pass --allow-requantize and accept the added loss"));
+                }
+                self.again[target.p][target.o].store(true, Ordering::Relaxed);
+                if planned.spec.codec.scheme().is_none() {
+                    return Ok(false);
+                }
+            }
+        }
+        let codes = match codes {
+            Some(codes) => codes,
+            None => self.solve(target, weight, grid, scratch)?,
+        };
+        for (part, bytes) in grid.pack(dims, &codes.params, &codes.codes).iter().enumerate() {
+            let (slot, offset) = planned.slot(target.unit.plane, part);
+            target.sink.write_at(slot, offset, bytes)?;
+        }
+        Ok(true)
+    }
+
+    /// Chooses the codes of a matrix.
+    fn solve(&self, target: &Target<'_>, weight: &Weight<'_>, grid: &dyn Grid, scratch: &mut Scratch) -> Result<Codes> {
+        let (rows, cols) = (target.unit.rows.clone(), weight.packed.dims.cols);
+        let importance = self.importance(target.planned, target.t, target.unit.plane)?;
+        let mut all = Codes::default();
+        let step = step(target.t);
+        for first in rows.clone().step_by(step) {
+            let rows = first..(first + step).min(rows.end);
+            let w = decoded(target, weight, rows.clone(), &mut scratch.source)?;
+            let Codes { params, codes } = method::rtn(grid, w, cols, importance);
+            all.params.extend(params);
+            all.codes.extend(codes);
+        }
+        Ok(all)
+    }
+
+    /// Writes rows of a matrix, whose blocks do not depend on other rows.
+    fn rows(
+        &self,
+        targets: &[Target<'_>],
+        weight: &Weight<'_>,
+        rows: Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let dims = weight.packed.dims;
+        // A weight's own `scale` is not applied: it is a tensor too, goes over as such, and multiplies what is written here.
+        let decode = |rows: Range<usize>, out: &mut [f32]| weight.codec.decode(&weight.packed, rows, out);
+        scratch.source.resize(rows.len() * dims.cols, 0.0);
+        decode(rows.clone(), &mut scratch.source);
+        check_finite(&scratch.source, dims.cols, rows.start)?;
+        for target in targets {
+            let (t, planned) = (target.t, target.planned);
             let row_bytes = planned.bytes / (t.planes() * dims.rows).max(1);
-            let offset = ((unit.plane * dims.rows + unit.rows.start) * row_bytes) as u64;
+            let (slot, start) = planned.slot(target.unit.plane, 0);
+            let offset = start + (rows.start * row_bytes) as u64;
             if planned.copied {
-                let row = unit.rows.start * row_bytes..unit.rows.end * row_bytes;
-                self.writers[p].write_at(o, offset, &weight.packed.parts[0][row])?;
+                let bytes = &weight.packed.parts[0][rows.start * row_bytes..rows.end * row_bytes];
+                target.sink.write_at(slot, offset, bytes)?;
                 continue;
             }
             let weights = if planned.transform.is_identity() {
                 &scratch.source
             } else {
-                scratch.moved.resize(scratch.source.len(), 0.0);
-                if t.shape.len() > 1 {
-                    for (row, out) in unit.rows.clone().zip(scratch.moved.chunks_exact_mut(dims.cols)) {
-                        let from = planned.transform.source_row(row);
-                        decode(from..from + 1, out);
-                    }
-                } else {
-                    // Biases follow the rows of their weights.
-                    let moved = scratch.moved.iter_mut().enumerate();
-                    moved.for_each(|(i, out)| *out = scratch.source[planned.transform.source_row(i)]);
-                }
-                scratch.moved.iter_mut().for_each(|w| *w += planned.transform.add);
+                moved(target, weight, rows.clone(), &scratch.source, &mut scratch.moved);
                 &scratch.moved
             };
-            scratch.encoded.resize(row_bytes * unit.rows.len(), 0);
-            let importance = self.importance(planned, t, unit.plane)?;
-            encode(planned, weights, dims.cols, importance, &mut scratch.encoded).at(place)?;
-            self.writers[p].write_at(o, offset, &scratch.encoded)?;
+            scratch.encoded.resize(row_bytes * rows.len(), 0);
+            let importance = self.importance(planned, t, target.unit.plane)?;
+            encode(planned, weights, dims.cols, importance, &mut scratch.encoded)?;
+            if matches!(self.plans[target.p].layout, Layout::Folder(_)) {
+                check_halves(planned, weights, dims.cols, rows.start)?;
+            }
+            target.sink.write_at(slot, offset, &scratch.encoded)?;
         }
         Ok(())
     }
@@ -181,6 +275,83 @@ impl Job<'_> {
         let entry = self.request.imatrix.filter(|_| planned.weighted).and_then(|(imatrix, _)| imatrix.get(&t.name));
         entry.map(|e| e.plane(plane, t.planes(), t.dims().cols)).transpose()
     }
+
+    /// Of a plan's tensors that were quantized before and are still.
+    fn counts(&self, p: usize) -> (usize, usize) {
+        let quantized = |t: &Planned| {
+            let from = self.request.source.tensors()[t.source].codec;
+            let was = from.scheme().is_some() || from.block().is_some_and(|b| b.weights > 1);
+            was && float::dtype(t.spec.codec).is_none()
+        };
+        let all = self.plans[p].tensors.iter().zip(&self.again[p]).filter(|(t, _)| quantized(t));
+        let same = |(t, again): &(&Planned, &AtomicBool)| (t.carried || t.copied) && !again.load(Ordering::Relaxed);
+        let (same, other): (Vec<_>, Vec<_>) = all.partition(same);
+        (same.len(), other.len())
+    }
+}
+
+/// What a unit of the source becomes in one output.
+struct Target<'a> {
+    sink: &'a Sink,
+    planned: &'a Planned,
+    unit: &'a Unit,
+    t: &'a Tensor,
+    p: usize,
+    o: usize,
+}
+
+/// The weight's own codes and scales, its rows in the output's order, if the grid can say all of them.
+fn carried(planned: &Planned, weight: &Weight<'_>, grid: &dyn Grid) -> Option<Codes> {
+    let from = weight.codec.grid().filter(|_| planned.transform.add == 0.0)?;
+    let mut own = weight.codec.unpack(&weight.packed)?;
+    let Dims { rows, cols } = weight.packed.dims;
+    if planned.transform.rows != RowOrder::Same {
+        let per_row = own.params.len() / rows.max(1);
+        let order = || (0..rows).map(|row| planned.transform.source_row(row));
+        own = Codes {
+            params: order().flat_map(|r| own.params[r * per_row..][..per_row].iter().copied()).collect(),
+            codes: order().flat_map(|r| own.codes[r * cols..][..cols].iter().copied()).collect(),
+        };
+    }
+    transcode::exact(from, &own, cols, grid)
+}
+
+/// Rows of the output before they are quantized.
+fn decoded<'a>(
+    target: &Target<'_>,
+    weight: &Weight<'_>,
+    rows: Range<usize>,
+    out: &'a mut Vec<f32>,
+) -> Result<&'a [f32]> {
+    let (cols, transform) = (weight.packed.dims.cols, target.planned.transform);
+    out.resize(rows.len() * cols, 0.0);
+    if transform.rows == RowOrder::Same {
+        weight.codec.decode(&weight.packed, rows.clone(), out);
+    } else {
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(cols)) {
+            let from = transform.source_row(row);
+            weight.codec.decode(&weight.packed, from..from + 1, out);
+        }
+    }
+    check_finite(out, cols, rows.start)?;
+    out.iter_mut().for_each(|w| *w = *w * weight.scale + transform.add);
+    Ok(out)
+}
+
+/// Rows of the output: of a matrix from their places in the source, of a vector its elements.
+fn moved(target: &Target<'_>, weight: &Weight<'_>, rows: Range<usize>, source: &[f32], out: &mut Vec<f32>) {
+    let (cols, transform) = (weight.packed.dims.cols, target.planned.transform);
+    out.resize(source.len(), 0.0);
+    if target.t.shape.len() > 1 {
+        for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+            let from = transform.source_row(row);
+            weight.codec.decode(&weight.packed, from..from + 1, out);
+        }
+    } else {
+        // Biases follow the rows of their weights.
+        out.iter_mut().enumerate().for_each(|(i, out)| *out = source[transform.source_row(i)]);
+    }
+    out.iter_mut().for_each(|w| *w += transform.add);
 }
 
 fn encode(planned: &Planned, w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]) -> Result<()> {
@@ -191,14 +362,30 @@ fn encode(planned: &Planned, w: &[f32], cols: usize, importance: Option<&[f32]>,
     Ok(())
 }
 
+/// Names the first weight that is too large for half precision: it would become infinite.
+fn check_halves(planned: &Planned, w: &[f32], cols: usize, first_row: usize) -> Result<()> {
+    let half = float::dtype(planned.spec.codec) == Some(safetensors::Dtype::F16);
+    match w.iter().position(|x| half && f16::from_f32(*x).is_infinite()) {
+        None => Ok(()),
+        Some(at) => {
+            let (row, col) = (first_row + at / cols.max(1), at % cols.max(1));
+            Err(Error::request(format!(
+                "the weight at row {row}, column {col} is {:e}, too large for half precision",
+                w[at]
+            ))
+            .help("use a target that keeps the model's own type, such as w4a16"))
+        }
+    }
+}
+
 /// Names the first weight that is not a number: a damaged download or an overflowed training run.
-fn check_finite(w: &[f32], cols: usize, unit: &Unit) -> Result<()> {
+fn check_finite(w: &[f32], cols: usize, first_row: usize) -> Result<()> {
     // The exponent of the largest magnitude tells for all of them, without a branch a weight.
     if w.iter().fold(0, |max, x| (x.to_bits() & 0x7fff_ffff).max(max)) < f32::INFINITY.to_bits() {
         return Ok(());
     }
     let at = w.iter().position(|x| !x.is_finite()).unwrap_or(0);
-    let (row, col) = (unit.rows.start + at / cols, at % cols);
+    let (row, col) = (first_row + at / cols.max(1), at % cols.max(1));
     Err(Error::input(format!("the weight at row {row}, column {col} is {}", w[at]))
         .help("the checkpoint is damaged or was trained to overflow: download it again or repair that tensor"))
 }

@@ -4,6 +4,7 @@
 mod fit;
 mod name;
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -112,10 +113,10 @@ impl Scheme {
 }
 
 /// A matrix taken apart: `scales` as stored, `[rows][groups]`; `zeros` `[rows][groups]`; `codes` `[rows][cols]`.
-pub struct Taken {
+pub struct Taken<'a> {
     pub scales: Vec<u8>,
     pub zeros: Vec<u8>,
-    pub codes: Vec<u8>,
+    pub codes: Cow<'a, [u8]>,
 }
 
 /// How a family lays out the integers, zeros and scales of a matrix.
@@ -130,9 +131,9 @@ pub trait Form: Send + Sync + 'static {
     fn layout(scheme: &Scheme, dims: Dims) -> Result<Vec<Part>>;
     fn decode(scheme: &Scheme, packed: &Packed<'_>, rows: Range<usize>, out: &mut [f32]);
     /// In the order of the layout.
-    fn pack(scheme: &Scheme, dims: Dims, taken: &Taken) -> Vec<Vec<u8>>;
+    fn pack(scheme: &Scheme, dims: Dims, taken: &Taken<'_>) -> Vec<Vec<u8>>;
     /// `None` where groups are no runs of columns, or a zero does not fit into the codes' range.
-    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken>;
+    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken<'static>>;
 }
 
 /// One format of a family.
@@ -224,7 +225,7 @@ impl<F: Form> Codec for Row<F> {
             stored.copy_from_slice(scale);
             rest.fill(*zero);
         }
-        Some(Codes { params, codes })
+        Some(Codes { params, codes: codes.into_owned() })
     }
 }
 
@@ -272,15 +273,14 @@ impl<F: Form> Grid for Row<F> {
         let taken = Taken {
             scales: params().flat_map(|p| &p[..self.scheme.scale_bytes()]).copied().collect(),
             zeros: params().map(|p| self.zero(p)).collect(),
-            codes: codes.to_vec(),
+            codes: codes.into(),
         };
         F::pack(&self.scheme, dims, &taken)
     }
 }
 
 /// Groups that published artifacts use.
-const GROUPS: [Option<usize>; 8] =
-    [Some(16), Some(32), Some(64), Some(128), Some(256), Some(512), Some(1024), None];
+const GROUPS: [Option<usize>; 8] = [Some(16), Some(32), Some(64), Some(128), Some(256), Some(512), Some(1024), None];
 
 const SCALES: [Dtype; 3] = [Dtype::F16, Dtype::BF16, Dtype::F32];
 
@@ -299,11 +299,7 @@ pub(super) struct Naming {
 
 /// All formats of a family: each width and symmetry in each group size and type of scale. `N` is
 /// `widths.len() * symmetric.len() * VARIANTS`.
-pub(super) const fn rows<F: Form, const N: usize>(
-    naming: Naming,
-    widths: &[usize],
-    symmetric: &[bool],
-) -> [Row<F>; N] {
+pub(super) const fn rows<F: Form, const N: usize>(naming: Naming, widths: &[usize], symmetric: &[bool]) -> [Row<F>; N] {
     let blank = Scheme { family: naming.family, bits: 4, group: None, symmetric: true, scales: naming.scales };
     let mut out = [Row { name: Name::EMPTY, scheme: blank, form: PhantomData }; N];
     let (kinds, each) = (symmetric.len() * VARIANTS, GROUPS.len());
@@ -369,7 +365,13 @@ mod tests {
             seen += 1;
         }
         assert!(seen > 100);
-        for name in ["gptq-4bit-g128", "gptq-v2-3bit-g32", "awq-4bit-g64-bf16", "pack-5bit-channel-asym", "int-8bit-channel-sym"] {
+        for name in [
+            "gptq-4bit-g128",
+            "gptq-v2-3bit-g32",
+            "awq-4bit-g64-bf16",
+            "pack-5bit-channel-asym",
+            "int-8bit-channel-sym",
+        ] {
             assert_eq!(codec::find(name).unwrap().name(), name);
         }
     }
