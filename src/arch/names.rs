@@ -53,6 +53,9 @@ pub enum Placement {
 
 const SUFFIXES: &[&str] = &[".weight", ".bias"];
 
+/// Why tensors of other towers are left out.
+pub const OTHER_TOWER: &str = "not part of the language model";
+
 /// Tensors of the other towers of a multimodal model. Source: llama.cpp `conversion/base.py` (filter_tensors).
 const OTHER_TOWERS: &[&str] = &["visual.", "vision.", "audio.", "vision_", "audio_", "projector."];
 
@@ -74,7 +77,7 @@ impl Arch {
             return Ok(Placement::Drop("a buffer that runtimes compute"));
         }
         if OTHER_TOWERS.iter().any(|t| hf_name.contains(t)) {
-            return Ok(Placement::Drop("not part of the language model"));
+            return Ok(Placement::Drop(OTHER_TOWER));
         }
         let name = hf_name.replace("language_model.", "");
         let suffix = SUFFIXES.iter().find(|s| name.ends_with(**s)).copied();

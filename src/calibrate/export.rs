@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::imatrix::{Entry, Imatrix};
 use crate::codec;
-use crate::container::gguf::{GgufWriter, TensorSpec};
+use crate::container::gguf::{self, TensorSpec};
 use crate::container::output::{Output, publish};
 use crate::error::{Error, Result};
 use crate::metadata::Metadata;
@@ -35,7 +35,7 @@ impl Imatrix {
             tensors.push(TensorSpec { name: format!("{name}.in_sum2"), shape: vec![planes, entry.cols], codec });
             tensors.push(TensorSpec { name: format!("{name}.counts"), shape: vec![planes, 1], codec });
         }
-        let writer = GgufWriter::create(path, &metadata, &tensors, None, &[])?;
+        let writer = gguf::create(path, &metadata, &tensors, None, &[])?;
         for (i, (_, entry)) in self.iter().enumerate() {
             let counts: Vec<f32> = entry.planes_with_counts().map(|(count, _)| count as f32).collect();
             let sums =

@@ -12,7 +12,7 @@ use super::{Common, model};
 use crate::calibrate::imatrix::Imatrix;
 use crate::calibrate::method::{self, METHODS, Method, Needs};
 use crate::calibrate::stats::Statistics;
-use crate::container::{Checkpoint, OpenOptions};
+use crate::container::{Checkpoint, OpenOptions, hf};
 use crate::convert::{self, Output, Plan, Planned, Request};
 use crate::error::{At, Error, Result};
 use crate::recipe::Recipe;
@@ -24,7 +24,7 @@ pub struct Convert {
     /// What to make: presets (`quant list presets`) or recipe files, separated by commas; each weight is read once for all
     #[arg(long, required = true, value_delimiter = ',', value_name = "TARGET")]
     to: Vec<String>,
-    /// Output file, or a folder for several targets [default: NAME-TARGET.gguf beside the model]
+    /// Output file or folder, or a folder for several targets [default: NAME-TARGET.gguf or NAME-TARGET/ beside the model]
     #[arg(short, long, value_name = "FILE|DIR")]
     output: Option<PathBuf>,
     /// Importance matrix made by llama-imatrix, GGUF or the older .dat
@@ -72,12 +72,12 @@ impl Convert {
             allow_requantize: self.allow_requantize,
             split_max_bytes: self.split_max_size.map(|s| s.0),
         };
-        let paths = self.paths(&model.name, &model.beside)?;
-        let plans = self
-            .to
+        let recipes = self.to.iter().map(|to| self.recipe(to)).collect::<Result<Vec<_>>>()?;
+        let paths = self.paths(&recipes, &model.name, &model.beside)?;
+        let plans = recipes
             .iter()
             .zip(&paths)
-            .map(|(to, path)| Plan::new(&request, &self.recipe(to)?, path))
+            .map(|(recipe, path)| Plan::new(&request, recipe, path))
             .collect::<Result<Vec<_>>>()?;
         let threads = common.threads();
         self.check_memory(&plans, threads)?;
@@ -101,16 +101,18 @@ impl Convert {
     }
 
     /// One path per target.
-    fn paths(&self, name: &str, beside: &Path) -> Result<Vec<PathBuf>> {
-        let file = |target: &str| {
+    fn paths(&self, recipes: &[Recipe], name: &str, beside: &Path) -> Result<Vec<PathBuf>> {
+        let file = |(target, recipe): (&String, &Recipe)| {
             let stem = Path::new(target).file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
-            format!("{name}-{stem}.gguf")
+            if is_folder(recipe) { format!("{name}-{stem}") } else { format!("{name}-{stem}.gguf") }
         };
+        let all = || self.to.iter().zip(recipes);
         let paths: Vec<PathBuf> = match &self.output {
-            None => self.to.iter().map(|t| beside.join(file(t))).collect(),
-            Some(o) if o.is_dir() || self.to.len() > 1 => {
+            None => all().map(|t| beside.join(file(t))).collect(),
+            // A folder is replaced like a file, if it is one of ours.
+            Some(o) if self.to.len() > 1 || (o.is_dir() && !(is_folder(&recipes[0]) && hf::detect(o))) => {
                 std::fs::create_dir_all(o).at(|| o.display().to_string())?;
-                self.to.iter().map(|t| o.join(file(t))).collect()
+                all().map(|t| o.join(file(t))).collect()
             }
             Some(o) => vec![o.clone()],
         };
@@ -168,7 +170,7 @@ impl Convert {
                 "\n{}: {} in {} file(s), {:.2} bits per weight, {} of buffers with {threads} threads\n{}",
                 plan.path.display(),
                 Size(plan.layout.bytes()),
-                plan.layout.shards.len(),
+                plan.layout.shards(),
                 plan.bpw(),
                 Size(plan.peak_memory(threads)),
                 fallback_note(plan),
@@ -219,6 +221,11 @@ impl Inputs {
     }
 }
 
+/// Whether a target becomes a folder.
+fn is_folder(recipe: &Recipe) -> bool {
+    recipe.container == "hf"
+}
+
 /// What decided, in words.
 fn why(t: &Planned) -> String {
     match &t.choice.fallback {
@@ -244,8 +251,9 @@ fn fallback_note(plan: &Plan) -> String {
     match fallen {
         0 => format!("{}: {quantized} tensors get their format, none falls back", plan.target),
         n => format!(
-            "{}: {n} of {quantized} tensors fall back to another format: their rows are no multiple of its block (`quant plan` lists them)",
-            plan.target
+            "{}: {n} of {} tensors fall back to another format or stay as they are: they are no multiple of its blocks (`quant plan` lists them)",
+            plan.target,
+            quantized + plan.tensors.iter().filter(|t| t.choice.keeps.is_some() && t.choice.fallback.is_some()).count()
         ),
     }
 }
@@ -268,7 +276,8 @@ fn print_outputs(plans: &[Plan], outputs: &[Output], reporter: &Reporter) -> Res
             .zip(outputs)
             .map(|(p, o)| {
                 json!({"path": o.paths[0], "paths": o.paths, "target": p.target, "bytes": o.bytes, "bpw": p.bpw(),
-                    "seconds": o.seconds, "tensors": tensors_json(p), "solved": o.solved})
+                    "seconds": o.seconds, "carried": o.carried, "requantized": o.requantized, "exact": exact(o),
+                    "tensors": tensors_json(p), "solved": o.solved})
             })
             .collect();
         return reporter.value(&json!({ "outputs": outputs }));
@@ -282,7 +291,27 @@ fn print_outputs(plans: &[Plan], outputs: &[Output], reporter: &Reporter) -> Res
         ]
     });
     reporter.text(&table(&["file", "size", "bits/weight", "time"], &[1, 2, 3], rows))?;
-    plans.iter().zip(outputs).try_for_each(|(p, o)| solved_note(p, o).map_or(Ok(()), |note| reporter.text(&note)))
+    for (p, o) in plans.iter().zip(outputs) {
+        if let Some(note) = solved_note(p, o) {
+            reporter.text(&note)?;
+        }
+        match exact(o) {
+            Some(true) => {
+                reporter.text(&format!(
+                    "{}: exact: yes, all {} quantized weights keep their values",
+                    o.paths[0].display(),
+                    o.carried
+                ))?;
+            }
+            Some(false) => {
+                let (carried, again) = (o.carried, o.requantized);
+                let text = format!("exact: no, {again} weights were quantized again, {carried} keep their values");
+                reporter.text(&format!("{}: {text}", o.paths[0].display()))?;
+            }
+            None => {}
+        }
+    }
+    Ok(())
 }
 
 /// What solving did, and where it was given up.
@@ -304,4 +333,9 @@ fn solved_note(plan: &Plan, output: &Output) -> Option<String> {
         }
     }
     Some(note)
+}
+
+/// Whether the source's quantized weights have their values still; `None` if there were none.
+fn exact(output: &Output) -> Option<bool> {
+    (output.carried + output.requantized > 0).then_some(output.requantized == 0)
 }

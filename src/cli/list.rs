@@ -1,5 +1,7 @@
 //! `quant list`: the tables that everything else walks.
 
+use std::collections::HashSet;
+
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -68,18 +70,22 @@ impl What {
 fn formats() -> Vec<Vec<String>> {
     let row = |c: &'static dyn codec::Codec| {
         let block = c.block();
-        let bits = block.map_or(String::new(), |b| format!("{:.4}", b.bytes as f64 * 8.0 / b.weights as f64));
+        let one = c.pattern() == c.name();
+        let bits = codec::bits_per_weight(c).filter(|_| one).map_or(String::new(), |b| format!("{b:.4}"));
         let encode = block.and_then(|b| b.encode);
         let importance = match encode.map(|e| e.importance) {
             Some(Importance::Used) => "used",
             Some(Importance::Required) => "required",
+            None if c.scheme().is_some() => "used",
             _ => "",
         };
         let weights = block.map_or(String::new(), |b| b.weights.to_string());
-        let written = yes(encode.is_some());
-        vec![c.name().into(), bits, weights, written, importance.into(), c.about().into()]
+        let written = yes(codec::is_written(c));
+        vec![c.pattern().into(), bits, weights, written, importance.into(), c.about().into()]
     };
-    codec::all().map(row).collect()
+    // Families of many formats have one row.
+    let mut seen = HashSet::new();
+    codec::all().filter(|c| seen.insert(c.pattern())).map(row).collect()
 }
 
 fn yes(it_is: bool) -> String {

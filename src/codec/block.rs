@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use safetensors::Dtype;
+
 use super::grid::Grid;
-use super::{Codec, Part};
+use super::{Codec, Part, float};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 
@@ -81,7 +83,10 @@ impl Codec for Block {
         }
         let bytes = (dims.cols / self.weights).checked_mul(self.bytes).and_then(|row| row.checked_mul(dims.rows));
         let bytes = bytes.ok_or_else(|| Error::input(format!("{} x {} weights overflow", dims.rows, dims.cols)))?;
-        Ok(vec![Part { name: "weight", bytes }])
+        let dtype = float::dtype(self);
+        let width = if dtype.is_some() { dims.cols } else { self.row_bytes(dims.cols) };
+        let (dtype, shape) = (dtype.unwrap_or(Dtype::U8), vec![dims.rows, width]);
+        Ok(vec![Part { name: "weight", dtype, shape, bytes }])
     }
 
     fn decode(&self, packed: &Packed<'_>, rows: Range<usize>, out: &mut [f32]) {

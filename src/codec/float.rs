@@ -1,12 +1,33 @@
 //! Dense element types: one weight per block.
 
 use half::{f16, slice::HalfFloatSliceExt};
+use safetensors::Dtype;
 
 use super::Codec;
 use super::block::{Block, DecodeFn, Encode, EncodeFn, Importance};
 use super::cpu::{self, Cpu, Decoder};
+use super::fp8;
 
 pub static CODECS: &[&dyn Codec] = &[&F32, &F16, &BF16, &F64, &I8, &I16, &I32, &I64];
+
+/// The element types of safetensors that hold weights.
+pub static DTYPES: &[(Dtype, &Block)] = &[
+    (Dtype::F32, &F32),
+    (Dtype::F16, &F16),
+    (Dtype::BF16, &BF16),
+    (Dtype::F64, &F64),
+    (Dtype::I8, &I8),
+    (Dtype::I16, &I16),
+    (Dtype::I32, &I32),
+    (Dtype::I64, &I64),
+    (Dtype::F8_E4M3, &fp8::F8_E4M3),
+    (Dtype::F8_E5M2, &fp8::F8_E5M2),
+];
+
+/// The element type whose elements are the weights.
+pub fn dtype(codec: &dyn Codec) -> Option<Dtype> {
+    DTYPES.iter().find(|(_, block)| block.name == codec.name()).map(|(dtype, _)| *dtype)
+}
 
 pub static F32: Block = Block {
     name: "f32",

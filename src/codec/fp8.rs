@@ -3,6 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use safetensors::Dtype;
+
 use super::block::{Block, DecodeFn};
 use super::cpu::{self, Cpu, Decoder};
 use super::{Codec, Part};
@@ -56,13 +58,12 @@ impl Codec for BlockFp8 {
 
     fn layout(&self, dims: Dims) -> Result<Vec<Part>> {
         let [rows, cols] = self.square;
-        let weights = dims.rows.checked_mul(dims.cols);
-        let scales = dims.rows.div_ceil(rows).checked_mul(dims.cols.div_ceil(cols)).and_then(|n| n.checked_mul(4));
-        match (weights, scales) {
-            (Some(weights), Some(scales)) if weights.checked_add(scales).is_some() => {
-                Ok(vec![Part { name: "weight", bytes: weights }, Part { name: "weight_scale_inv", bytes: scales }])
-            }
-            _ => Err(Error::input(format!("{} x {} weights overflow", dims.rows, dims.cols))),
+        let scales = vec![dims.rows.div_ceil(rows), dims.cols.div_ceil(cols)];
+        let weights = Part::new("weight", Dtype::F8_E4M3, vec![dims.rows, dims.cols])?;
+        let scales = Part::new("weight_scale_inv", Dtype::F32, scales)?;
+        match weights.bytes.checked_add(scales.bytes) {
+            Some(_) => Ok(vec![weights, scales]),
+            None => Err(Error::input(format!("{} x {} weights overflow", dims.rows, dims.cols))),
         }
     }
 

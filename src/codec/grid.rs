@@ -26,12 +26,19 @@ pub enum Levels {
     Table(&'static [f32]),
 }
 
+/// Whole rows as a grid stores them: `params` `[rows][cols / group][param_bytes]`, `codes` `[rows][cols]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Codes {
+    pub params: Vec<u8>,
+    pub codes: Vec<u8>,
+}
+
 pub trait Grid: Send + Sync {
-    /// Columns that share stored parameters. Rows are whole groups.
-    fn group(&self) -> usize;
+    /// Columns that share stored parameters, in rows of `cols`. Rows are whole groups.
+    fn group(&self, cols: usize) -> usize;
 
     /// Columns under one [`Scale`]; divides `group`.
-    fn span(&self) -> usize;
+    fn span(&self, cols: usize) -> usize;
 
     fn levels(&self) -> Levels;
 
@@ -45,8 +52,12 @@ pub trait Grid: Send + Sync {
     /// What the stored parameters of one group say: `out.len() == group / span`.
     fn scales(&self, params: &[u8], out: &mut [Scale]);
 
+    /// Stores a scale that another format has, in one group: exactly its step, and zero and offset as near as the format comes.
+    /// False if it cannot hold the step, or has no such parameters.
+    fn adopt(&self, scale: Scale, params: &mut [u8]) -> bool;
+
     /// The stored parts of these rows, in the order of the codec's layout. `codes` is `[rows][cols]`, each below the number of
-    /// levels; `params` as [`Grid::fit`] wrote them.
+    /// levels; `params` as [`Grid::fit`] wrote them. Where words span rows, these are all rows of a matrix.
     fn pack(&self, dims: Dims, params: &[u8], codes: &[u8]) -> Vec<Vec<u8>>;
 }
 
@@ -117,18 +128,19 @@ mod tests {
         for codec in all() {
             let Some(grid) = codec.grid() else { continue };
             seen += 1;
-            let (rows, cols) = (3, grid.group() * 2);
+            let multiples = codec.multiples();
+            let (rows, cols) = (multiples.rows.max(3).next_multiple_of(multiples.rows), multiples.cols * 2);
             let dims = Dims::new(rows, cols);
             let w = noise(dims.len());
             let importance: Vec<f32> = noise(cols).iter().map(|x| x * x + 1e-3).collect();
-            let mut params = vec![0; rows * 2 * grid.param_bytes()];
+            let mut params = vec![0; dims.len() / grid.group(cols) * grid.param_bytes()];
             grid.fit(&w, cols, Some(&importance), &mut params);
             let levels = grid.levels();
-            let mut scales = vec![Scale::default(); grid.group() / grid.span()];
+            let mut scales = vec![Scale::default(); grid.group(cols) / grid.span(cols)];
             let (mut codes, mut values) = (Vec::new(), Vec::new());
-            for (params, w) in params.chunks_exact(grid.param_bytes()).zip(w.chunks_exact(grid.group())) {
+            for (params, w) in params.chunks_exact(grid.param_bytes()).zip(w.chunks_exact(grid.group(cols))) {
                 grid.scales(params, &mut scales);
-                for (scale, w) in scales.iter().zip(w.chunks_exact(grid.span())) {
+                for (scale, w) in scales.iter().zip(w.chunks_exact(grid.span(cols))) {
                     for w in w {
                         let code = levels.nearest(*w, *scale);
                         let value = |code: u8| scale.value(levels.level(code));

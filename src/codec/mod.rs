@@ -1,38 +1,68 @@
 //! Formats. A [`Codec`] says how one weight lies in bytes; [`CODECS`] lists them all, and the readers, the planner, the
 //! command line, the tests and the benches walk that list. A format's name is written in its own row and nowhere else.
 
+pub mod affine;
+mod awq;
+pub mod bits;
 pub mod block;
 mod cpu;
 pub mod float;
 pub mod fp8;
 pub mod ggml;
+mod gptq;
 pub mod grid;
+mod packed;
+pub mod transcode;
 
 use std::ops::Range;
 
+use safetensors::Dtype;
+
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
+pub use affine::{Family, Scheme};
 pub use block::{Block, Encode, Importance};
-pub use grid::Grid;
+pub use grid::{Codes, Grid};
 
 /// One stored part of a weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     /// Suffix of the stored tensor's name: `weight`, `weight_scale_inv` ...
     pub name: &'static str,
+    /// Element type and shape, as a safetensors header gives them; GGUF blocks are bytes.
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
     pub bytes: usize,
+}
+
+impl Part {
+    pub fn new(name: &'static str, dtype: Dtype, shape: Vec<usize>) -> Result<Part> {
+        let bytes = shape.iter().try_fold(dtype.bitsize() / 8, |n, d| n.checked_mul(*d));
+        let bytes = bytes.ok_or_else(|| Error::input(format!("{shape:?} of {dtype} overflow")))?;
+        Ok(Part { name, dtype, shape, bytes })
+    }
 }
 
 /// The byte half of a format: layout, decode and, where `quant` writes it, encode.
 pub trait Codec: Send + Sync {
     /// Lower-case name, as in `--set` and recipes.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
+
+    /// The name, or what the names of a family have in common: what lists show.
+    fn pattern(&self) -> &str {
+        self.name()
+    }
 
     /// One line for `quant list formats`, with the source of the format.
     fn about(&self) -> &'static str;
 
     /// The parts of a weight and their sizes, or why such a weight cannot be stored so.
     fn layout(&self, dims: Dims) -> Result<Vec<Part>>;
+
+    /// Rows and columns of a weight come in multiples of these.
+    fn multiples(&self) -> Dims {
+        Dims::new(1, self.block().map_or(1, |b| b.weights))
+    }
 
     /// Decodes whole rows; `out.len() == rows.len() * dims.cols`. The parts have the sizes that `layout` gives:
     /// containers check this when they open a file, so any bytes decode (perhaps to non-finite values) and none panic.
@@ -45,6 +75,16 @@ pub trait Codec: Send + Sync {
 
     /// The values that its weights may take. `None` for dense formats and for codebooks of vectors.
     fn grid(&self) -> Option<&dyn Grid> {
+        None
+    }
+
+    /// What configuration files say about it, where its weights are integers of a Hugging Face folder.
+    fn scheme(&self) -> Option<&Scheme> {
+        None
+    }
+
+    /// The inverse of [`Grid::pack`]. `None` for bytes that it does not write, and for formats that cannot be taken apart.
+    fn unpack(&self, _: &Packed<'_>) -> Option<Codes> {
         None
     }
 
@@ -67,7 +107,8 @@ impl std::fmt::Debug for dyn Codec {
 }
 
 /// Every format that `quant` reads or writes.
-pub static CODECS: &[&[&dyn Codec]] = &[float::CODECS, fp8::CODECS, ggml::CODECS];
+pub static CODECS: &[&[&dyn Codec]] =
+    &[float::CODECS, fp8::CODECS, ggml::CODECS, &gptq::V1, &gptq::V2, &awq::CODECS, &packed::PACKED, &packed::INT];
 
 pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
     CODECS.iter().flat_map(|group| group.iter().copied())
@@ -75,7 +116,8 @@ pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
 
 pub fn find(name: &str) -> Result<&'static dyn Codec> {
     all().find(|c| c.name() == name).ok_or_else(|| {
-        let known: Vec<_> = all().map(|c| c.name()).collect();
+        let mut known: Vec<_> = all().map(|c| c.pattern()).collect();
+        known.dedup();
         Error::request(format!("unknown format {name:?}")).help(format!("known formats: {}", known.join(", ")))
     })
 }
@@ -83,4 +125,34 @@ pub fn find(name: &str) -> Result<&'static dyn Codec> {
 /// The codec with this ggml type id.
 pub fn ggml_type(id: u32) -> Option<&'static dyn Codec> {
     all().find(|c| c.block().is_some_and(|b| b.ggml == Some(id)))
+}
+
+/// `codec` with scales of the model's own type, in formats that follow the model. `model`: what its weights are stored as.
+pub fn suited(codec: &'static dyn Codec, model: &dyn Codec) -> &'static dyn Codec {
+    let Some(scheme) = codec.scheme().filter(|s| matches!(s.family, Family::Packed | Family::Int)) else {
+        return codec;
+    };
+    let own = model.scheme().map(|s| s.scales).or_else(|| float::dtype(model).filter(|d| *d == Dtype::F16));
+    let scales = own.filter(|_| scheme.scales == Dtype::BF16).unwrap_or(scheme.scales);
+    with_scheme(&Scheme { scales, ..*scheme }).unwrap_or(codec)
+}
+
+/// Whether weights can be put into this format.
+pub fn is_written(codec: &dyn Codec) -> bool {
+    codec.scheme().is_some() || codec.block().is_some_and(|b| b.encode.is_some())
+}
+
+/// Bits per weight of large matrices, scales and all.
+pub fn bits_per_weight(codec: &dyn Codec) -> Option<f64> {
+    if let Some(block) = codec.block() {
+        return Some(block.bytes as f64 * 8.0 / block.weights as f64);
+    }
+    let side = 8192;
+    let bytes = codec.bytes(Dims::new(side, side)).ok()?;
+    Some(bytes as f64 * 8.0 / (side * side) as f64)
+}
+
+/// The integer format that a configuration file describes.
+pub fn with_scheme(scheme: &Scheme) -> Option<&'static dyn Codec> {
+    all().find(|c| c.scheme() == Some(scheme))
 }

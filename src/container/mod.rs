@@ -6,6 +6,7 @@ pub mod hf;
 pub mod hub;
 pub mod map;
 pub mod output;
+pub mod sink;
 pub mod sniff;
 pub mod tokenizer;
 
@@ -17,6 +18,7 @@ use crate::codec::Codec;
 use crate::error::{At, Result};
 use crate::metadata::Metadata;
 use crate::tensor::{Dims, Packed};
+pub use sink::Sink;
 
 /// One tensor of a checkpoint under its canonical (GGUF) name, experts stacked. Known from headers alone.
 #[derive(Clone, Debug)]
@@ -88,6 +90,10 @@ pub trait Checkpoint: Send + Sync {
     fn metadata(&self) -> Result<Metadata>;
     /// The tokenizer, from the files as they are.
     fn tokenizer(&self) -> Result<tokenizer::Tokenizer>;
+    /// The folder that a Hugging Face model is.
+    fn folder(&self) -> Option<&Path> {
+        None
+    }
     /// Every file that was opened, and its size.
     fn files(&self) -> Vec<(std::path::PathBuf, u64)>;
 }

@@ -156,6 +156,11 @@ fn size(bytes: u64) -> String {
     }
 }
 
+/// Makes a new name in the folder of `path` durable.
+pub fn sync_parent(path: &Path) {
+    sync_folder(folder(path));
+}
+
 fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

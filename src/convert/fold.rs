@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use half::{bf16, f16};
 use rayon::prelude::*;
+use safetensors::Dtype;
 
-use super::{Plan, Planned, Request, moved};
-use crate::arch::{FOLDS, Fold, Role};
+use super::{Layout, Plan, Planned, Request, matrix_rows};
+use crate::arch::{Arch, FOLDS, Fold, Role};
 use crate::calibrate::method::awq::{self, Reader};
+use crate::codec::float;
 use crate::container::Checkpoint;
 use crate::error::Result;
 
@@ -21,23 +24,27 @@ pub struct Folded {
     pub columns: Option<Arc<Vec<f32>>>,
     /// Its rows (its elements, if it is a vector) are divided.
     pub rows: Option<Arc<Vec<f32>>>,
+    /// What the model adds to each stored element before it is used: 1 for the gains of some families' folders.
+    pub added: f32,
 }
 
 impl Folded {
-    /// Applies it to rows `from..` of the output, of which one has `cols` columns.
-    pub fn apply(&self, w: &mut [f32], cols: usize, from: usize, vector: bool) {
+    /// Applies it to rows `from..` of a matrix.
+    pub fn matrix(&self, w: &mut [f32], cols: usize, from: usize) {
         if let Some(rows) = &self.rows {
-            match vector {
-                true => w.iter_mut().zip(rows.iter()).for_each(|(w, s)| *w /= s),
-                false => {
-                    for (row, s) in w.chunks_exact_mut(cols).zip(&rows[from..]) {
-                        row.iter_mut().for_each(|w| *w /= s);
-                    }
-                }
+            for (row, s) in w.chunks_exact_mut(cols).zip(&rows[from..]) {
+                row.iter_mut().for_each(|w| *w /= s);
             }
         }
         if let Some(columns) = &self.columns {
             awq::columns(w, columns);
+        }
+    }
+
+    /// Applies it to a norm's gain or a bias.
+    pub fn vector(&self, w: &mut [f32]) {
+        if let Some(rows) = &self.rows {
+            w.iter_mut().zip(rows.iter()).for_each(|(w, s)| *w = (*w + self.added) / s - self.added);
         }
     }
 }
@@ -48,19 +55,22 @@ pub type Folds = HashMap<usize, Folded>;
 /// Searches every place of a model where a scale can hide. Runs in the caller's rayon pool.
 pub fn search(request: &Request<'_>, plan: &Plan) -> Result<Folds> {
     let mut out = Folds::new();
-    let Some((_, spec)) = request.source.family().filter(|_| request.fold && request.statistics.is_some()) else {
+    let Some((arch, spec)) = request.source.family().filter(|_| request.fold && request.statistics.is_some()) else {
         return Ok(out);
     };
     let index: HashMap<&str, usize> = plan.tensors.iter().enumerate().map(|(i, t)| (t.spec.name.as_str(), i)).collect();
     let places: Vec<(u32, &Fold)> =
         (0..spec.layers).flat_map(|l| FOLDS.iter().filter(|f| (f.holds)(spec)).map(move |f| (l, f))).collect();
-    let found: Vec<Option<Vec<f32>>> =
-        places.par_iter().map(|(layer, fold)| scale(request, plan, &index, *layer, fold)).collect::<Result<_>>()?;
+    let found: Vec<Option<Vec<f32>>> = places
+        .par_iter()
+        .map(|(layer, fold)| scale(request, plan, &index, *layer, fold, arch))
+        .collect::<Result<_>>()?;
     for ((layer, fold), scale) in places.into_iter().zip(found) {
         let Some(scale) = scale.map(Arc::new) else { continue };
         for suffix in ["weight", "bias"] {
             if let Some(i) = index.get(name(layer, &fold.writer, suffix).as_str()) {
-                out.entry(*i).or_default().rows = Some(scale.clone());
+                let folded = out.entry(*i).or_default();
+                (folded.rows, folded.added) = (Some(scale.clone()), added(arch, plan, &plan.tensors[*i]));
             }
         }
         for reader in fold.readers {
@@ -83,6 +93,7 @@ fn scale(
     index: &HashMap<&str, usize>,
     layer: u32,
     fold: &Fold,
+    arch: &Arch,
 ) -> Result<Option<Vec<f32>>> {
     let find = |role: &Role| index.get(name(layer, role, "weight").as_str()).map(|i| &plan.tensors[*i]);
     let Some(writer) = find(&fold.writer) else { return Ok(None) };
@@ -103,7 +114,39 @@ fn scale(
     if readers.is_empty() || writes != stats.columns {
         return Ok(None);
     }
-    Ok(awq::search(&readers, &stats))
+    let Some(scale) = awq::search(&readers, &stats) else { return Ok(None) };
+    storable(request.source, writer, scale, added(arch, plan, writer)).map(Some)
+}
+
+/// What a norm's gain is stored less.
+fn added(arch: &Arch, plan: &Plan, planned: &Planned) -> f32 {
+    let folder = matches!(plan.layout, Layout::Folder(_));
+    if folder && planned.spec.shape.len() == 1 && planned.spec.name.ends_with("norm.weight") {
+        arch.norm_offset
+    } else {
+        0.0
+    }
+}
+
+/// The scale that a gain of half precision takes back without rounding: what it becomes decides.
+fn storable(source: &dyn Checkpoint, writer: &Planned, scale: Vec<f32>, added: f32) -> Result<Vec<f32>> {
+    let round: fn(f32) -> f32 = match float::dtype(writer.spec.codec) {
+        Some(Dtype::F16) => |x| f16::from_f32(x).to_f32(),
+        Some(Dtype::BF16) => |x| bf16::from_f32(x).to_f32(),
+        _ => return Ok(scale),
+    };
+    if writer.spec.shape.len() != 1 {
+        return Ok(scale);
+    }
+    let weight = source.read(writer.source, 0)?;
+    let mut gain = vec![0.0; scale.len()];
+    weight.codec.decode(&weight.packed, 0..1, &mut gain);
+    let exact = |(s, stored): (f32, f32)| {
+        let gain = stored + writer.transform.add + added;
+        let taken = round(gain / s - added) + added;
+        if taken == 0.0 || gain == 0.0 { 1.0 } else { gain / taken }
+    };
+    Ok(scale.into_iter().zip(gain).map(exact).collect())
 }
 
 fn sample(source: &dyn Checkpoint, planned: &Planned) -> Result<Vec<f32>> {
@@ -113,7 +156,7 @@ fn sample(source: &dyn Checkpoint, planned: &Planned) -> Result<Vec<f32>> {
     let mut out = vec![0.0; count * dims.cols];
     for (i, row) in out.chunks_exact_mut(dims.cols.max(1)).enumerate() {
         let from = i * dims.rows / count;
-        moved(&weight, planned, from..from + 1, row);
+        matrix_rows(&weight, planned, None, from..from + 1, row)?;
     }
     Ok(out)
 }

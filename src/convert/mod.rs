@@ -1,22 +1,30 @@
 //! From a checkpoint to files: every weight is read once, decoded in row chunks, encoded for each target and written in place.
 
 mod fold;
+mod folder;
 pub mod plan;
 mod solve;
 pub mod verify;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::calibrate::method::awq;
-use crate::container::gguf::GgufWriter;
-use crate::container::{self, Checkpoint, Tensor, Weight};
+use half::f16;
+
+use crate::arch::RowOrder;
+use crate::calibrate::method::{self, awq};
+use crate::codec::grid::{Codes, Grid};
+use crate::codec::{float, transcode};
+use crate::container::{self, Checkpoint, Sink, Tensor, Weight};
 use crate::device::cpu;
 use crate::error::{At, Error, Result};
-pub use plan::{Plan, Planned, Request};
+use crate::tensor::Dims;
+use fold::{Folded, Folds};
+pub use plan::{Layout, Plan, Planned, Request};
 pub use solve::Solution;
 
 /// Weights decoded at a time by one thread: 512 KiB of f32, which stays in a core's second-level cache.
@@ -28,6 +36,9 @@ pub struct Output {
     pub paths: Vec<PathBuf>,
     pub bytes: u64,
     pub seconds: f64,
+    /// Of the source's quantized weights: how many went over as they were, and how many were quantized again.
+    pub carried: usize,
+    pub requantized: usize,
     /// Weights whose codes were solved for, in the order of the file.
     pub solved: Vec<Solution>,
 }
@@ -39,41 +50,38 @@ pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 struct Unit {
     tensor: usize,
     plane: usize,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
 }
 
 /// Writes every plan. All of them are made from `request.source`; each weight is read and decoded once.
 pub fn run(request: &Request<'_>, plans: &[Plan], threads: usize, progress: Progress<'_>) -> Result<Vec<Output>> {
     let start = Instant::now();
     let inputs: Vec<PathBuf> = request.source.files().into_iter().map(|(path, _)| path).collect();
-    let writers = plans
-        .iter()
-        .map(|p| {
-            let specs: Vec<_> = p.tensors.iter().map(|t| t.spec.clone()).collect();
-            GgufWriter::create(&p.path, &p.metadata, &specs, request.split_max_bytes, &inputs)
-        })
-        .collect::<Result<Vec<_>>>()?;
-
+    let sinks = plans.iter().map(|p| p.create(request.split_max_bytes, &inputs)).collect::<Result<Vec<_>>>()?;
     let pool = cpu::pool(threads)?;
     let folds = pool.install(|| plans.iter().map(|p| fold::search(request, p)).collect::<Result<Vec<_>>>())?;
     let outputs = outputs_by_source(request.source, plans);
-    let job = Job { request, plans, writers: &writers, folds, outputs };
-    each_unit(&units(request.source), threads, |unit, scratch| {
+    let again = plans.iter().map(|p| p.tensors.iter().map(|_| AtomicBool::new(false)).collect()).collect();
+    let job = Job { request, plans, sinks: &sinks, folds, outputs, again };
+    each_unit(&job.units(), threads, |unit, scratch| {
         job.convert(unit, scratch)?;
         let t = &request.source.tensors()[unit.tensor];
-        progress((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64);
+        if !job.all_solved(unit.tensor) {
+            progress((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64);
+        }
         Ok(())
     })?;
-    let mut solutions = pool.install(|| solve::run(&job, progress))?;
+    let solutions = pool.install(|| solve::run(&job, progress))?;
+    let counts: Vec<_> = (0..plans.len()).map(|p| job.counts(p)).collect();
 
     let mut done = Vec::new();
-    for (number, (writer, plan)) in writers.into_iter().zip(plans).enumerate() {
-        let paths = writer.finish()?;
+    for (((sink, plan), (carried, requantized)), solved) in sinks.into_iter().zip(plans).zip(counts).zip(solutions) {
+        let paths = sink.finish()?;
         let artifact = container::open(&paths[0]).at(|| "reading the finished file back")?;
         verify::structure(artifact.as_ref(), plan)?;
-        let bytes = artifact.files().iter().map(|(_, size)| size).sum();
-        let solved = std::mem::take(&mut solutions[number]);
-        done.push(Output { paths, bytes, seconds: start.elapsed().as_secs_f64(), solved });
+        let files = paths.iter().filter_map(|p| std::fs::metadata(p).ok()).filter(|m| m.is_file());
+        let bytes = files.map(|m| m.len()).sum();
+        done.push(Output { paths, bytes, seconds: start.elapsed().as_secs_f64(), carried, requantized, solved });
     }
     Ok(done)
 }
@@ -89,20 +97,20 @@ fn outputs_by_source(source: &dyn Checkpoint, plans: &[Plan]) -> Vec<Vec<(usize,
     outputs
 }
 
-fn units(source: &dyn Checkpoint) -> Vec<Unit> {
+fn units_of(source: &dyn Checkpoint) -> Vec<Unit> {
     let mut units = Vec::new();
     for (tensor, t) in source.tensors().iter().enumerate() {
-        let dims = t.dims();
-        let step = (CHUNK_WEIGHTS / dims.cols.max(1)).max(1);
+        let (rows, step) = (t.dims().rows, step(t));
         for plane in 0..t.planes() {
-            units.extend((0..dims.rows).step_by(step).map(|r| Unit {
-                tensor,
-                plane,
-                rows: r..(r + step).min(dims.rows),
-            }));
+            units.extend((0..rows).step_by(step).map(|r| Unit { tensor, plane, rows: r..(r + step).min(rows) }));
         }
     }
     units
+}
+
+/// Rows decoded at a time.
+fn step(t: &Tensor) -> usize {
+    (CHUNK_WEIGHTS / t.dims().cols.max(1)).max(1)
 }
 
 /// Buffers that one thread keeps from unit to unit.
@@ -135,65 +143,155 @@ fn each_unit(units: &[Unit], threads: usize, work: impl Fn(&Unit, &mut Scratch) 
     failed.into_inner().unwrap_or_else(|p| p.into_inner()).map_or(Ok(()), Err)
 }
 
-/// What all parts of a conversion work on.
 struct Job<'a> {
     request: &'a Request<'a>,
     plans: &'a [Plan],
-    writers: &'a [GgufWriter],
+    sinks: &'a [Sink],
     /// For each plan.
-    folds: Vec<fold::Folds>,
+    folds: Vec<Folds>,
+    /// For every source tensor the (plan, output tensor) pairs made from it.
     outputs: Vec<Vec<(usize, usize)>>,
+    /// For every output tensor whether codes that should have gone over as they are had to be chosen anew.
+    again: Vec<Vec<AtomicBool>>,
 }
 
 impl Job<'_> {
-    /// All outputs of these rows but those that are solved for.
+    /// Rows that one thread takes: whole matrices where an output needs them.
+    fn units(&self) -> Vec<Unit> {
+        let whole = |tensor: usize| self.outputs[tensor].iter().any(|(p, o)| self.plans[*p].tensors[*o].whole());
+        let mut units = Vec::new();
+        for unit in units_of(self.request.source) {
+            match units.last_mut() {
+                Some(Unit { tensor, plane, rows })
+                    if (*tensor, *plane) == (unit.tensor, unit.plane) && whole(*tensor) =>
+                {
+                    rows.end = unit.rows.end;
+                }
+                _ => units.push(unit),
+            }
+        }
+        units
+    }
+
+    /// Whether nothing is made of a source tensor but what is solved for.
+    fn all_solved(&self, tensor: usize) -> bool {
+        self.outputs[tensor].iter().all(|(p, o)| self.plans[*p].tensors[*o].solve)
+    }
+
+    /// All outputs of a unit but those that are solved for.
     fn convert(&self, unit: &Unit, scratch: &mut Scratch) -> Result<()> {
+        if self.all_solved(unit.tensor) {
+            return Ok(());
+        }
         let source = self.request.source;
         let t = &source.tensors()[unit.tensor];
         let place = || format!("{} ({} in {})", t.name, t.source, t.file);
         let weight = source.read(unit.tensor, unit.plane).at(place)?;
+        let mut rolling = Vec::new();
+        for &(p, o) in self.outputs[unit.tensor].iter().filter(|(p, o)| !self.plans[*p].tensors[*o].solve) {
+            let (planned, folded) = (&self.plans[p].tensors[o], self.folds[p].get(&o));
+            let target = Target { sink: &self.sinks[p], planned, folded, unit, t, p, o };
+            if !target.planned.whole() {
+                rolling.push(target);
+            } else if !self.whole(&target, &weight, scratch).at(place)? {
+                rolling.push(target);
+            }
+        }
+        let step = step(t);
+        for first in unit.rows.clone().step_by(step) {
+            let rows = first..(first + step).min(unit.rows.end);
+            if !rolling.is_empty() {
+                self.rows(&rolling, &weight, rows, scratch).at(place)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a whole matrix. False if it must go row by row after all.
+    fn whole(&self, target: &Target<'_>, weight: &Weight<'_>, scratch: &mut Scratch) -> Result<bool> {
+        let (planned, dims) = (target.planned, weight.packed.dims);
+        let Some(grid) = planned.spec.codec.grid() else { return Ok(false) };
+        let mut codes = None;
+        if planned.carried && target.folded.is_none() {
+            codes = carried(planned, weight, grid);
+            if codes.is_none() {
+                let (from, to) = (weight.codec.name(), planned.spec.codec.name());
+                if !self.request.allow_requantize {
+                    return Err(Error::request(format!(
+                        "{from} cannot become {to} without loss: not all of its values are there"
+                    ))
+                    .help("start from the original model, or pass --allow-requantize and accept the added loss"));
+                }
+                self.again[target.p][target.o].store(true, Ordering::Relaxed);
+                if planned.spec.codec.scheme().is_none() {
+                    return Ok(false);
+                }
+            }
+        }
+        let codes = match codes {
+            Some(codes) => codes,
+            None => self.solve(target, weight, grid, scratch)?,
+        };
+        for (part, bytes) in grid.pack(dims, &codes.params, &codes.codes).iter().enumerate() {
+            let (slot, offset) = planned.slot(target.unit.plane, part);
+            target.sink.write_at(slot, offset, bytes)?;
+        }
+        Ok(true)
+    }
+
+    /// Chooses the codes of a matrix.
+    fn solve(&self, target: &Target<'_>, weight: &Weight<'_>, grid: &dyn Grid, scratch: &mut Scratch) -> Result<Codes> {
+        let (rows, cols) = (target.unit.rows.clone(), weight.packed.dims.cols);
+        let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
+        let mut all = Codes::default();
+        let step = step(target.t);
+        for first in rows.clone().step_by(step) {
+            let rows = first..(first + step).min(rows.end);
+            let w = decoded(target, weight, rows.clone(), &mut scratch.source)?;
+            let Codes { params, codes } = method::nearest(grid, w, cols, importance.as_deref());
+            all.params.extend(params);
+            all.codes.extend(codes);
+        }
+        Ok(all)
+    }
+
+    /// Writes rows of a matrix, whose blocks do not depend on other rows.
+    fn rows(
+        &self,
+        targets: &[Target<'_>],
+        weight: &Weight<'_>,
+        rows: Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let dims = weight.packed.dims;
-
         // A weight's own `scale` is not applied: it is a tensor too, goes over as such, and multiplies what is written here.
-        scratch.source.resize(unit.rows.len() * dims.cols, 0.0);
-        weight.codec.decode(&weight.packed, unit.rows.clone(), &mut scratch.source);
-        check_finite(&scratch.source, dims.cols, unit.rows.start).at(place)?;
-
-        for &(p, o) in &self.outputs[unit.tensor] {
-            let planned = &self.plans[p].tensors[o];
-            if planned.solve {
-                continue;
-            }
+        let decode = |rows: Range<usize>, out: &mut [f32]| weight.codec.decode(&weight.packed, rows, out);
+        scratch.source.resize(rows.len() * dims.cols, 0.0);
+        decode(rows.clone(), &mut scratch.source);
+        check_finite(&scratch.source, dims.cols, rows.start)?;
+        for target in targets {
+            let (t, planned) = (target.t, target.planned);
             let row_bytes = planned.bytes / (t.planes() * dims.rows).max(1);
-            let offset = ((unit.plane * dims.rows + unit.rows.start) * row_bytes) as u64;
-            let folded = self.folds[p].get(&o);
-            if planned.copied && folded.is_none() {
-                let row = unit.rows.start * row_bytes..unit.rows.end * row_bytes;
-                self.writers[p].write_at(o, offset, &weight.packed.parts[0][row])?;
+            let (slot, start) = planned.slot(target.unit.plane, 0);
+            let offset = start + (rows.start * row_bytes) as u64;
+            if planned.copied && target.folded.is_none() {
+                let bytes = &weight.packed.parts[0][rows.start * row_bytes..rows.end * row_bytes];
+                target.sink.write_at(slot, offset, bytes)?;
                 continue;
             }
-            let vector = t.shape.len() == 1;
-            let weights = if planned.transform.is_identity() && folded.is_none() {
+            let weights = if planned.transform.is_identity() && target.folded.is_none() {
                 &scratch.source
             } else {
-                scratch.moved.resize(scratch.source.len(), 0.0);
-                if vector {
-                    // Biases follow the rows of their weights.
-                    let moved = scratch.moved.iter_mut().enumerate();
-                    moved.for_each(|(i, out)| *out = scratch.source[planned.transform.source_row(i)]);
-                    scratch.moved.iter_mut().for_each(|w| *w += planned.transform.add);
-                } else {
-                    moved(&weight, planned, unit.rows.clone(), &mut scratch.moved);
-                }
-                if let Some(folded) = folded {
-                    folded.apply(&mut scratch.moved, dims.cols, unit.rows.start, vector);
-                }
+                moved(target, weight, rows.clone(), &scratch.source, &mut scratch.moved)?;
                 &scratch.moved
             };
-            scratch.encoded.resize(row_bytes * unit.rows.len(), 0);
-            let importance = self.importance((p, o), t, unit.plane)?;
-            encode(planned, weights, dims.cols, importance.as_deref(), &mut scratch.encoded).at(place)?;
-            self.writers[p].write_at(o, offset, &scratch.encoded)?;
+            scratch.encoded.resize(row_bytes * rows.len(), 0);
+            let importance = self.importance((target.p, target.o), t, target.unit.plane)?;
+            encode(planned, weights, dims.cols, importance.as_deref(), &mut scratch.encoded)?;
+            if matches!(self.plans[target.p].layout, Layout::Folder(_)) {
+                check_halves(planned, weights, dims.cols, rows.start)?;
+            }
+            target.sink.write_at(slot, offset, &scratch.encoded)?;
         }
         Ok(())
     }
@@ -209,15 +307,107 @@ impl Job<'_> {
             None => values.into(),
         }))
     }
+
+    /// Of a plan's tensors that were quantized before and are still.
+    fn counts(&self, p: usize) -> (usize, usize) {
+        let quantized = |t: &Planned| {
+            let from = self.request.source.tensors()[t.source].codec;
+            let was = from.scheme().is_some() || from.block().is_some_and(|b| b.weights > 1);
+            was && float::dtype(t.spec.codec).is_none()
+        };
+        let all = self.plans[p].tensors.iter().zip(&self.again[p]).filter(|(t, _)| quantized(t));
+        let same = |(t, again): &(&Planned, &AtomicBool)| (t.carried || t.copied) && !again.load(Ordering::Relaxed);
+        let (same, other): (Vec<_>, Vec<_>) = all.partition(same);
+        (same.len(), other.len())
+    }
 }
 
-/// Rows of a matrix as the output has them.
-fn moved(weight: &Weight<'_>, planned: &Planned, rows: std::ops::Range<usize>, out: &mut [f32]) {
-    for (row, out) in rows.zip(out.chunks_exact_mut(weight.packed.dims.cols)) {
-        let from = planned.transform.source_row(row);
-        weight.codec.decode(&weight.packed, from..from + 1, out);
+/// What a unit of the source becomes in one output.
+struct Target<'a> {
+    sink: &'a Sink,
+    planned: &'a Planned,
+    folded: Option<&'a Folded>,
+    unit: &'a Unit,
+    t: &'a Tensor,
+    p: usize,
+    o: usize,
+}
+
+/// The weight's own codes and scales, its rows in the output's order, if the grid can say all of them.
+fn carried(planned: &Planned, weight: &Weight<'_>, grid: &dyn Grid) -> Option<Codes> {
+    let from = weight.codec.grid().filter(|_| planned.transform.add == 0.0)?;
+    let mut own = weight.codec.unpack(&weight.packed)?;
+    let Dims { rows, cols } = weight.packed.dims;
+    if planned.transform.rows != RowOrder::Same {
+        let per_row = own.params.len() / rows.max(1);
+        let order = || (0..rows).map(|row| planned.transform.source_row(row));
+        own = Codes {
+            params: order().flat_map(|r| own.params[r * per_row..][..per_row].iter().copied()).collect(),
+            codes: order().flat_map(|r| own.codes[r * cols..][..cols].iter().copied()).collect(),
+        };
     }
-    out.iter_mut().for_each(|w| *w += planned.transform.add);
+    transcode::exact(from, &own, cols, grid)
+}
+
+/// Rows of the output before they are quantized.
+fn decoded<'a>(
+    target: &Target<'_>,
+    weight: &Weight<'_>,
+    rows: Range<usize>,
+    out: &'a mut Vec<f32>,
+) -> Result<&'a [f32]> {
+    out.resize(rows.len() * weight.packed.dims.cols, 0.0);
+    matrix_rows(weight, target.planned, target.folded, rows, out)?;
+    out.iter_mut().for_each(|w| *w *= weight.scale);
+    Ok(out)
+}
+
+/// Rows of a matrix as the output has them; a weight's own `scale` is not applied.
+fn matrix_rows(
+    weight: &Weight<'_>,
+    planned: &Planned,
+    folded: Option<&Folded>,
+    rows: Range<usize>,
+    out: &mut [f32],
+) -> Result<()> {
+    let (cols, transform) = (weight.packed.dims.cols, planned.transform);
+    if transform.rows == RowOrder::Same {
+        weight.codec.decode(&weight.packed, rows.clone(), out);
+    } else {
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(cols)) {
+            let from = transform.source_row(row);
+            weight.codec.decode(&weight.packed, from..from + 1, out);
+        }
+    }
+    check_finite(out, cols, rows.start)?;
+    if transform.add != 0.0 {
+        out.iter_mut().for_each(|w| *w += transform.add);
+    }
+    if let Some(folded) = folded {
+        folded.matrix(out, cols, rows.start);
+    }
+    Ok(())
+}
+
+/// Rows of the output: of a matrix from their places in the source, of a vector its elements.
+fn moved(
+    target: &Target<'_>,
+    weight: &Weight<'_>,
+    rows: Range<usize>,
+    source: &[f32],
+    out: &mut Vec<f32>,
+) -> Result<()> {
+    out.resize(source.len(), 0.0);
+    let transform = target.planned.transform;
+    if target.t.shape.len() > 1 {
+        return matrix_rows(weight, target.planned, target.folded, rows, out);
+    }
+    // Biases follow the rows of their weights.
+    out.iter_mut().enumerate().for_each(|(i, out)| *out = source[transform.source_row(i)] + transform.add);
+    if let Some(folded) = target.folded {
+        folded.vector(out);
+    }
+    Ok(())
 }
 
 fn encode(planned: &Planned, w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]) -> Result<()> {
@@ -228,6 +418,22 @@ fn encode(planned: &Planned, w: &[f32], cols: usize, importance: Option<&[f32]>,
     Ok(())
 }
 
+/// Names the first weight that is too large for half precision: it would become infinite.
+fn check_halves(planned: &Planned, w: &[f32], cols: usize, first_row: usize) -> Result<()> {
+    let half = float::dtype(planned.spec.codec) == Some(safetensors::Dtype::F16);
+    match w.iter().position(|x| half && f16::from_f32(*x).is_infinite()) {
+        None => Ok(()),
+        Some(at) => {
+            let (row, col) = (first_row + at / cols.max(1), at % cols.max(1));
+            Err(Error::request(format!(
+                "the weight at row {row}, column {col} is {:e}, too large for half precision",
+                w[at]
+            ))
+            .help("use a target that keeps the model's own type, such as w4a16"))
+        }
+    }
+}
+
 /// Names the first weight that is not a number: a damaged download or an overflowed training run.
 fn check_finite(w: &[f32], cols: usize, first_row: usize) -> Result<()> {
     // The exponent of the largest magnitude tells for all of them, without a branch a weight.
@@ -235,7 +441,7 @@ fn check_finite(w: &[f32], cols: usize, first_row: usize) -> Result<()> {
         return Ok(());
     }
     let at = w.iter().position(|x| !x.is_finite()).unwrap_or(0);
-    let (row, col) = (first_row + at / cols, at % cols);
+    let (row, col) = (first_row + at / cols.max(1), at % cols.max(1));
     Err(Error::input(format!("the weight at row {row}, column {col} is {}", w[at]))
         .help("the checkpoint is damaged or was trained to overflow: download it again or repair that tensor"))
 }

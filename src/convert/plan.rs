@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::arch::{self, Role, Transform};
 use crate::calibrate::imatrix::Imatrix;
 use crate::calibrate::stats::Statistics;
-use crate::codec::{self, Codec, Importance};
+use crate::codec::{self, Codec, Importance, transcode};
 use crate::container::gguf::{self, TensorSpec};
-use crate::container::{Checkpoint, Convention, Tensor};
+use crate::container::{Checkpoint, Convention, Sink, Tensor, hf};
 use crate::error::{At, Error, Result};
 use crate::metadata::{Metadata, Value};
 use crate::recipe::{self, Choice, Recipe};
@@ -27,20 +27,71 @@ pub struct Planned {
     pub bytes: usize,
     /// The source's own bytes go over unchanged.
     pub copied: bool,
+    /// The source's own codes and scales go over, if the format can say their values exactly.
+    pub carried: bool,
     /// The importance file has an entry that the encoder uses.
     pub weighted: bool,
     /// Its codes are solved for, site by site, once all else is written.
     pub solve: bool,
+    slots: Slots,
 }
 
-/// One output file (or set of shards), fixed before a byte is written.
+/// Where a tensor's bytes go.
+#[derive(Clone, Copy, Debug)]
+enum Slots {
+    /// All planes lie in one.
+    One { slot: usize, plane: u64 },
+    /// One for each part of each plane.
+    Each { first: usize, parts: usize },
+}
+
+impl Planned {
+    /// The slot of a part of a plane, and where in it the plane begins.
+    pub fn slot(&self, plane: usize, part: usize) -> (usize, u64) {
+        match self.slots {
+            Slots::One { slot, plane: bytes } => (slot, plane as u64 * bytes),
+            Slots::Each { first, parts } => (first + plane * parts + part, 0),
+        }
+    }
+
+    /// Whether a matrix must be whole before it is written: words may span its rows.
+    pub fn whole(&self) -> bool {
+        self.carried || self.spec.codec.scheme().is_some()
+    }
+}
+
+/// One output: a file, a set of shards or a folder, fixed before a byte is written.
 #[derive(Debug)]
 pub struct Plan {
     pub target: String,
     pub path: PathBuf,
-    pub metadata: Metadata,
     pub tensors: Vec<Planned>,
-    pub layout: gguf::Layout,
+    pub layout: Layout,
+}
+
+/// All files of an output.
+#[derive(Debug)]
+pub enum Layout {
+    Gguf { metadata: Metadata, layout: gguf::Layout },
+    Folder(hf::Folder),
+}
+
+impl Layout {
+    /// Bytes of all files together.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Layout::Gguf { layout, .. } => layout.bytes(),
+            Layout::Folder(folder) => folder.bytes(),
+        }
+    }
+
+    /// How many files hold weights.
+    pub fn shards(&self) -> usize {
+        match self {
+            Layout::Gguf { layout, .. } => layout.shards.len(),
+            Layout::Folder(folder) => folder.shards(),
+        }
+    }
 }
 
 /// What a plan is made from.
@@ -60,19 +111,19 @@ pub struct Request<'a> {
 
 impl Plan {
     pub fn new(request: &Request<'_>, recipe: &Recipe, path: &Path) -> Result<Plan> {
+        match recipe.container.as_str() {
+            "gguf" => Self::gguf(request, recipe, path),
+            "hf" => Self::folder(request, recipe, path),
+            other => Err(Error::request(format!("unknown container {other:?}")).help("known containers: gguf, hf")),
+        }
+    }
+
+    fn gguf(request: &Request<'_>, recipe: &Recipe, path: &Path) -> Result<Plan> {
         let source = request.source;
         let mut metadata = source.metadata()?;
         let facts = recipe::ModelFacts::of(&metadata, request.imatrix.is_some())?;
         let sources: Vec<recipe::Source<'_>> = source.tensors().iter().map(|t| described(source, t)).collect();
-        let choices = recipe::choose(recipe, &facts, &sources)?;
-
-        let index: HashMap<&str, usize> =
-            source.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
-        let mut tensors = Vec::with_capacity(choices.len());
-        for choice in choices {
-            let i = index[choice.name.as_str()];
-            tensors.push(planned(request, i, choice)?);
-        }
+        let tensors = planned_all(request, recipe, &facts, &sources, Convention::Gguf)?;
 
         if !tensors.iter().all(|t| t.copied) {
             metadata.remove("general.file_type");
@@ -86,7 +137,19 @@ impl Plan {
         }
         let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec.clone()).collect();
         let layout = gguf::layout(&metadata, &specs, request.split_max_bytes)?;
-        Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), metadata, tensors, layout })
+        let layout = Layout::Gguf { metadata, layout };
+        Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout })
+    }
+
+    /// Files under temporary names, to be filled in.
+    pub fn create(&self, split: Option<u64>, inputs: &[PathBuf]) -> Result<Sink> {
+        match &self.layout {
+            Layout::Gguf { metadata, .. } => {
+                let specs: Vec<_> = self.tensors.iter().map(|t| t.spec.clone()).collect();
+                gguf::create(&self.path, metadata, &specs, split, inputs)
+            }
+            Layout::Folder(folder) => folder.create(&self.path, inputs),
+        }
     }
 
     /// Weights in the model, norms and biases included.
@@ -106,14 +169,22 @@ impl Plan {
 
     /// Buffers that the conversion holds at its peak, in bytes. The source is mapped and not counted.
     pub fn peak_memory(&self, threads: usize) -> u64 {
-        let chunk = |t: &Planned| {
+        let of = |t: &Planned| {
             let cols = t.spec.shape.last().copied().unwrap_or(1);
-            let weights = CHUNK_WEIGHTS.max(cols) as u64;
+            let rows = t.spec.shape.iter().rev().nth(1).copied().unwrap_or(1);
+            let chunk = CHUNK_WEIGHTS.max(cols) as u64;
             // Decoded, moved and encoded; the last is never the largest.
-            weights * 4 * 3
+            let rolling = chunk * 4 * 3;
+            // A code a weight, and the parts of a matrix twice: as they are chosen, and as they are stored.
+            let whole = if t.whole() { (rows * cols) as u64 + 2 * t.bytes as u64 / planes(&t.spec.shape) } else { 0 };
+            rolling + whole
         };
-        threads as u64 * self.tensors.iter().map(chunk).max().unwrap_or(0)
+        threads as u64 * self.tensors.iter().map(of).max().unwrap_or(0)
     }
+}
+
+fn planes(shape: &[usize]) -> u64 {
+    shape.iter().rev().skip(2).product::<usize>().max(1) as u64
 }
 
 /// llama-quantize puts what it sets behind all other keys.
@@ -128,39 +199,70 @@ fn described<'a>(source: &dyn Checkpoint, t: &'a Tensor) -> recipe::Source<'a> {
     recipe::Source { name: &t.name, shape: &t.shape, codec: if float32 { &codec::float::F32 } else { t.codec } }
 }
 
-fn planned(request: &Request<'_>, index: usize, choice: Choice) -> Result<Planned> {
+/// The recipe, applied to all of `sources`.
+pub(super) fn planned_all(
+    request: &Request<'_>,
+    recipe: &Recipe,
+    facts: &recipe::ModelFacts,
+    sources: &[recipe::Source<'_>],
+    convention: Convention,
+) -> Result<Vec<Planned>> {
+    let index: HashMap<&str, usize> =
+        request.source.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+    let choices = recipe::choose(recipe, facts, sources)?;
+    let mut tensors = Vec::with_capacity(choices.len());
+    let mut slot = 0;
+    for choice in choices {
+        let source = index[choice.name.as_str()];
+        let mut planned = planned(request, source, choice, convention)?;
+        let t = &request.source.tensors()[source];
+        let parts = planned.spec.codec.layout(t.dims())?.len();
+        planned.slots = match convention {
+            Convention::Gguf => Slots::One { slot, plane: (planned.bytes / t.planes().max(1)) as u64 },
+            Convention::HuggingFace => Slots::Each { first: slot, parts },
+        };
+        slot += if convention == Convention::Gguf { 1 } else { parts * t.planes() };
+        tensors.push(planned);
+    }
+    Ok(tensors)
+}
+
+fn planned(request: &Request<'_>, index: usize, choice: Choice, convention: Convention) -> Result<Planned> {
     let t = &request.source.tensors()[index];
     let place = || format!("{} ({} in {})", t.name, t.source, t.file);
-    let transform = request.source.transform(&t.name, Convention::Gguf);
+    let transform = request.source.transform(&t.name, convention);
     transform.check(if t.shape.len() > 1 { t.dims().rows } else { t.len() }).at(place)?;
-    let bytes = choice.size.bytes as usize;
-    let copied = t.codec == choice.codec && transform.is_identity();
-    if !copied {
-        refuse_requantize(request, t.codec, choice.codec).at(place)?;
+    let codec = codec::suited(choice.codec, t.codec);
+    let bytes = if t.shape.len() > 1 { codec.bytes(t.dims())? * t.planes() } else { choice.size.bytes as usize };
+    // What is taken apart is checked on the way: columns out of order would have to be declared.
+    let copied = t.codec == codec && transform.is_identity() && codec.scheme().is_none();
+    let carried = transcode::possible(t.codec, codec, t.dims().cols);
+    if !copied && !carried {
+        refuse_requantize(request, t.codec, codec).at(place)?;
     }
     let entry = request.imatrix.and_then(|(imatrix, _)| imatrix.get(&t.name)).filter(|_| !copied);
     // Also where the format does not use it: an importance matrix of another model must not pass unseen.
     let fits = entry.map(|entry| entry.plane(0, t.planes(), t.dims().cols).map(|_| ()).at(place)).transpose();
     // llama.cpp goes without it for the embedding.
     let fits = if t.id.role == Role::TokenEmbd { fits.unwrap_or(None) } else { fits? };
-    let weighted = fits.is_some() && uses_importance(choice.codec);
+    let weighted = fits.is_some() && uses_importance(codec);
     if choice.needs_importance && !weighted {
-        return Err(Error::request(format!(
-            "{} needs importance, and the matrix has none for it",
-            choice.codec.name()
-        ))
-        .at(place())
-        .help("collect it on more text, or give this weight another format with --set"));
+        return Err(Error::request(format!("{} needs importance, and the matrix has none for it", codec.name()))
+            .at(place())
+            .help("collect it on more text, or give this weight another format with --set"));
     }
-    let spec = TensorSpec { name: t.name.clone(), shape: t.shape.clone(), codec: choice.codec };
-    let solve = !copied && t.shape.len() > 1 && choice.codec.grid().is_some() && has_gram(request, t);
-    Ok(Planned { source: index, spec, choice, transform, bytes, copied, weighted, solve })
+    let spec = TensorSpec { name: t.name.clone(), shape: t.shape.clone(), codec };
+    let solve = !copied && !carried && t.shape.len() > 1 && codec.grid().is_some() && has_gram(request, t);
+    let slots = Slots::Each { first: 0, parts: 0 };
+    Ok(Planned { source: index, spec, choice, transform, bytes, copied, carried, weighted, solve, slots })
 }
 
-/// llama.cpp's rule: quantizing what was quantized before costs more than anyone expects.
+/// llama.cpp's rule: quantizing what was quantized before costs more than anyone expects. The integers of a Hugging Face folder
+/// may be decoded to floats, which loses nothing that they still had.
 fn refuse_requantize(request: &Request<'_>, from: &dyn Codec, to: &dyn Codec) -> Result<()> {
-    let quantized = from.block().is_some_and(|b| b.weights > 1);
-    if quantized && !request.allow_requantize {
+    let blocks = from.block().is_some_and(|b| b.weights > 1);
+    let integers = from.scheme().is_some() && codec::float::dtype(to).is_none();
+    if (blocks || integers) && !request.allow_requantize {
         return Err(Error::request(format!("already quantized: {} would become {}", from.name(), to.name()))
             .help("start from the original model, or pass --allow-requantize and accept the added loss"));
     }
@@ -175,5 +277,6 @@ fn has_gram(request: &Request<'_>, t: &Tensor) -> bool {
 }
 
 fn uses_importance(codec: &dyn Codec) -> bool {
-    codec.block().and_then(|b| b.encode).is_some_and(|e| e.importance != Importance::Ignored)
+    let encode = codec.block().and_then(|b| b.encode);
+    codec.scheme().is_some() || encode.is_some_and(|e| e.importance != Importance::Ignored)
 }

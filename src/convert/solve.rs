@@ -7,11 +7,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::fold::Folded;
-use super::{Job, Progress, check_finite, moved};
+use super::{Job, Progress, matrix_rows};
 use crate::calibrate::method::{self, awq, gptq};
 use crate::calibrate::stats::Gram;
-use crate::codec::{Codec, Grid};
-use crate::container::Weight;
+use crate::codec::grid::{Codes, Grid};
+use crate::container::{Sink, Weight};
 use crate::device::cpu::Feedback;
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
@@ -59,8 +59,11 @@ pub(super) fn run(job: &Job<'_>, progress: Progress<'_>) -> Result<Vec<Vec<Solut
         let judge = stats.as_ref().and_then(|s| s.held_out.as_ref()).or(gram);
         for target in targets {
             let solution = solve(job, &target, &feedback, judge).at(|| format!("the site {key}"))?;
-            let t = &job.request.source.tensors()[job.plans[target.plan].tensors[target.output].source];
-            progress((t.bytes / t.planes().max(1)) as u64);
+            let source = job.plans[target.plan].tensors[target.output].source;
+            let t = &job.request.source.tensors()[source];
+            if job.all_solved(source) && job.outputs[source].last() == Some(&(target.plan, target.output)) {
+                progress((t.bytes / t.planes().max(1)) as u64);
+            }
             out[target.plan].push((target.output, solution));
         }
     }
@@ -126,7 +129,7 @@ fn solve(
                 Some(scale) => Cow::Owned(f.scaled(scale)),
                 None => Cow::Borrowed(f),
             });
-            let (plain, rounded, fed) = matrix.losses(feedback.as_deref(), judge);
+            let (plain, rounded, fed) = matrix.losses(feedback.as_deref(), judge).at(place)?;
             let best = match fed {
                 Some(fed) if fed < rounded => {
                     solution.method = if scaled { "awq+gptq" } else { "gptq" };
@@ -144,12 +147,7 @@ fn solve(
         }
         _ => {}
     }
-    let row_bytes = planned.bytes / (t.planes() * dims.rows).max(1);
-    (0..dims.rows.div_ceil(ROWS)).into_par_iter().try_for_each(|i| {
-        let rows = i * ROWS..dims.rows.min((i + 1) * ROWS);
-        let packed = matrix.encode(rows.clone(), chosen.as_deref(), codec).at(place)?;
-        job.writers[at.plan].write_at(at.output, ((at.plane * dims.rows + rows.start) * row_bytes) as u64, &packed)
-    })?;
+    matrix.write(&job.sinks[at.plan], at.plane, chosen.as_deref()).at(place)?;
     Ok(solution)
 }
 
@@ -168,23 +166,23 @@ impl Matrix<'_> {
         self.weight.packed.dims.cols
     }
 
-    fn rows(&self, rows: Range<usize>) -> Vec<f32> {
+    fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         let mut w = vec![0.0; rows.len() * self.cols()];
-        moved(self.weight, self.planned, rows.clone(), &mut w);
-        if let Some(folded) = self.folded {
-            folded.apply(&mut w, self.cols(), rows.start, false);
-        }
-        w
+        matrix_rows(self.weight, self.planned, self.folded, rows, &mut w)?;
+        Ok(w)
     }
 
     /// The output's error on a sample of rows: by rounding the plain weights, by rounding, by feedback.
-    fn losses(&self, feedback: Option<&Feedback>, judge: &Gram<'_>) -> (f64, f64, Option<f64>) {
+    fn losses(&self, feedback: Option<&Feedback>, judge: &Gram<'_>) -> Result<(f64, f64, Option<f64>)> {
         let (rows, cols) = (self.weight.packed.dims.rows, self.cols());
         let sample: Vec<usize> = (0..rows.min(SAMPLE)).map(|i| i * rows / rows.min(SAMPLE)).collect();
-        let w: Vec<f32> = sample.iter().flat_map(|r| self.rows(*r..r + 1)).collect();
+        let mut w = Vec::with_capacity(sample.len() * cols);
+        for row in sample {
+            w.extend(self.rows(row..row + 1)?);
+        }
         let columns = self.folded.and_then(|f| f.columns.as_deref());
-        let loss = |w: &[f32], solved: method::Solved, scale: Option<&Vec<f32>>| {
-            let mut errors = solved.errors(self.grid, w);
+        let loss = |w: &[f32], found: Codes, scale: Option<&Vec<f32>>| {
+            let mut errors = method::errors(self.grid, w, cols, &found);
             if let Some(scale) = scale {
                 errors.chunks_exact_mut(cols).for_each(|row| row.iter_mut().zip(scale).for_each(|(e, s)| *e /= s));
             }
@@ -202,23 +200,51 @@ impl Matrix<'_> {
         let rounded = || loss(&w, method::nearest(self.grid, &w, cols, self.importance), columns);
         let fed = || feedback.map(|f| loss(&w, method::solve(self.grid, &w, cols, self.importance, f), columns));
         let (plain, (rounded, fed)) = rayon::join(plain, || rayon::join(rounded, fed));
-        (plain.unwrap_or(rounded), rounded, fed)
+        Ok((plain.unwrap_or(rounded), rounded, fed))
     }
 
-    fn encode(&self, rows: Range<usize>, feedback: Option<&Feedback>, codec: &dyn Codec) -> Result<Vec<u8>> {
-        let (cols, dims) = (self.cols(), Dims::new(rows.len(), self.cols()));
-        let w = self.rows(rows.clone());
-        check_finite(&w, cols, rows.start)?;
-        let solved = match (feedback, codec.block().and_then(|b| b.encode)) {
-            (Some(feedback), _) => method::solve(self.grid, &w, cols, self.importance, feedback),
-            // Without feedback the format's own encoder does the same, faster.
-            (None, Some(encode)) => {
-                let mut out = vec![0; codec.bytes(dims)?];
-                (encode.run)(&w, cols, self.importance, &mut out);
-                return Ok(out);
+    /// Chooses all codes and writes them: row by row, or at once where words span rows.
+    fn write(&self, sink: &Sink, plane: usize, feedback: Option<&Feedback>) -> Result<()> {
+        let (Dims { rows, cols }, codec) = (self.weight.packed.dims, self.planned.spec.codec);
+        let parts = (0..rows.div_ceil(ROWS)).into_par_iter().map(|i| i * ROWS..rows.min((i + 1) * ROWS));
+        if self.planned.whole() {
+            let parts: Vec<Codes> = parts.map(|rows| self.codes(&self.rows(rows)?, feedback)).collect::<Result<_>>()?;
+            let mut all = Codes::default();
+            for part in parts {
+                all.params.extend(part.params);
+                all.codes.extend(part.codes);
             }
-            (None, None) => method::nearest(self.grid, &w, cols, self.importance),
-        };
-        Ok(self.grid.pack(dims, &solved.params, &solved.codes).concat())
+            for (part, bytes) in self.grid.pack(self.weight.packed.dims, &all.params, &all.codes).iter().enumerate() {
+                let (slot, offset) = self.planned.slot(plane, part);
+                sink.write_at(slot, offset, bytes)?;
+            }
+            return Ok(());
+        }
+        let (slot, start) = self.planned.slot(plane, 0);
+        let row_bytes = codec.bytes(Dims::new(1, cols))?;
+        parts.try_for_each(|rows| {
+            let w = self.rows(rows.clone())?;
+            let dims = Dims::new(rows.len(), cols);
+            let bytes = match (feedback, codec.block().and_then(|b| b.encode)) {
+                // Without feedback the format's own encoder does the same, faster.
+                (None, Some(encode)) => {
+                    let mut out = vec![0; row_bytes * rows.len()];
+                    (encode.run)(&w, cols, self.importance, &mut out);
+                    out
+                }
+                _ => {
+                    let found = self.codes(&w, feedback)?;
+                    self.grid.pack(dims, &found.params, &found.codes).concat()
+                }
+            };
+            sink.write_at(slot, start + (rows.start * row_bytes) as u64, &bytes)
+        })
+    }
+
+    fn codes(&self, w: &[f32], feedback: Option<&Feedback>) -> Result<Codes> {
+        Ok(match feedback {
+            Some(feedback) => method::solve(self.grid, w, self.cols(), self.importance, feedback),
+            None => method::nearest(self.grid, w, self.cols(), self.importance),
+        })
     }
 }

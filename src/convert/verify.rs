@@ -1,9 +1,10 @@
 //! Does a file hold what it should? Structure, values, every source tensor accounted for, tokenizer and chat template.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use super::{Plan, Progress, check_finite, each_unit, units};
-use crate::container::{Checkpoint, tokenizer};
+use super::{Plan, Progress, check_finite, each_unit, units_of};
+use crate::container::{Checkpoint, Tensor, hf, tokenizer};
 use crate::error::{At, Error, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -62,24 +63,23 @@ impl Report {
 
 /// A finished file, read back, has exactly the planned tensors.
 pub fn structure(artifact: &dyn Checkpoint, plan: &Plan) -> Result<()> {
-    let found = artifact.tensors();
-    if found.len() != plan.tensors.len() {
-        return Err(Error::input(format!("{} tensors were planned, {} are there", plan.tensors.len(), found.len())));
-    }
-    for (t, p) in found.iter().zip(&plan.tensors) {
-        if t.name != p.spec.name || t.shape != p.spec.shape || t.codec != p.spec.codec {
-            return Err(Error::input(format!(
-                "planned {} {:?} as {}, found {} {:?} as {}",
-                p.spec.name,
-                p.spec.shape,
-                p.spec.codec.name(),
-                t.name,
-                t.shape,
-                t.codec.name()
-            )));
+    let found: HashMap<&str, &Tensor> = artifact.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
+    for p in &plan.tensors {
+        let planned = format!("planned {} {:?} as {}", p.spec.name, p.spec.shape, p.spec.codec.name());
+        match found.get(p.spec.name.as_str()) {
+            Some(t) if t.shape == p.spec.shape && t.codec == p.spec.codec => {}
+            Some(t) => {
+                return Err(Error::input(format!("{planned}, found {:?} as {}", t.shape, t.codec.name())));
+            }
+            None => return Err(Error::input(format!("{planned}, it is not there"))),
         }
     }
-    Ok(())
+    // A folder's reader adds what it computes from config.json.
+    let planned: HashSet<&str> = plan.tensors.iter().map(|p| p.spec.name.as_str()).collect();
+    match artifact.tensors().iter().find(|t| !planned.contains(t.name.as_str()) && t.file != hf::CONFIG) {
+        Some(extra) => Err(Error::input(format!("{} was not planned", extra.name))),
+        None => Ok(()),
+    }
 }
 
 /// Everything that can be said about `artifact` alone and, if given, against the model it was made from.
@@ -148,7 +148,7 @@ fn same_tokens(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<Str
 
 fn finite(artifact: &dyn Checkpoint, threads: usize, progress: Progress<'_>) -> Result<String> {
     let tensors = artifact.tensors();
-    each_unit(&units(artifact), threads, |unit, scratch| {
+    each_unit(&units_of(artifact), threads, |unit, scratch| {
         let t = &tensors[unit.tensor];
         let weight = artifact.read(unit.tensor, unit.plane)?;
         let cols = weight.packed.dims.cols;
@@ -186,7 +186,7 @@ pub fn weight_errors(
 ) -> Result<Vec<WeightError>> {
     let tensors = artifact.tensors();
     let sums = Mutex::new(vec![(0f64, 0f64); tensors.len()]);
-    each_unit(&units(artifact), threads, |unit, scratch| {
+    each_unit(&units_of(artifact), threads, |unit, scratch| {
         let t = &tensors[unit.tensor];
         let Some(original) = source.find(&t.name) else { return Ok(()) };
         let transform = source.transform(&t.name, artifact.convention());

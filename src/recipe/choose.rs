@@ -4,7 +4,7 @@
 use super::kind::{Kind, PER_LAYER_EMBD, order};
 use super::rule::{Seen, Target, arch_is};
 use super::{ModelFacts, Recipe, Size};
-use crate::codec::{Codec, Importance};
+use crate::codec::{self, Codec, Importance};
 use crate::error::{self, Error, Result};
 use crate::tensor::Dims;
 
@@ -49,7 +49,7 @@ pub struct Fallback {
 pub fn choose(recipe: &Recipe, facts: &ModelFacts, sources: &[Source<'_>]) -> Result<Vec<Choice>> {
     let choices = select(recipe, facts, sources)?;
     for choice in choices.iter().filter(|c| c.codec != c.source) {
-        if choice.codec.block().is_none_or(|b| b.encode.is_none()) {
+        if !codec::is_written(choice.codec) {
             return Err(Error::unsupported(format!("{} cannot be written yet", choice.codec.name())).at(&choice.name));
         }
     }
@@ -107,17 +107,21 @@ struct Wish {
 
 impl Selection<'_> {
     fn choice(&mut self, source: &Source<'_>) -> Result<Choice> {
-        let dims = dims(source)?;
+        let (planes, dims) = planes(source)?;
         if let Some(why) = self.stays(source) {
-            return keep(source, dims, why.clone(), Some(why));
+            return keep(source, planes, dims, why.clone(), Some(why));
         }
         let Wish { target, reason, may_fall_back } = self.wish(source, dims)?;
         let wanted = match if target == Target::Default { self.recipe.default } else { target } {
             Target::Codec(codec) => codec,
-            _ => return keep(source, dims, reason.clone(), Some(reason)),
+            _ => return keep(source, planes, dims, reason.clone(), Some(reason)),
         };
-        let (codec, fallback) = if may_fall_back { self.fit(wanted, dims)? } else { (wanted, None) };
-        let bytes = codec.bytes(dims).map_err(|e| e.at(source.name).at(&reason))?;
+        let (target, fallback) = if may_fall_back { self.fit(wanted, dims)? } else { (Target::Codec(wanted), None) };
+        let Target::Codec(codec) = target else {
+            let why = fallback.as_ref().map_or(reason.clone(), |f| f.because.clone());
+            return Ok(Choice { fallback, ..keep(source, planes, dims, reason, Some(why))? });
+        };
+        let size = size(codec, planes, dims).map_err(|e| e.at(source.name).at(&reason))?;
         let embedding = matches!(Kind::of(source.name), Kind::Output | Kind::TokenEmbd);
         Ok(Choice {
             name: source.name.to_owned(),
@@ -127,7 +131,7 @@ impl Selection<'_> {
             fallback,
             keeps: None,
             needs_importance: required(codec) || !embedding && self.recipe.importance.contains(&codec),
-            size: Size { bytes: bytes as u64, weights: dims.len() as u64 },
+            size,
         })
     }
 
@@ -195,14 +199,14 @@ impl Selection<'_> {
         Ok((target, reason.to_owned()))
     }
 
-    /// Follows the fallbacks until a codec takes rows of this length.
-    fn fit(&self, wanted: &'static dyn Codec, dims: Dims) -> Result<(&'static dyn Codec, Option<Fallback>)> {
+    /// Follows the fallbacks until a codec takes rows of this length, or the weight stays as it is.
+    fn fit(&self, wanted: &'static dyn Codec, dims: Dims) -> Result<(Target, Option<Fallback>)> {
         let mut codec = wanted;
         let mut because = None;
         // A chain longer than the table goes in circles.
         for _ in 0..=self.recipe.fallback.len() {
             let misfit = match codec.layout(dims) {
-                Ok(_) => return Ok((codec, because.map(|because| Fallback { wanted, because }))),
+                Ok(_) => return Ok((Target::Codec(codec), because.map(|because| Fallback { wanted, because }))),
                 Err(e) if e.kind == error::Kind::Request => e,
                 Err(e) => return Err(e),
             };
@@ -211,8 +215,11 @@ impl Selection<'_> {
                 let help = format!("give a codec that fits: --set fallback.{}=CODEC", codec.name());
                 return Err(misfit.help(help));
             };
-            because.get_or_insert_with(|| misfit.message().to_owned());
-            codec = next;
+            let because = because.get_or_insert_with(|| misfit.message().to_owned());
+            match next {
+                Target::Codec(next) => codec = next,
+                _ => return Ok((Target::Keep, Some(Fallback { wanted, because: because.clone() }))),
+            }
         }
         Err(Error::request(format!("the fallbacks of {} go in circles", wanted.name())))
     }
@@ -230,8 +237,8 @@ fn concrete(target: Target) -> Option<&'static dyn Codec> {
     }
 }
 
-fn keep(source: &Source<'_>, dims: Dims, reason: String, keeps: Option<String>) -> Result<Choice> {
-    let bytes = source.codec.bytes(dims).map_err(|e| e.at(source.name))?;
+fn keep(source: &Source<'_>, planes: usize, dims: Dims, reason: String, keeps: Option<String>) -> Result<Choice> {
+    let size = size(source.codec, planes, dims).map_err(|e| e.at(source.name))?;
     Ok(Choice {
         name: source.name.to_owned(),
         source: source.codec,
@@ -240,14 +247,26 @@ fn keep(source: &Source<'_>, dims: Dims, reason: String, keeps: Option<String>) 
         fallback: None,
         keeps,
         needs_importance: false,
-        size: Size { bytes: bytes as u64, weights: dims.len() as u64 },
+        size,
     })
 }
 
-/// All matrices of a stack as one tall matrix.
-fn dims(source: &Source<'_>) -> Result<Dims> {
-    let (cols, outer) = source.shape.split_last().map_or((1, &[][..]), |(c, outer)| (*c, outer));
-    let rows = outer.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    let dims = rows.filter(|r| r.checked_mul(cols).is_some()).map(|rows| Dims { rows, cols });
-    dims.ok_or_else(|| Error::input(format!("shape {:?} overflows", source.shape)).at(source.name))
+/// How many matrices there are, and their size.
+fn planes(source: &Source<'_>) -> Result<(usize, Dims)> {
+    let mut inner = source.shape.iter().rev().copied();
+    let cols = inner.next().unwrap_or(1);
+    let rows = inner.next().unwrap_or(1);
+    let planes = inner.try_fold(1usize, |n, d| n.checked_mul(d));
+    let fits = |planes: &usize| rows.checked_mul(cols).and_then(|n| n.checked_mul(*planes)).is_some();
+    let planes = planes.filter(fits);
+    planes
+        .map(|planes| (planes, Dims { rows, cols }))
+        .ok_or_else(|| Error::input(format!("shape {:?} overflows", source.shape)).at(source.name))
+}
+
+fn size(codec: &dyn Codec, planes: usize, dims: Dims) -> Result<Size> {
+    let bytes = codec.bytes(dims)?.checked_mul(planes);
+    let bytes =
+        bytes.ok_or_else(|| Error::input(format!("{planes} x {} x {} weights overflow", dims.rows, dims.cols)))?;
+    Ok(Size { bytes: bytes as u64, weights: (planes * dims.len()) as u64 })
 }

@@ -21,6 +21,7 @@ pub(super) struct File {
     pub aliases: Vec<String>,
     pub about: Option<String>,
     pub container: Option<String>,
+    pub floats: Option<Spanned<String>>,
     pub file_type: Option<u32>,
     pub default: Option<Spanned<String>>,
     pub pure: Option<bool>,

@@ -7,6 +7,7 @@ use super::file::{File, Text, find, target};
 use super::presets::{EMBEDDED, PARTS};
 use super::rule::{Pattern, Target};
 use super::{Keep, Named, Recipe};
+use crate::codec::{self, Codec};
 use crate::error::{At, Error, Kind, Result};
 
 const MAX_FILE: u64 = 1 << 20;
@@ -32,12 +33,12 @@ pub fn list() -> Result<Vec<Preset>> {
     presets
         .map(|(name, _)| {
             let recipe = Recipe::load(name)?;
-            let block = match recipe.default {
-                Target::Codec(codec) => codec.block(),
+            let codec = match recipe.default {
+                Target::Codec(codec) => Some(codec),
                 _ => None,
             };
-            let bits_per_weight = block.map(|b| b.bytes as f64 * 8.0 / b.weights as f64);
-            let writable = block.is_none_or(|b| b.encode.is_some());
+            let bits_per_weight = codec.and_then(codec::bits_per_weight);
+            let writable = codec.is_none_or(codec::is_written);
             Ok(Preset { writable, name: recipe.name, about: recipe.about, aliases: recipe.aliases, bits_per_weight })
         })
         .collect()
@@ -70,7 +71,7 @@ impl Recipe {
             "token_embd" => self.token_embd = Some(target(value)?),
             "pure" => self.pure = value.parse().map_err(|_| Error::request("pure is true or false"))?,
             _ => match key.strip_prefix("fallback.") {
-                Some(codec) => self.set_fallback(find(codec)?, find(value)?),
+                Some(codec) => self.set_fallback(find(codec)?, whole(value)?),
                 None => {
                     let pattern = Pattern::parse(key.strip_prefix("tensors.").unwrap_or(key))?;
                     let named = Named { pattern, target: target(value)?, set: Some(format!("--set {assignment}")) };
@@ -82,16 +83,16 @@ impl Recipe {
         Ok(())
     }
 
-    fn set_fallback(&mut self, from: &'static dyn crate::codec::Codec, to: &'static dyn crate::codec::Codec) {
+    fn set_fallback(&mut self, from: &'static dyn Codec, to: Target) {
         self.fallback.retain(|(f, _)| *f != from);
         self.fallback.push((from, to));
     }
 }
 
-/// A recipe's own default cannot be `default`.
+/// A recipe's own default and its fallbacks cannot be `default`.
 fn whole(name: &str) -> Result<Target> {
     match target(name)? {
-        Target::Default => Err(Error::request("the default must be a codec or \"keep\"")),
+        Target::Default => Err(Error::request("this must be a codec or \"keep\"")),
         target => Ok(target),
     }
 }
@@ -173,6 +174,9 @@ fn apply(recipe: &mut Recipe, file: &File, text: Text<'_>) -> Result<()> {
     if let Some(container) = &file.container {
         recipe.container.clone_from(container);
     }
+    if let Some(floats) = &file.floats {
+        recipe.floats = Some(text.read(floats, |name| find(name))?);
+    }
     recipe.file_type = file.file_type.or(recipe.file_type);
     recipe.pure = file.pure.unwrap_or(recipe.pure);
     if let Some(default) = &file.default {
@@ -187,7 +191,7 @@ fn apply(recipe: &mut Recipe, file: &File, text: Text<'_>) -> Result<()> {
         recipe.importance.push(text.read(codec, |c| find(c))?);
     }
     for (from, to) in &file.fallback.0 {
-        recipe.set_fallback(text.read(from, |f| find(f))?, text.read(to, |t| find(t))?);
+        recipe.set_fallback(text.read(from, |f| find(f))?, text.read(to, |t| whole(t))?);
     }
     for keep in &file.keep {
         let pattern = text.read(&keep.names, |n| Pattern::parse(n))?;

@@ -29,8 +29,10 @@ pub struct Recipe {
     pub name: String,
     pub aliases: Vec<String>,
     pub about: String,
-    /// `gguf`
+    /// `gguf` or `hf`
     pub container: String,
+    /// What weights that stay floats become in a Hugging Face folder; `None`: as they are.
+    pub floats: Option<&'static dyn Codec>,
     /// GGUF's `general.file_type`; `None` leaves the source's.
     pub file_type: Option<u32>,
     default: Target,
@@ -43,7 +45,7 @@ pub struct Recipe {
     /// Last match wins.
     rules: Vec<Rule>,
     keep: Vec<Keep>,
-    fallback: Vec<(&'static dyn Codec, &'static dyn Codec)>,
+    fallback: Vec<(&'static dyn Codec, Target)>,
     /// Codecs that need an importance matrix.
     importance: Vec<&'static dyn Codec>,
 }
@@ -55,6 +57,7 @@ impl Default for Recipe {
             aliases: Vec::new(),
             about: String::new(),
             container: "gguf".to_owned(),
+            floats: None,
             file_type: None,
             default: Target::Keep,
             pure: false,

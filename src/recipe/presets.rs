@@ -15,7 +15,10 @@ embed! {
     "q3_k_l" "q3_k_m" "q3_k_s" "iq3_m" "iq3_s" "iq3_xs" "iq3_xxs"
     "q2_k" "q2_k_s" "q2_0" "iq2_m" "iq2_s" "iq2_xs" "iq2_xxs" "tq2_0" "tq1_0"
     "iq1_m" "iq1_s" "q1_0"
-    "parts/llama" "parts/large" "parts/large-q5" "parts/iq-low"
+    "hf-f32" "hf-bf16" "hf-f16"
+    "w8a16" "w8a8" "w4a16" "w4a16-asym" "w4a16-g32" "w3a16" "w2a16"
+    "gptq-8bit" "gptq" "gptq-g64" "gptq-g32" "gptq-asym" "gptq-3bit" "gptq-2bit" "awq" "awq-g64" "awq-g32"
+    "parts/hf" "parts/gptq" "parts/llama" "parts/large" "parts/large-q5" "parts/iq-low"
 }
 
 pub(super) const PARTS: &str = "parts/";

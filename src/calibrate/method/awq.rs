@@ -3,9 +3,9 @@
 
 use rayon::prelude::*;
 
-use super::{nearest, output_error};
+use super::{errors, nearest, output_error};
 use crate::calibrate::stats::{Gram, SiteStats};
-use crate::codec::Grid;
+use crate::codec::grid::Grid;
 
 /// Rows of one weight that reads the site, `[rows][cols]`.
 pub struct Reader<'a> {
@@ -40,7 +40,7 @@ fn magnitudes(readers: &[Reader<'_>], cols: usize) -> Vec<f32> {
     for reader in readers {
         for row in reader.rows.chunks_exact(cols) {
             rows += 1;
-            for (w, sums) in row.chunks(reader.grid.span()).zip(sums.chunks_mut(reader.grid.span())) {
+            for (w, sums) in row.chunks(reader.grid.span(cols)).zip(sums.chunks_mut(reader.grid.span(cols))) {
                 let largest = w.iter().fold(0.0f32, |m, w| m.max(w.abs()));
                 if largest > 0.0 {
                     w.iter().zip(sums).for_each(|(w, sum)| *sum += w.abs() / largest);
@@ -72,7 +72,8 @@ fn loss(readers: &[Reader<'_>], stats: &SiteStats<'_>, gram: &Gram<'_>, scale: O
         if let Some(scale) = scale {
             columns(&mut w, scale);
         }
-        let mut errors = nearest(reader.grid, &w, cols, Some(&importance)).errors(reader.grid, &w);
+        let found = nearest(reader.grid, &w, cols, Some(&importance));
+        let mut errors = errors(reader.grid, &w, cols, &found);
         if let Some(scale) = scale {
             errors.chunks_exact_mut(cols).for_each(|row| row.iter_mut().zip(scale).for_each(|(e, s)| *e /= s));
         }

@@ -4,8 +4,7 @@ pub mod awq;
 pub mod gptq;
 
 use crate::calibrate::stats::Gram;
-use crate::codec::Grid;
-use crate::codec::grid::Scale;
+use crate::codec::grid::{Codes, Grid, Scale};
 use crate::device::cpu::{self, Feedback};
 
 /// What a method must know of the inputs of a weight.
@@ -79,59 +78,54 @@ pub fn best(known: Needs) -> &'static Method {
     METHODS.iter().rfind(|m| m.needs <= known).unwrap_or(&METHODS[0])
 }
 
-/// Rows of a weight on a grid.
-pub struct Solved {
-    /// `[rows][cols / group][param_bytes]`
-    pub params: Vec<u8>,
-    /// `[rows][cols]`
-    pub codes: Vec<u8>,
-}
-
-/// Each weight by itself, `[rows][cols]`: the nearest value of its group's scale.
-pub fn nearest(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Solved {
+/// Each weight by itself: the nearest value of its group's scale. `w` are whole rows of `cols` columns; `importance` has the mean
+/// squares of their inputs.
+pub fn nearest(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Codes {
     let (params, scales) = fit(grid, w, cols, importance);
     let levels = grid.levels();
     let mut codes = Vec::with_capacity(w.len());
-    for (scale, w) in scales.iter().zip(w.chunks_exact(grid.span())) {
+    for (scale, w) in scales.iter().zip(w.chunks_exact(grid.span(cols).max(1))) {
         codes.extend(w.iter().map(|w| levels.nearest(*w, *scale)));
     }
-    Solved { params, codes }
+    Codes { params, codes }
 }
 
 /// Codes under which every column makes good the errors of those before it, on scales fitted to the weights as they are.
-pub fn solve(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>, feedback: &Feedback) -> Solved {
+pub fn solve(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>, feedback: &Feedback) -> Codes {
     let (params, scales) = fit(grid, w, cols, importance);
     let mut codes = vec![0; w.len()];
-    let scales = cpu::Scales { levels: grid.levels(), span: grid.span(), all: &scales };
+    let scales = cpu::Scales { levels: grid.levels(), span: grid.span(cols), all: &scales };
     cpu::round_columns(w, cols, scales, feedback, &mut codes);
-    Solved { params, codes }
+    Codes { params, codes }
 }
 
 fn fit(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> (Vec<u8>, Vec<Scale>) {
-    let mut params = vec![0; w.len() / grid.group() * grid.param_bytes()];
-    grid.fit(w, cols, importance, &mut params);
-    let scales = scales(grid, &params);
+    let groups = w.len().checked_div(grid.group(cols)).unwrap_or(0);
+    let mut params = vec![0; groups * grid.param_bytes()];
+    if groups > 0 {
+        grid.fit(w, cols, importance, &mut params);
+    }
+    let scales = scales(grid, cols, &params);
     (params, scales)
 }
 
 /// One for each `span` weights.
-fn scales(grid: &dyn Grid, params: &[u8]) -> Vec<Scale> {
-    let per_group = grid.group() / grid.span();
-    let mut out = vec![Scale::default(); params.len() / grid.param_bytes() * per_group];
-    for (params, out) in params.chunks_exact(grid.param_bytes()).zip(out.chunks_exact_mut(per_group)) {
+fn scales(grid: &dyn Grid, cols: usize, params: &[u8]) -> Vec<Scale> {
+    let per_group = grid.group(cols).checked_div(grid.span(cols)).unwrap_or(0);
+    let groups = params.len() / grid.param_bytes().max(1);
+    let mut out = vec![Scale::default(); groups * per_group];
+    for (params, out) in params.chunks_exact(grid.param_bytes()).zip(out.chunks_exact_mut(per_group.max(1))) {
         grid.scales(params, out);
     }
     out
 }
 
-impl Solved {
-    /// `w - value` of every weight.
-    pub fn errors(&self, grid: &dyn Grid, w: &[f32]) -> Vec<f32> {
-        let (levels, span) = (grid.levels(), grid.span());
-        let scales = scales(grid, &self.params);
-        let values = self.codes.iter().enumerate().map(|(i, code)| scales[i / span].value(levels.level(*code)));
-        w.iter().zip(values).map(|(w, value)| w - value).collect()
-    }
+/// `w - value` of every weight.
+pub fn errors(grid: &dyn Grid, w: &[f32], cols: usize, found: &Codes) -> Vec<f32> {
+    let (levels, span) = (grid.levels(), grid.span(cols));
+    let scales = scales(grid, cols, &found.params);
+    let values = found.codes.iter().enumerate().map(|(i, code)| scales[i / span].value(levels.level(*code)));
+    w.iter().zip(values).map(|(w, value)| w - value).collect()
 }
 
 /// What errors `[rows][cols]` of a weight do to its output: the sum over rows of `e H e^T`, the mean square error of each output.
@@ -150,7 +144,7 @@ pub fn output_error(errors: &[f32], gram: &Gram<'_>) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::codec::all;
 
@@ -180,7 +174,7 @@ mod tests {
         for codec in all() {
             let Some(grid) = codec.grid() else { continue };
             seen += 1;
-            let cols = grid.group().max(256);
+            let cols = grid.group(512).max(512);
             let gram = correlated(cols);
             let w: Vec<f32> = (0..8 * cols).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 - 0.5).collect();
             let importance: Vec<f32> = (0..cols).map(|i| gram.get(i, i)).collect();
@@ -188,7 +182,7 @@ mod tests {
             let plain = nearest(grid, &w, cols, Some(&importance));
             let solved = solve(grid, &w, cols, Some(&importance), &feedback);
             assert_eq!(plain.params, solved.params, "{}: scales are chosen before", codec.name());
-            let loss = |s: &Solved| output_error(&s.errors(grid, &w), &gram);
+            let loss = |s: &Codes| output_error(&errors(grid, &w, cols, s), &gram);
             let (plain, solved) = (loss(&plain), loss(&solved));
             assert!(solved < 0.7 * plain, "{}: {solved} is not below {plain}", codec.name());
         }

@@ -22,6 +22,8 @@ pub trait Scalar<const N: usize>: Pod + Send + Sync + 'static {
     /// One for each `SPAN` weights.
     fn scales(&self, out: &mut [Scale]);
     fn set(&mut self, codes: &[u8; N]);
+    /// Stores the step of a scale and, in formats with a minimum, the value of level 0. False if they do not fit exactly.
+    const ADOPT: Option<fn(&mut Self, Scale) -> bool> = None;
 
     /// The same, for the table.
     const GRID: &'static dyn Grid = &BlockGrid::<Self, N>(PhantomData);
@@ -31,11 +33,11 @@ pub trait Scalar<const N: usize>: Pod + Send + Sync + 'static {
 struct BlockGrid<B, const N: usize>(PhantomData<B>);
 
 impl<B: Scalar<N>, const N: usize> Grid for BlockGrid<B, N> {
-    fn group(&self) -> usize {
+    fn group(&self, _: usize) -> usize {
         N
     }
 
-    fn span(&self) -> usize {
+    fn span(&self, _: usize) -> usize {
         B::SPAN
     }
 
@@ -53,6 +55,14 @@ impl<B: Scalar<N>, const N: usize> Grid for BlockGrid<B, N> {
 
     fn scales(&self, params: &[u8], out: &mut [Scale]) {
         bytemuck::pod_read_unaligned::<B>(params).scales(out);
+    }
+
+    fn adopt(&self, scale: Scale, params: &mut [u8]) -> bool {
+        let Some(adopt) = B::ADOPT else { return false };
+        let mut block = B::zeroed();
+        let exact = adopt(&mut block, scale);
+        params.copy_from_slice(bytemuck::bytes_of(&block));
+        exact
     }
 
     fn pack(&self, _: Dims, params: &[u8], codes: &[u8]) -> Vec<Vec<u8>> {
@@ -83,6 +93,18 @@ fn half(bytes: [u8; 2]) -> f32 {
     half::f16::from_le_bytes(bytes).to_f32()
 }
 
+/// Whether `x` is a half.
+fn put_half(x: f32, bytes: &mut [u8; 2]) -> bool {
+    let stored = half::f16::from_f32(x);
+    *bytes = stored.to_le_bytes();
+    stored.to_f32() == x
+}
+
+/// The value of level 0.
+fn minimum(scale: Scale) -> f32 {
+    scale.value(0.0)
+}
+
 const fn integers(first: i32, count: usize) -> Levels {
     Levels::Integers { first, count }
 }
@@ -96,6 +118,7 @@ impl Scalar<32> for BlockQ4_0 {
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(-8, 16);
     const ENCODE: Encode = encode::Q4_0;
+    const ADOPT: Option<fn(&mut Self, Scale) -> bool> = Some(|block, scale| put_half(scale.step, &mut block.d));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = one(half(self.d));
     }
@@ -108,6 +131,8 @@ impl Scalar<32> for BlockQ4_1 {
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(0, 16);
     const ENCODE: Encode = encode::Q4_1;
+    const ADOPT: Option<fn(&mut Self, Scale) -> bool> =
+        Some(|block, scale| put_half(scale.step, &mut block.d) & put_half(minimum(scale), &mut block.m));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = Scale { step: half(self.d), zero: 0.0, offset: half(self.m) };
     }
@@ -120,6 +145,7 @@ impl Scalar<32> for BlockQ5_0 {
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(-16, 32);
     const ENCODE: Encode = encode::Q5_0;
+    const ADOPT: Option<fn(&mut Self, Scale) -> bool> = Some(|block, scale| put_half(scale.step, &mut block.d));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = one(half(self.d));
     }
@@ -133,6 +159,8 @@ impl Scalar<32> for BlockQ5_1 {
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(0, 32);
     const ENCODE: Encode = encode::Q5_1;
+    const ADOPT: Option<fn(&mut Self, Scale) -> bool> =
+        Some(|block, scale| put_half(scale.step, &mut block.d) & put_half(minimum(scale), &mut block.m));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = Scale { step: half(self.d), zero: 0.0, offset: half(self.m) };
     }
@@ -151,6 +179,7 @@ impl Scalar<32> for BlockQ8_0 {
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(-127, 255);
     const ENCODE: Encode = encode::Q8_0;
+    const ADOPT: Option<fn(&mut Self, Scale) -> bool> = Some(|block, scale| put_half(scale.step, &mut block.d));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = one(half(self.d));
     }

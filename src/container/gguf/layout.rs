@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::header::stored_bytes;
-use super::{ALIGNMENT, KEY_ALIGNMENT, MAX_DIMS, MAX_NAME, encode, padded, shards};
+use super::{ALIGNMENT, KEY_ALIGNMENT, MAX_DIMS, MAX_NAME, Slot, encode, padded, shards};
 use crate::codec::Codec;
 use crate::error::{At, Error, Result};
 use crate::metadata::{Metadata, Value};
@@ -32,15 +32,6 @@ pub struct Shard {
     /// Everything before the data section, padding included.
     pub header: Vec<u8>,
     /// Length of the file.
-    pub bytes: u64,
-}
-
-/// The place of one tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot {
-    pub shard: usize,
-    /// From the start of the shard's file.
-    pub offset: u64,
     pub bytes: u64,
 }
 

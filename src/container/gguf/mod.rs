@@ -1,7 +1,7 @@
 //! GGUF: one header of typed metadata and tensor places, then the tensors. Source: ggml `docs/gguf.md`.
 //!
 //! [`parse`] is the whole reader of untrusted bytes; [`Gguf`] maps the file (or all shards of a split one) and serves
-//! weights from it; [`layout`] predicts every byte's place in a file to be written and [`GgufWriter`] fills it in.
+//! weights from it; [`layout`] predicts every byte's place in a file to be written and what [`create`] returns fills it in.
 
 mod encode;
 mod header;
@@ -13,9 +13,11 @@ mod tests;
 mod write;
 
 pub use header::{Header, TensorInfo, parse};
-pub use layout::{Layout, Shard, Slot, TensorSpec, layout};
+pub use layout::{Layout, Shard, TensorSpec, layout};
 pub use read::Gguf;
-pub use write::GgufWriter;
+pub use write::create;
+
+pub use super::sink::Slot;
 
 use super::{Container, sniff};
 

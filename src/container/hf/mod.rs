@@ -1,12 +1,16 @@
 //! Hugging Face folders: safetensors shards, config.json, tokenizer files. Shards are mapped, nothing is copied.
 
 mod check;
+mod declare;
 mod general;
 pub mod header;
+mod integers;
 pub mod json;
+mod layout;
 mod place;
 mod quantized;
 mod shards;
+mod write;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -20,13 +24,13 @@ use crate::arch::{Arch, ModelSpec};
 use crate::error::{At, Error, Kind, Result};
 use crate::metadata::Metadata;
 use crate::tensor::Packed;
-use place::{Content, Placed, Plane, Scale};
-pub use quantized::SIDECARS;
-use quantized::Storage;
+use place::{Content, Placed, Stored};
+pub use quantized::{SIDECARS, Storage};
 pub use shards::INDEX;
 use shards::Shard;
+pub use write::{Folder, NewWeight, folder};
 
-const CONFIG: &str = "config.json";
+pub const CONFIG: &str = "config.json";
 
 /// The row of [`crate::container::CONTAINERS`].
 pub const CONTAINER: Container = Container {
@@ -63,7 +67,7 @@ impl HfFolder {
     fn open_inner(dir: &Path, options: &OpenOptions) -> Result<HfFolder> {
         let (arch, spec, storage) = describe(dir)?;
         let (shards, located) = shards::open(dir)?;
-        let (mut placed, dropped) = place::place(arch, &spec, &shards, located, storage)?;
+        let (mut placed, dropped) = place::place(arch, &spec, &shards, located, &storage)?;
         placed.extend(arch.extra_tensors(&spec).into_iter().map(Placed::made));
         placed.sort_by_key(|p| natural(&p.tensor));
         let (tensors, contents): (Vec<_>, _) = placed.into_iter().map(|p| (p.tensor, p.content)).unzip();
@@ -94,20 +98,16 @@ impl HfFolder {
         embedding.map_or(0, |t| t.dims().rows)
     }
 
-    fn scale(&self, scale: &Scale) -> Cow<'_, [u8]> {
-        let bytes = &self.shards[scale.shard].map[scale.bytes.clone()];
-        match scale.bf16 {
-            false => bytes.into(),
+    fn part<'a>(&'a self, part: &'a Stored) -> Cow<'a, [u8]> {
+        match part {
+            Stored::Made(bytes) => bytes.into(),
+            Stored::Mapped { shard, bytes, widened: false } => self.shards[*shard].map[bytes.clone()].into(),
             // The codec's layout has one type of scale.
-            true => {
-                bytes.as_chunks::<2>().0.iter().flat_map(|b| bf16::from_le_bytes(*b).to_f32().to_le_bytes()).collect()
+            Stored::Mapped { shard, bytes, widened: true } => {
+                let halves = self.shards[*shard].map[bytes.clone()].as_chunks::<2>().0;
+                halves.iter().flat_map(|b| bf16::from_le_bytes(*b).to_f32().to_le_bytes()).collect()
             }
         }
-    }
-
-    fn parts(&self, plane: &Plane) -> Vec<Cow<'_, [u8]>> {
-        let codes = Cow::Borrowed(&self.shards[plane.shard].map[plane.bytes.clone()]);
-        std::iter::once(codes).chain(plane.scale.as_ref().map(|s| self.scale(s))).collect()
     }
 }
 
@@ -137,7 +137,7 @@ impl Checkpoint for HfFolder {
             return Err(Error::request(format!("there is no tensor {tensor}")));
         };
         let parts = match content {
-            Content::Stored(planes) => planes.get(plane).map(|p| self.parts(p)),
+            Content::Stored(planes) => planes.get(plane).map(|p| p.iter().map(|part| self.part(part)).collect()),
             Content::Made(bytes) => (plane == 0).then(|| vec![Cow::Borrowed(&bytes[..])]),
         };
         let parts = parts.ok_or_else(|| Error::request(format!("there is no matrix {plane}")).at(&t.name))?;
@@ -158,6 +158,10 @@ impl Checkpoint for HfFolder {
 
     fn tokenizer(&self) -> Result<Tokenizer> {
         tokenizer::load_folder(&self.dir)
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        Some(&self.dir)
     }
 
     fn files(&self) -> Vec<(PathBuf, u64)> {
@@ -201,9 +205,12 @@ fn natural(t: &Tensor) -> (u8, u32, String) {
 pub fn describe(dir: &Path) -> Result<(&'static Arch, ModelSpec, Storage)> {
     let Some(config) = json::config(dir, CONFIG)? else { return Err(no_config(dir)) };
     let (arch, spec, storage) = interpret(&config)?;
+    if storage != Storage::Plain {
+        return Ok((arch, spec, storage));
+    }
     for (file, method) in SIDECARS {
-        if storage == Storage::Plain && dir.join(file).exists() {
-            return Err(quantized::refuse(method).at(*file));
+        if let Some(settings) = json::config(dir, file)? {
+            return Ok((arch, spec, quantized::method(&settings, method).at(|| *file)?));
         }
     }
     Ok((arch, spec, storage))

@@ -5,27 +5,14 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
+use super::integers::{self, Bundle};
 use super::quantized::Storage;
 use super::shards::{Located, Shard};
-use crate::arch::{Arch, ModelSpec, Part, Placement, WeightId};
+use crate::arch::{Arch, ModelSpec, Part, Place, Placement, WeightId};
 use crate::codec::{Codec, float, fp8};
 use crate::container::{Dropped, Tensor};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
-
-/// The element types that hold weights.
-static DTYPES: &[(Dtype, &dyn Codec)] = &[
-    (Dtype::F32, &float::F32),
-    (Dtype::F16, &float::F16),
-    (Dtype::BF16, &float::BF16),
-    (Dtype::F64, &float::F64),
-    (Dtype::I8, &float::I8),
-    (Dtype::I16, &float::I16),
-    (Dtype::I32, &float::I32),
-    (Dtype::I64, &float::I64),
-    (Dtype::F8_E4M3, &fp8::F8_E4M3),
-    (Dtype::F8_E5M2, &fp8::F8_E5M2),
-];
 
 /// Where the bytes of a tensor are.
 pub enum Content {
@@ -35,19 +22,19 @@ pub enum Content {
     Made(Vec<u8>),
 }
 
-/// One matrix inside a shard.
-pub struct Plane {
-    pub shard: usize,
-    pub bytes: Range<usize>,
-    pub scale: Option<Scale>,
-}
+/// One matrix: its parts, in the order of the codec's layout.
+pub type Plane = Vec<Stored>;
 
-/// The multipliers of an FP8 matrix.
-pub struct Scale {
-    pub shard: usize,
-    pub bytes: Range<usize>,
-    /// Stored as BF16 instead of F32.
-    pub bf16: bool,
+/// One part of a matrix.
+#[derive(Clone)]
+pub enum Stored {
+    Mapped {
+        shard: usize,
+        bytes: Range<usize>,
+        /// BF16 that the codec wants as F32.
+        widened: bool,
+    },
+    Made(Vec<u8>),
 }
 
 pub struct Placed {
@@ -83,12 +70,20 @@ pub fn place(
     spec: &ModelSpec,
     shards: &[Shard],
     located: Vec<Located>,
-    storage: Storage,
+    storage: &Storage,
 ) -> Result<(Vec<Placed>, Vec<Dropped>)> {
-    let is_scale = |l: &Located| storage == Storage::Fp8Block && l.entry.name.ends_with(SCALE_SUFFIX);
+    let (bundles, located, dropped) = match storage {
+        Storage::Integers(integers) => integers::bundles(integers, shards, located)?,
+        _ => (Vec::new(), located, Vec::new()),
+    };
+    let is_scale = |l: &Located| *storage == Storage::Fp8Block && l.entry.name.ends_with(SCALE_SUFFIX);
     let (scales, mut weights): (Vec<_>, Vec<_>) = located.into_iter().partition(is_scale);
     let mut scales: HashMap<_, _> = scales.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
-    let mut sorter = Sorter { arch, spec, storage, pieces: BTreeMap::new(), dropped: Vec::new() };
+    let mut sorter = Sorter { arch, spec, storage, pieces: BTreeMap::new(), dropped };
+    for bundle in bundles {
+        let (source, file) = (bundle.source.clone(), bundle.file.clone());
+        sorter.put_bundle(bundle).at(|| source).at(|| file)?;
+    }
     let head_alone = spec.tied && !weights.iter().any(|w| w.entry.name.ends_with(EMBEDDING));
     for source in &mut weights {
         let file = &shards[source.shard].file;
@@ -111,7 +106,7 @@ pub fn place(
 struct Sorter<'a> {
     arch: &'a Arch,
     spec: &'a ModelSpec,
-    storage: Storage,
+    storage: &'a Storage,
     pieces: BTreeMap<String, BTreeMap<Option<u32>, Piece>>,
     dropped: Vec<Dropped>,
 }
@@ -127,10 +122,42 @@ impl Sorter<'_> {
         };
         for place in places {
             let piece = self.piece(source, scale, file, &place.name, &place.part)?;
-            if let Some(other) = self.pieces.entry(place.name).or_default().insert(place.expert, piece) {
-                return Err(Error::input(format!("it and {} are the same weight", other.tensor.source))
-                    .help("the checkpoint stores one weight twice: remove one of them"));
+            self.insert(place.name, place.expert, piece)?;
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, name: String, expert: Option<u32>, piece: Piece) -> Result<()> {
+        match self.pieces.entry(name).or_default().insert(expert, piece) {
+            None => Ok(()),
+            Some(other) => Err(Error::input(format!("it and {} are the same weight", other.tensor.source))
+                .help("the checkpoint stores one weight twice: remove one of them")),
+        }
+    }
+
+    fn put_bundle(&mut self, bundle: Bundle) -> Result<()> {
+        let Bundle { name, source, file, codec, dims, parts } = bundle;
+        let places = match self.arch.resolve(&name, self.spec)? {
+            Placement::Place(places) => places,
+            Placement::Drop(reason) => {
+                self.dropped.push(Dropped { source: name, reason });
+                return Ok(());
             }
+        };
+        for Place { name, expert, part } in places {
+            if part != Part::Whole {
+                return Err(Error::unsupported("experts that are packed in one tensor"));
+            }
+            let tensor = Tensor {
+                id: WeightId::parse(&name),
+                shape: vec![dims.rows, dims.cols],
+                codec,
+                source: source.clone(),
+                file: file.clone(),
+                bytes: codec.bytes(dims)?,
+                name: name.clone(),
+            };
+            self.insert(name, expert, Piece { tensor, planes: vec![parts.clone()] })?;
         }
         Ok(())
     }
@@ -161,7 +188,8 @@ impl Sorter<'_> {
         let plane = |p| {
             let start = entry.bytes.start + (p * rows + kept.start) * row;
             let scale = scale.map(|s| scale_of(s, &tensor, p, &kept)).transpose()?;
-            Ok(Plane { shard: source.shard, bytes: start..start + kept.len() * row, scale })
+            let codes = Stored::Mapped { shard: source.shard, bytes: start..start + kept.len() * row, widened: false };
+            Ok(std::iter::once(codes).chain(scale).collect())
         };
         let planes: Vec<_> = (0..planes).map(plane).collect::<Result<_>>()?;
         if let [.., rows, _] = tensor.shape.as_mut_slice() {
@@ -188,7 +216,7 @@ const HEAD: &str = "lm_head.weight";
 
 const SCALE_SUFFIX: &str = "_scale_inv";
 
-fn codec_of(dtype: Dtype, scaled: bool, storage: Storage) -> Result<&'static dyn Codec> {
+fn codec_of(dtype: Dtype, scaled: bool, storage: &Storage) -> Result<&'static dyn Codec> {
     match (dtype, scaled, storage) {
         (Dtype::F8_E4M3, true, Storage::Fp8Block) => return Ok(&fp8::BLOCK_FP8),
         (Dtype::F8_E4M3, false, Storage::Fp8Block) => {
@@ -197,7 +225,7 @@ fn codec_of(dtype: Dtype, scaled: bool, storage: Storage) -> Result<&'static dyn
         (_, true, _) => return Err(Error::input(format!("a scale (..{SCALE_SUFFIX}) beside a weight of {dtype}"))),
         _ => {}
     }
-    let row = DTYPES.iter().find(|(d, _)| *d == dtype);
+    let row = float::DTYPES.iter().find(|(d, _)| *d == dtype);
     let (_, codec) = row.ok_or_else(|| {
         Error::unsupported(format!("elements of type {dtype} are no weights")).help(
             "the checkpoint is quantized in a way that its config.json does not tell: start from the original model",
@@ -207,7 +235,7 @@ fn codec_of(dtype: Dtype, scaled: bool, storage: Storage) -> Result<&'static dyn
 }
 
 /// The multipliers of rows `kept` of plane `plane` of an FP8 tensor.
-fn scale_of(scale: &Located, weight: &Tensor, plane: usize, kept: &Range<usize>) -> Result<Scale> {
+fn scale_of(scale: &Located, weight: &Tensor, plane: usize, kept: &Range<usize>) -> Result<Stored> {
     let entry = &scale.entry;
     let Dims { rows, cols } = weight.dims();
     let (down, across) = (rows.div_ceil(fp8::BLOCK), cols.div_ceil(fp8::BLOCK));
@@ -234,7 +262,7 @@ fn scale_of(scale: &Located, weight: &Tensor, plane: usize, kept: &Range<usize>)
     let blocks = kept.start / fp8::BLOCK..kept.end.div_ceil(fp8::BLOCK);
     let start = entry.bytes.start + (plane * down + blocks.start) * across * size;
     let bytes = start..start + blocks.len() * across * size;
-    Ok(Scale { shard: scale.shard, bytes, bf16: entry.dtype == Dtype::BF16 })
+    Ok(Stored::Mapped { shard: scale.shard, bytes, widened: entry.dtype == Dtype::BF16 })
 }
 
 /// One tensor of all its pieces: itself, or one a expert.

@@ -1,17 +1,33 @@
-//! What `quantization_config` says about how the weights are stored.
+//! What `quantization_config` says about how the weights are stored. Source: transformers `utils/quantization_config.py`,
+//! compressed-tensors `quantization/quant_config.py`, GPTQModel `quantization/config.py`, AutoAWQ `models/_config.py`.
 
 use serde_json::Value;
 
-use crate::codec::fp8;
+use crate::codec::{Family, fp8};
 use crate::error::{Error, Result};
 
 /// How the weights of a folder are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Storage {
     /// Every tensor is what its element type says.
     Plain,
     /// `X` of F8_E4M3 comes with `X_scale_inv`, one multiplier per 128 x 128 block (DeepSeek-V3).
     Fp8Block,
+    /// Weights that come in the parts of an integer format; the others are plain.
+    Integers(Integers),
+}
+
+/// What is said of all weights together. The shapes of a weight's parts tell the rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Integers {
+    /// Packed and Int may occur together.
+    pub family: Family,
+    /// Widths that occur; empty if single weights may have any.
+    pub widths: Vec<usize>,
+    /// Whole rows may share a scale.
+    pub channel: bool,
+    /// GPTQ: columns were taken out of their order, so groups need not be runs of columns.
+    pub permuted: bool,
 }
 
 /// Files that older tools write instead of `quantization_config`.
@@ -22,28 +38,135 @@ pub const SIDECARS: &[(&str, &str)] = &[
     ("quantization_config.json", "exl2"),
 ];
 
-/// Reads `quantization_config` of a config.json. Anything but block FP8 is [`Kind::Unsupported`](crate::error::Kind).
+/// The keys of config.json that this module reads, of the whole and of a model inside it.
+pub const KEYS: &[&str] = &["quantization_config", "compression_config"];
+
+/// Reads config.json. What cannot be read is [`Kind::Unsupported`](crate::error::Kind).
 pub fn storage(config: &Value) -> Result<Storage> {
     let text = config.get("text_config").unwrap_or(&Value::Null);
-    let places = [(config, "quantization_config"), (text, "quantization_config"), (config, "compression_config")];
-    let Some(q) = places.iter().find_map(|(object, key)| object.get(*key).filter(|v| !v.is_null())) else {
-        return match config.get("quantization").filter(|v| !v.is_null()) {
+    let places = [config, text].into_iter().flat_map(|object| KEYS.iter().map(move |key| object.get(*key)));
+    match places.flatten().find(|v| !v.is_null()) {
+        Some(q) => method(q, q.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed")),
+        None => match config.get("quantization").filter(|v| !v.is_null()) {
             Some(_) => Err(refuse("mlx")),
             None => Ok(Storage::Plain),
-        };
-    };
-    let method = q.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
-    let blocks = q.get("weight_block_size").and_then(Value::as_array);
-    match (method, blocks) {
-        ("fp8", Some(sizes)) if sizes.iter().map(Value::as_u64).eq(fp8::BLOCK_FP8.square.map(|n| Some(n as u64))) => {
+        },
+    }
+}
+
+/// Reads the settings of one method: `quantization_config`, or a file of [`SIDECARS`].
+pub fn method(q: &Value, method: &str) -> Result<Storage> {
+    let row = METHODS.iter().find(|(name, _)| *name == method);
+    row.map_or_else(|| Err(refuse(method)), |(_, read)| read(q))
+}
+
+type Read = fn(&Value) -> Result<Storage>;
+
+const METHODS: &[(&str, Read)] = &[
+    ("fp8", fp8),
+    ("gptq", gptq),
+    ("awq", awq),
+    ("auto-round", auto_round),
+    ("compressed-tensors", compressed_tensors),
+];
+
+fn fp8(q: &Value) -> Result<Storage> {
+    match q.get("weight_block_size").and_then(Value::as_array) {
+        Some(sizes) if sizes.iter().map(Value::as_u64).eq(fp8::BLOCK_FP8.square.map(|n| Some(n as u64))) => {
             Ok(Storage::Fp8Block)
         }
-        ("fp8", Some(sizes)) => {
+        Some(sizes) => {
             let sizes: Vec<_> = sizes.iter().map(Value::to_string).collect();
             Err(refuse(&format!("fp8 with blocks of {}", sizes.join(" x "))))
         }
-        ("fp8", None) => Err(refuse("fp8 with one scale a tensor")),
-        _ => Err(refuse(method)),
+        None => Err(refuse("fp8 with one scale a tensor")),
+    }
+}
+
+fn gptq(q: &Value) -> Result<Storage> {
+    let layout = word(q, &["checkpoint_format", "format"]).unwrap_or("gptq");
+    let family = match layout {
+        "gptq" => Family::Gptq,
+        "gptq_v2" => Family::GptqV2,
+        other => return Err(refuse(&format!("gptq in the layout {other}"))),
+    };
+    if let Some(other) = word(q, &["pack_dtype"]).filter(|t| *t != "int32") {
+        return Err(refuse(&format!("gptq packed in {other}")));
+    }
+    if q.get("is_marlin_format").is_some_and(|v| v == true) {
+        return Err(refuse("gptq in the layout marlin"));
+    }
+    let bits = width(q, &["bits"])?;
+    if ![2, 3, 4, 8].contains(&bits) {
+        return Err(refuse(&format!("gptq with {bits} bits")));
+    }
+    let own = q.get("dynamic").and_then(Value::as_object).is_some_and(|rules| !rules.is_empty());
+    Ok(Storage::Integers(Integers {
+        family,
+        widths: if own { Vec::new() } else { vec![bits] },
+        channel: q.get("group_size").and_then(Value::as_i64).is_none_or(|g| g <= 0),
+        permuted: q.get("desc_act").is_some_and(|v| v == true),
+    }))
+}
+
+fn awq(q: &Value) -> Result<Storage> {
+    let version = word(q, &["version", "format"]).unwrap_or("gemm").to_lowercase();
+    let bits = width(q, &["bits", "w_bit"])?;
+    if version != "gemm" || bits != 4 || q.get("zero_point").is_some_and(|v| v == false) {
+        let zeros = if q.get("zero_point").is_some_and(|v| v == false) { ", without zeros" } else { "" };
+        return Err(refuse(&format!("awq, version {version}, {bits} bits{zeros}")));
+    }
+    let group = ["group_size", "q_group_size"].iter().find_map(|key| q.get(*key)?.as_i64());
+    let channel = group.is_none_or(|g| g <= 0);
+    Ok(Storage::Integers(Integers { family: Family::Awq, widths: vec![4], channel, permuted: false }))
+}
+
+/// AutoRound writes the layouts of others.
+fn auto_round(q: &Value) -> Result<Storage> {
+    match word(q, &["packing_format"]).unwrap_or("auto_round:auto_gptq") {
+        "auto_round:auto_gptq" => gptq(q),
+        "auto_round:auto_awq" => awq(q),
+        other => Err(refuse(&format!("auto-round in the layout {other}"))),
+    }
+}
+
+fn compressed_tensors(q: &Value) -> Result<Storage> {
+    let name = word(q, &["format"]).unwrap_or("unnamed");
+    let refuse = |what: &str| Err(refuse(&format!("compressed-tensors {what}")));
+    if !["pack-quantized", "int-quantized", "naive-quantized", "mixed-precision"].contains(&name) {
+        return refuse(name);
+    }
+    if q.get("sparsity_config").and_then(|s| s.get("format")).is_some_and(|f| f != "dense") {
+        return refuse("with sparse weights");
+    }
+    let mut out = Integers { family: Family::Packed, widths: Vec::new(), channel: false, permuted: false };
+    let groups = q.get("config_groups").and_then(Value::as_object);
+    for weights in groups.into_iter().flatten().filter_map(|(_, g)| g.get("weights")).filter(|w| !w.is_null()) {
+        let strategy = word(weights, &["strategy"]).unwrap_or("tensor");
+        if word(weights, &["type"]).is_some_and(|t| t != "int") || !["group", "channel"].contains(&strategy) {
+            return refuse(&format!("{name} of type {} by {strategy}", word(weights, &["type"]).unwrap_or("int")));
+        }
+        out.widths.push(width(weights, &["num_bits"])?);
+        out.channel |= strategy == "channel";
+    }
+    if out.widths.is_empty() {
+        return Err(Error::input("config_groups describe no weights"));
+    }
+    Ok(Storage::Integers(out))
+}
+
+fn word<'a>(q: &'a Value, keys: &[&str]) -> Option<&'a str> {
+    keys.iter().find_map(|key| q.get(*key)?.as_str())
+}
+
+/// Bits of a code.
+fn width(q: &Value, keys: &[&str]) -> Result<usize> {
+    let stated = keys.iter().find_map(|key| q.get(*key));
+    let bits = stated.and_then(Value::as_u64).filter(|n| (1..=16).contains(n));
+    match (bits, stated) {
+        (Some(bits), _) => Ok(bits as usize),
+        (None, Some(other)) => Err(Error::input(format!("{} is {other}", keys[0]))),
+        (None, None) => Err(Error::input(format!("the quantization has no {}", keys[0]))),
     }
 }
 
@@ -57,25 +180,67 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn stored(q: Value) -> Storage {
+        storage(&json!({ "quantization_config": q })).unwrap()
+    }
+
     #[test]
-    fn block_fp8_is_read_and_the_rest_is_named() {
-        let fp8 = |extra: Value| json!({ "quantization_config": extra });
+    fn settings_are_read_wherever_they_stand() {
         assert_eq!(storage(&json!({})).unwrap(), Storage::Plain);
         assert_eq!(storage(&json!({ "quantization_config": null })).unwrap(), Storage::Plain);
-        let block = fp8(json!({ "quant_method": "fp8", "weight_block_size": [128, 128] }));
-        assert_eq!(storage(&block).unwrap(), Storage::Fp8Block);
+        assert_eq!(stored(json!({ "quant_method": "fp8", "weight_block_size": [128, 128] })), Storage::Fp8Block);
+        let gptq = Integers { family: Family::Gptq, widths: vec![4], channel: false, permuted: false };
+        let q = json!({ "quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true });
+        assert_eq!(stored(q.clone()), Storage::Integers(gptq.clone()));
+        assert_eq!(storage(&json!({ "text_config": { "quantization_config": q } })).unwrap(), Storage::Integers(gptq));
+        let q = json!({ "quant_method": "gptq", "bits": 3, "group_size": -1, "desc_act": true, "checkpoint_format": "gptq_v2",
+            "dynamic": { "+:.*": { "bits": 8 } } });
+        let v2 = Integers { family: Family::GptqV2, widths: vec![], channel: true, permuted: true };
+        assert_eq!(stored(q), Storage::Integers(v2));
+        let awq = Integers { family: Family::Awq, widths: vec![4], channel: false, permuted: false };
+        let old = json!({ "zero_point": true, "q_group_size": 128, "w_bit": 4, "version": "GEMM" });
+        assert_eq!(method(&old, "awq").unwrap(), Storage::Integers(awq));
+        let weights =
+            |bits: u32, strategy: &str| json!({ "weights": { "num_bits": bits, "type": "int", "strategy": strategy } });
+        let q = json!({ "quant_method": "compressed-tensors", "format": "mixed-precision",
+            "config_groups": { "a": weights(4, "group"), "b": weights(8, "channel") } });
+        let mixed = Integers { family: Family::Packed, widths: vec![4, 8], channel: true, permuted: false };
+        assert_eq!(storage(&json!({ "compression_config": q })).unwrap(), Storage::Integers(mixed));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let q = |extra: Value| json!({ "quantization_config": extra });
+        let floats = json!({ "g": { "weights": { "num_bits": 8, "type": "float", "strategy": "channel" } } });
         for (config, named) in [
-            (fp8(json!({ "quant_method": "gptq", "bits": 4 })), "(gptq)"),
-            (fp8(json!({ "quant_method": "awq" })), "(awq)"),
-            (fp8(json!({ "quant_method": "compressed-tensors" })), "(compressed-tensors)"),
-            (fp8(json!({ "load_in_4bit": true })), "(unnamed)"),
-            (fp8(json!({ "quant_method": "fp8", "weight_block_size": [64, 128] })), "(fp8 with blocks of 64 x 128)"),
-            (fp8(json!({ "quant_method": "fp8" })), "(fp8 with one scale a tensor)"),
+            (q(json!({ "quant_method": "bitsandbytes" })), "(bitsandbytes)"),
+            (q(json!({ "load_in_4bit": true })), "(unnamed)"),
+            (q(json!({ "quant_method": "fp8", "weight_block_size": [64, 128] })), "(fp8 with blocks of 64 x 128)"),
+            (q(json!({ "quant_method": "fp8" })), "(fp8 with one scale a tensor)"),
             (json!({ "quantization": { "bits": 4, "group_size": 64 } }), "(mlx)"),
             (json!({ "text_config": { "quantization_config": { "quant_method": "modelopt" } } }), "(modelopt)"),
+            (
+                q(json!({ "quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin" })),
+                "(gptq in the layout marlin)",
+            ),
+            (q(json!({ "quant_method": "gptq", "bits": 5 })), "(gptq with 5 bits)"),
+            (q(json!({ "quant_method": "awq", "bits": 4, "version": "gemv" })), "(awq, version gemv, 4 bits)"),
+            (
+                q(json!({ "quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized" })),
+                "nvfp4-pack-quantized",
+            ),
+            (
+                q(
+                    json!({ "quant_method": "compressed-tensors", "format": "naive-quantized", "config_groups": floats }),
+                ),
+                "of type float by channel",
+            ),
         ] {
             let error = storage(&config).unwrap_err();
             assert!(error.message().contains(named), "{error}");
+        }
+        for wrong in [json!({ "quant_method": "gptq" }), json!({ "quant_method": "gptq", "bits": "four" })] {
+            assert!(storage(&q(wrong)).unwrap_err().to_string().contains("bits"));
         }
     }
 }

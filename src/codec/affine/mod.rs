@@ -1,0 +1,377 @@
+//! Formats of Hugging Face folders whose weights are integers: `w = (q - zero) * scale`, with `q` from 0 to 2^bits - 1.
+//! What they share is here; how a family lays its parts out is its [`Form`], one file a family.
+
+mod fit;
+mod name;
+
+use std::borrow::Cow;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+use super::grid::{Codes, Grid, Levels, Scale};
+use super::{Codec, Part};
+use crate::error::{Error, Result};
+use crate::tensor::{Bytes, Dims, Packed};
+use name::Name;
+
+/// Who reads the parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Gptq,
+    GptqV2,
+    Awq,
+    /// compressed-tensors `pack-quantized`
+    Packed,
+    /// compressed-tensors `int-quantized`
+    Int,
+}
+
+/// A format as configuration files describe it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheme {
+    pub family: Family,
+    pub bits: usize,
+    /// Columns under one scale; `None`: the whole row.
+    pub group: Option<usize>,
+    /// The zero is in the middle of the codes.
+    pub symmetric: bool,
+    /// F16, BF16 or F32.
+    pub scales: Dtype,
+}
+
+impl Scheme {
+    pub fn columns(&self, cols: usize) -> usize {
+        self.group.unwrap_or(cols)
+    }
+
+    /// Scales of one row.
+    pub fn groups(&self, cols: usize) -> usize {
+        cols.checked_div(self.columns(cols)).unwrap_or(0)
+    }
+
+    /// The zero of symmetric formats.
+    pub fn middle(&self) -> u8 {
+        1 << (self.bits - 1)
+    }
+
+    fn top(&self) -> usize {
+        (1 << self.bits) - 1
+    }
+
+    fn scale_bytes(&self) -> usize {
+        if self.scales == Dtype::F32 { 4 } else { 2 }
+    }
+
+    pub fn read_scale(&self, bytes: &[u8], n: usize) -> f32 {
+        let width = self.scale_bytes();
+        let bytes = &bytes[n * width..][..width];
+        match (self.scales, bytes) {
+            (Dtype::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+            (_, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+            (_, bytes) => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        }
+    }
+
+    fn write_scale(&self, scale: f32, bytes: &mut [u8]) {
+        match self.scales {
+            Dtype::F32 => bytes.copy_from_slice(&scale.to_le_bytes()),
+            Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
+            _ => bytes.copy_from_slice(&bf16::from_f32(scale).to_le_bytes()),
+        }
+    }
+
+    /// `scale` as it will be read back.
+    fn stored(&self, scale: f32) -> f32 {
+        match self.scales {
+            Dtype::F32 => scale,
+            Dtype::F16 => f16::from_f32(scale).to_f32(),
+            _ => bf16::from_f32(scale).to_f32(),
+        }
+    }
+
+    pub fn scales_part(&self, name: &'static str, shape: Vec<usize>) -> Result<Part> {
+        Part::new(name, self.scales, shape)
+    }
+
+    /// Whether rows divide into groups and, where words span rows, rows into words.
+    pub fn check(&self, dims: Dims, multiples: Dims) -> Result<()> {
+        let refuse = |what: &str, multiple: usize, have: usize| {
+            let message = format!("{} bits in groups of {}", self.bits, self.columns(dims.cols));
+            Err(Error::request(format!("{message} need {what} in multiples of {multiple}, this weight has {have}")))
+        };
+        if dims.cols == 0 || !dims.cols.is_multiple_of(multiples.cols) {
+            return refuse("columns", multiples.cols, dims.cols);
+        }
+        if !dims.rows.is_multiple_of(multiples.rows) {
+            return refuse("rows", multiples.rows, dims.rows);
+        }
+        Ok(())
+    }
+}
+
+/// A matrix taken apart: `scales` as stored, `[rows][groups]`; `zeros` `[rows][groups]`; `codes` `[rows][cols]`.
+pub struct Taken<'a> {
+    pub scales: Vec<u8>,
+    pub zeros: Vec<u8>,
+    pub codes: Cow<'a, [u8]>,
+}
+
+/// How a family lays out the integers, zeros and scales of a matrix.
+pub trait Form: Send + Sync + 'static {
+    /// Every name of the family, in short.
+    const PATTERN: &'static str;
+    const ABOUT: &'static str;
+
+    /// Rows and columns come in multiples of these; columns in whole groups as well.
+    fn multiples(scheme: &Scheme) -> Dims;
+    /// `dims` has passed [`Scheme::check`].
+    fn layout(scheme: &Scheme, dims: Dims) -> Result<Vec<Part>>;
+    fn decode(scheme: &Scheme, packed: &Packed<'_>, rows: Range<usize>, out: &mut [f32]);
+    /// In the order of the layout.
+    fn pack(scheme: &Scheme, dims: Dims, taken: &Taken<'_>) -> Vec<Vec<u8>>;
+    /// `None` where groups are no runs of columns, or a zero does not fit into the codes' range.
+    fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken<'static>>;
+}
+
+/// One format of a family.
+pub struct Row<F> {
+    name: Name,
+    scheme: Scheme,
+    form: PhantomData<F>,
+}
+
+impl<F> Clone for Row<F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for Row<F> {}
+
+impl<F: Form> Row<F> {
+    /// Stored parameters of a group: the scale, then the zero if it is free.
+    fn write(&self, scale: f32, zero: u8, params: &mut [u8]) {
+        let (stored, rest) = params.split_at_mut(self.scheme.scale_bytes());
+        self.scheme.write_scale(scale, stored);
+        if let [stored] = rest {
+            *stored = zero;
+        }
+    }
+
+    fn zero(&self, params: &[u8]) -> u8 {
+        params.get(self.scheme.scale_bytes()).copied().unwrap_or(self.scheme.middle())
+    }
+
+    fn multiples(&self) -> Dims {
+        let form = F::multiples(&self.scheme);
+        // Both are powers of two.
+        Dims::new(form.rows, form.cols.max(self.scheme.group.unwrap_or(1)))
+    }
+}
+
+impl<F: Form> Codec for Row<F> {
+    fn name(&self) -> &str {
+        self.name.text()
+    }
+
+    fn pattern(&self) -> &str {
+        F::PATTERN
+    }
+
+    fn about(&self) -> &'static str {
+        F::ABOUT
+    }
+
+    fn layout(&self, dims: Dims) -> Result<Vec<Part>> {
+        self.scheme.check(dims, self.multiples())?;
+        let parts = F::layout(&self.scheme, dims)?;
+        let overflow = || Error::input(format!("{} x {} weights overflow", dims.rows, dims.cols));
+        let sum = parts.iter().try_fold(dims.rows.checked_mul(dims.cols).ok_or_else(overflow)?, |sum, part| {
+            sum.checked_add(part.bytes).ok_or_else(overflow)
+        });
+        sum.map(|_| parts)
+    }
+
+    fn multiples(&self) -> Dims {
+        Row::multiples(self)
+    }
+
+    fn decode(&self, packed: &Packed<'_>, rows: Range<usize>, out: &mut [f32]) {
+        if !rows.is_empty() && packed.dims.cols > 0 {
+            F::decode(&self.scheme, packed, rows, out);
+        }
+    }
+
+    fn grid(&self) -> Option<&dyn Grid> {
+        Some(self)
+    }
+
+    fn scheme(&self) -> Option<&Scheme> {
+        Some(&self.scheme)
+    }
+
+    fn unpack(&self, packed: &Packed<'_>) -> Option<Codes> {
+        let Taken { scales, zeros, codes } = F::unpack(&self.scheme, packed)?;
+        if self.scheme.symmetric && zeros.iter().any(|z| *z != self.scheme.middle()) {
+            return None;
+        }
+        let (width, size) = (self.scheme.scale_bytes(), self.param_bytes());
+        let mut params = vec![0; zeros.len() * size];
+        for ((params, scale), zero) in params.chunks_exact_mut(size).zip(scales.chunks_exact(width)).zip(&zeros) {
+            let (stored, rest) = params.split_at_mut(width);
+            stored.copy_from_slice(scale);
+            rest.fill(*zero);
+        }
+        Some(Codes { params, codes: codes.into_owned() })
+    }
+}
+
+impl<F: Form> Grid for Row<F> {
+    fn group(&self, cols: usize) -> usize {
+        self.scheme.columns(cols)
+    }
+
+    fn span(&self, cols: usize) -> usize {
+        self.scheme.columns(cols)
+    }
+
+    fn levels(&self) -> Levels {
+        Levels::Integers { first: 0, count: 1 << self.scheme.bits }
+    }
+
+    fn param_bytes(&self) -> usize {
+        self.scheme.scale_bytes() + usize::from(!self.scheme.symmetric)
+    }
+
+    fn fit(&self, w: &[f32], cols: usize, importance: Option<&[f32]>, params: &mut [u8]) {
+        let group = self.scheme.columns(cols).max(1);
+        let per_row = cols / group;
+        for (n, (w, params)) in w.chunks_exact(group).zip(params.chunks_exact_mut(self.param_bytes())).enumerate() {
+            let importance = importance.map(|i| &i[n % per_row * group..][..group]);
+            let (scale, zero) = fit::group(&self.scheme, w, importance);
+            self.write(scale, zero, params);
+        }
+    }
+
+    fn scales(&self, params: &[u8], out: &mut [Scale]) {
+        let zero = f32::from(self.zero(params));
+        out[0] = Scale { step: self.scheme.read_scale(params, 0), zero, offset: 0.0 };
+    }
+
+    fn adopt(&self, scale: Scale, params: &mut [u8]) -> bool {
+        let zero = scale.zero - scale.offset / scale.step;
+        let fits = zero == zero.trunc() && (0.0..=self.scheme.top() as f32).contains(&zero);
+        self.write(scale.step, if fits { zero as u8 } else { self.scheme.middle() }, params);
+        self.scheme.stored(scale.step) == scale.step
+    }
+
+    fn pack(&self, dims: Dims, params: &[u8], codes: &[u8]) -> Vec<Vec<u8>> {
+        let params = || params.chunks_exact(self.param_bytes());
+        let taken = Taken {
+            scales: params().flat_map(|p| &p[..self.scheme.scale_bytes()]).copied().collect(),
+            zeros: params().map(|p| self.zero(p)).collect(),
+            codes: codes.into(),
+        };
+        F::pack(&self.scheme, dims, &taken)
+    }
+}
+
+/// Groups that published artifacts use.
+const GROUPS: [Option<usize>; 8] = [Some(16), Some(32), Some(64), Some(128), Some(256), Some(512), Some(1024), None];
+
+const SCALES: [Dtype; 3] = [Dtype::F16, Dtype::BF16, Dtype::F32];
+
+/// Rows for one width and symmetry.
+pub(super) const VARIANTS: usize = GROUPS.len() * SCALES.len();
+
+/// What the names of a family are made of: `gptq-4bit-g128`, `pack-4bit-g128-sym-f16`.
+pub(super) struct Naming {
+    pub family: Family,
+    pub prefix: &'static str,
+    /// Whether names say `sym` or `asym`.
+    pub symmetry: bool,
+    /// The type of scales that names do not mention.
+    pub scales: Dtype,
+}
+
+/// All formats of a family: each width and symmetry in each group size and type of scale. `N` is
+/// `widths.len() * symmetric.len() * VARIANTS`.
+pub(super) const fn rows<F: Form, const N: usize>(naming: Naming, widths: &[usize], symmetric: &[bool]) -> [Row<F>; N] {
+    let blank = Scheme { family: naming.family, bits: 4, group: None, symmetric: true, scales: naming.scales };
+    let mut out = [Row { name: Name::EMPTY, scheme: blank, form: PhantomData }; N];
+    let (kinds, each) = (symmetric.len() * VARIANTS, GROUPS.len());
+    assert!(N == widths.len() * kinds);
+    let mut n = 0;
+    while n < N {
+        let scheme = Scheme {
+            family: naming.family,
+            bits: widths[n / kinds],
+            symmetric: symmetric[n % kinds / VARIANTS],
+            scales: SCALES[n % VARIANTS / each],
+            group: GROUPS[n % each],
+        };
+        out[n] = Row { name: Name::of(&naming, &scheme), scheme, form: PhantomData };
+        n += 1;
+    }
+    out
+}
+
+pub(super) const fn table<F: Form, const N: usize>(rows: &'static [Row<F>; N]) -> [&'static dyn Codec; N] {
+    let mut out: [&dyn Codec; N] = [&rows[0]; N];
+    let mut n = 0;
+    while n < N {
+        out[n] = &rows[n];
+        n += 1;
+    }
+    out
+}
+
+/// Values of codes under one scale and zero.
+#[inline(always)]
+pub(super) fn values(codes: &[u8], zero: u8, scale: f32, out: &mut [f32]) {
+    for (out, code) in out.iter_mut().zip(codes) {
+        *out = f32::from(i16::from(*code) - i16::from(zero)) * scale;
+    }
+}
+
+/// Word `n` of a part.
+#[inline(always)]
+pub(super) fn word(part: &Bytes<'_>, n: usize) -> u32 {
+    let bytes = &part[n * 4..][..4];
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// Sets word `n` of a part to be.
+#[inline(always)]
+pub(super) fn put(part: &mut [u8], n: usize, word: u32) {
+    part[n * 4..][..4].copy_from_slice(&word.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::codec;
+
+    #[test]
+    fn a_scheme_has_one_format_and_its_name_says_so() {
+        let mut seen = 0;
+        for codec in codec::all() {
+            let Some(scheme) = codec.scheme() else { continue };
+            assert_eq!(codec::with_scheme(scheme).unwrap().name(), codec.name());
+            assert!(codec.name().contains(&format!("-{}bit-", scheme.bits)), "{}", codec.name());
+            seen += 1;
+        }
+        assert!(seen > 100);
+        for name in [
+            "gptq-4bit-g128",
+            "gptq-v2-3bit-g32",
+            "awq-4bit-g64-bf16",
+            "pack-5bit-channel-asym",
+            "int-8bit-channel-sym",
+        ] {
+            assert_eq!(codec::find(name).unwrap().name(), name);
+        }
+    }
+}

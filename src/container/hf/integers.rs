@@ -1,0 +1,294 @@
+//! Weights in the parts of an integer format: which parts make one weight, and which format their shapes tell.
+
+use std::collections::HashMap;
+
+use safetensors::Dtype;
+
+use super::place::Stored;
+use super::quantized::Integers;
+use super::shards::{Located, Shard};
+use crate::codec::{self, Codec, Family, Part, Scheme, bits};
+use crate::container::Dropped;
+use crate::error::{At, Error, Result};
+use crate::tensor::Dims;
+
+/// A weight of several parts.
+pub struct Bundle {
+    /// `model.layers.0.mlp.down_proj.weight`
+    pub name: String,
+    /// Its first part, as it is called in the file.
+    pub source: String,
+    pub file: String,
+    pub codec: &'static dyn Codec,
+    pub dims: Dims,
+    /// In the order of the codec's layout.
+    pub parts: Vec<Stored>,
+}
+
+/// The part by which a packed weight is known.
+const MARKS: &[(&str, Mark)] = &[(".qweight", Mark::Words), (".weight_packed", Mark::Rows), (".weight", Mark::Bytes)];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mark {
+    /// GPTQ and AWQ.
+    Words,
+    /// compressed-tensors, packed.
+    Rows,
+    /// compressed-tensors, a byte a weight.
+    Bytes,
+}
+
+/// What lies beside weights without being part of them.
+const BESIDE: &[(&str, &str)] = &[
+    (".input_scale", "a scale of activations"),
+    (".input_zero_point", "a zero of activations"),
+    (".output_scale", "a scale of activations"),
+    (".k_scale", "a scale of the KV cache"),
+    (".v_scale", "a scale of the KV cache"),
+    (".q_scale", "a scale of the KV cache"),
+];
+
+/// Parts that no weight claimed say that it is incomplete.
+const PARTS: &[&str] =
+    &[".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"];
+
+/// Takes all packed weights out of the tensors of a folder.
+pub fn bundles(
+    storage: &Integers,
+    shards: &[Shard],
+    located: Vec<Located>,
+) -> Result<(Vec<Bundle>, Vec<Located>, Vec<Dropped>)> {
+    let mut order: Vec<String> = located.iter().map(|l| l.entry.name.clone()).collect();
+    let mut all: HashMap<String, Located> = located.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
+    let (mut bundles, mut dropped) = (Vec::new(), Vec::new());
+    for name in &order {
+        let Some((module, mark)) = MARKS.iter().find_map(|(suffix, m)| Some((name.strip_suffix(suffix)?, *m))) else {
+            continue;
+        };
+        let packed = mark != Mark::Bytes || all.contains_key(&format!("{module}.weight_scale"));
+        if let Some(first) = all.get(name).filter(|_| packed) {
+            let file = shards[first.shard].file.clone();
+            let bundle = Module { storage, shards, module }.bundle(mark, &file, &mut all);
+            bundles.push(bundle.at(|| name.as_str()).at(|| file)?);
+        }
+    }
+    order.retain(|name| all.contains_key(name));
+    let mut rest = Vec::new();
+    for located in order.iter().filter_map(|name| all.remove(name)) {
+        let name = &located.entry.name;
+        if let Some((_, reason)) = BESIDE.iter().find(|(suffix, _)| name.ends_with(suffix)) {
+            dropped.push(Dropped { source: name.clone(), reason });
+        } else if PARTS.iter().any(|suffix| name.ends_with(suffix)) {
+            return Err(Error::input("a part of a packed weight whose codes are missing")
+                .at(name)
+                .at(&shards[located.shard].file));
+        } else {
+            rest.push(located);
+        }
+    }
+    Ok((bundles, rest, dropped))
+}
+
+struct Module<'a> {
+    storage: &'a Integers,
+    shards: &'a [Shard],
+    module: &'a str,
+}
+
+impl Module<'_> {
+    fn bundle(&self, mark: Mark, file: &str, all: &mut HashMap<String, Located>) -> Result<Bundle> {
+        let (scheme, dims) = match mark {
+            Mark::Words => self.transposed(all)?,
+            Mark::Rows => self.rows(all)?,
+            Mark::Bytes => self.bytes(all)?,
+        };
+        let codec = codec::with_scheme(&scheme).ok_or_else(|| {
+            let group = scheme.group.map_or_else(|| "whole rows".to_owned(), |g| format!("groups of {g}"));
+            Error::unsupported(format!("{} bits in {group} with scales of {}", scheme.bits, scheme.scales))
+        })?;
+        // The shapes in a file are no request of anyone's.
+        let layout = codec.layout(dims).map_err(|e| Error::input(e.message()))?;
+        let mut parts = layout.iter().map(|part| self.part(all, part)).collect::<Result<Vec<_>>>()?;
+        if let [_, zeros, _, index] = parts.as_mut_slice() {
+            self.check_index(&scheme, dims.cols, index).at(|| format!("{}.g_idx", self.module))?;
+            self.check_zeros(&scheme, zeros).at(|| format!("{}.qzeros", self.module))?;
+        }
+        if let Some(index) = all.get(&format!("{}.weight_g_idx", self.module)) {
+            let message = "columns in the order of their activations (weight_g_idx)";
+            return Err(Error::unsupported(message).at(&index.entry.name));
+        }
+        let name = format!("{}.weight", self.module);
+        let source = format!("{}.{}", self.module, layout[0].name);
+        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, parts })
+    }
+
+    fn find<'a>(&self, all: &'a HashMap<String, Located>, part: &str) -> Result<&'a Located> {
+        let name = format!("{}.{part}", self.module);
+        all.get(&name).ok_or_else(|| Error::input(format!("its part {name} is missing")))
+    }
+
+    /// Two dimensions of a part.
+    fn shape(&self, all: &HashMap<String, Located>, part: &str) -> Result<[usize; 2]> {
+        let shape = &self.find(all, part)?.entry.shape;
+        match shape[..] {
+            [rows, cols] if rows > 0 && cols > 0 => Ok([rows, cols]),
+            // One scale a row.
+            [rows] if rows > 0 => Ok([rows, 1]),
+            _ => Err(Error::input(format!("{part} has shape {shape:?}"))),
+        }
+    }
+
+    fn scales(&self, all: &HashMap<String, Located>, part: &str) -> Result<Dtype> {
+        let dtype = self.find(all, part)?.entry.dtype;
+        match dtype {
+            Dtype::F16 | Dtype::BF16 | Dtype::F32 => Ok(dtype),
+            other => Err(Error::unsupported(format!("{part} has elements of type {other}"))),
+        }
+    }
+
+    fn group(&self, cols: usize, groups: usize) -> Result<Option<usize>> {
+        match cols.checked_rem(groups) {
+            // One group of all columns, or the only group of a narrow matrix.
+            Some(0) => Ok(Some(cols / groups).filter(|_| groups > 1 || !self.storage.channel)),
+            _ => Err(Error::unsupported(format!("{cols} columns in {groups} groups, the last of them cut off"))),
+        }
+    }
+
+    fn width(&self, bits: usize, message: impl FnOnce() -> String) -> Result<usize> {
+        match self.storage.widths.is_empty() || self.storage.widths.contains(&bits) {
+            true => Ok(bits),
+            false => Err(Error::input(message()).help("config.json is of another model: download it again")),
+        }
+    }
+
+    /// GPTQ and AWQ: the matrix lies transposed.
+    fn transposed(&self, all: &HashMap<String, Located>) -> Result<(Scheme, Dims)> {
+        let [down, across] = self.shape(all, "qweight")?;
+        let [groups, _] = self.shape(all, "scales")?;
+        let scales = self.scales(all, "scales")?;
+        let family = self.storage.family;
+        if family == Family::Awq {
+            let overflow = || Error::input("its shape overflows");
+            let dims = Dims::new(across.checked_mul(8).ok_or_else(overflow)?, down);
+            let group = self.group(dims.cols, groups)?;
+            return Ok((Scheme { family, bits: 4, group, symmetric: false, scales }, dims));
+        }
+        let stated = self.storage.widths.first().copied();
+        let cols = match (all.get(&format!("{}.g_idx", self.module)), stated) {
+            (Some(index), _) => index.entry.shape.first().copied().unwrap_or(0),
+            (None, Some(bits)) => down / bits * 32 + down % bits * 32 / bits,
+            (None, None) => return Err(Error::input("its part g_idx is missing")),
+        };
+        let fits = [2, 3, 4, 8].into_iter().find(|b| bits::words(cols, *b) == down && cols > 0);
+        let bits = fits.ok_or_else(|| Error::input(format!("{down} rows of words for {cols} columns")))?;
+        let bits = self.width(bits, || format!("its codes have {bits} bits, config.json says {stated:?}"))?;
+        let group = self.group(cols, groups)?;
+        Ok((Scheme { family, bits, group, symmetric: family == Family::Gptq, scales }, Dims::new(across, cols)))
+    }
+
+    /// compressed-tensors, packed.
+    fn rows(&self, all: &HashMap<String, Located>) -> Result<(Scheme, Dims)> {
+        let shape = self.find(all, "weight_shape")?;
+        let bytes = &self.shards[shape.shard].map[shape.entry.bytes.clone()];
+        let size = |n: usize| {
+            let bytes: [u8; 8] = bytes.get(n * 8..n * 8 + 8)?.try_into().ok()?;
+            usize::try_from(i64::from_le_bytes(bytes)).ok().filter(|n| *n > 0)
+        };
+        let dims = match (shape.entry.dtype, size(0), size(1)) {
+            (Dtype::I64, Some(rows), Some(cols)) if bytes.len() == 16 => Dims::new(rows, cols),
+            _ => return Err(Error::input("weight_shape does not hold two sizes")),
+        };
+        let [rows, across] = self.shape(all, "weight_packed")?;
+        if rows != dims.rows {
+            return Err(Error::input(format!("weight_shape says {} rows, weight_packed has {rows}", dims.rows)));
+        }
+        let widths = self.storage.widths.iter().copied();
+        let bits = widths.clone().filter(|b| (2..=8).contains(b)).find(|b| bits::words(dims.cols, *b) == across);
+        let Some(bits) = bits else {
+            let gaps = widths.into_iter().find(|b| (2..=8).contains(b) && dims.cols.div_ceil(32 / b) == across);
+            return Err(match gaps {
+                Some(bits) => Error::unsupported(format!(
+                    "{bits}-bit codes with gaps, as compressed-tensors before 0.17 packed them"
+                )),
+                None => Error::input(format!(
+                    "{across} words a row for {} columns of {:?} bits",
+                    dims.cols, self.storage.widths
+                )),
+            });
+        };
+        let [_, groups] = self.shape(all, "weight_scale")?;
+        let symmetric = !all.contains_key(&format!("{}.weight_zero_point", self.module));
+        let (group, scales) = (self.group(dims.cols, groups)?, self.scales(all, "weight_scale")?);
+        Ok((Scheme { family: Family::Packed, bits, group, symmetric, scales }, dims))
+    }
+
+    /// compressed-tensors, a byte a weight.
+    fn bytes(&self, all: &HashMap<String, Located>) -> Result<(Scheme, Dims)> {
+        let [rows, cols] = self.shape(all, "weight")?;
+        let [_, groups] = self.shape(all, "weight_scale")?;
+        let symmetric = !all.contains_key(&format!("{}.weight_zero_point", self.module));
+        let bits = self.width(8, || format!("its codes have 8 bits, config.json says {:?}", self.storage.widths))?;
+        let (group, scales) = (self.group(cols, groups)?, self.scales(all, "weight_scale")?);
+        Ok((Scheme { family: Family::Int, bits, group, symmetric, scales }, Dims::new(rows, cols)))
+    }
+
+    /// Takes one part; its type and shape must be those of the layout.
+    fn part(&self, all: &mut HashMap<String, Located>, part: &Part) -> Result<Stored> {
+        let name = format!("{}.{}", self.module, part.name);
+        let Some(located) = all.remove(&name) else {
+            return match part.name {
+                // Tools that never reorder columns leave it out.
+                "g_idx" => Ok(Stored::Made(Vec::new())),
+                _ => Err(Error::input(format!("its part {name} is missing"))),
+            };
+        };
+        let (have, shape) = (located.entry.dtype, &located.entry.shape);
+        let words = (have, part.dtype) == (Dtype::U32, Dtype::I32);
+        // A column of scales may be stored as a vector.
+        let column = part.shape.split_last().is_some_and(|(last, rest)| *last == 1 && rest == shape.as_slice());
+        if (have != part.dtype && !words) || (*shape != part.shape && !column) {
+            let message = format!("{shape:?} of {have} instead of {:?} of {}", part.shape, part.dtype);
+            return Err(Error::input(message).at(name));
+        }
+        Ok(Stored::Mapped { shard: located.shard, bytes: located.entry.bytes, widened: false })
+    }
+
+    /// Every column belongs to a group, and to the one that kernels take when they do not look here.
+    fn check_index(&self, scheme: &Scheme, cols: usize, index: &mut Stored) -> Result<()> {
+        let (group, groups) = (scheme.columns(cols), scheme.groups(cols));
+        if let Some(beyond) = words(self.shards, index).find(|g| *g as usize >= groups) {
+            return Err(Error::input(format!("a column belongs to group {}, there are {groups}", beyond as i32)));
+        }
+        // Some tools leave it out, others leave it zero.
+        let blank = words(self.shards, index).all(|g| g == 0);
+        if !self.storage.permuted && blank {
+            let natural = (0..cols).flat_map(|k| ((k / group) as u32).to_le_bytes());
+            *index = Stored::Made(natural.collect());
+        }
+        if !self.storage.permuted && words(self.shards, index).enumerate().any(|(k, g)| g as usize != k / group) {
+            return Err(Error::input("columns are out of order, but config.json does not say desc_act")
+                .help("loaders read such a file differently: set \"desc_act\": true if it was quantized so"));
+        }
+        Ok(())
+    }
+
+    /// Version 1 stores a zero less one. What became of a zero of 0, its tools and kernels do not agree on.
+    fn check_zeros(&self, scheme: &Scheme, zeros: &Stored) -> Result<()> {
+        let words: Vec<u32> = words(self.shards, zeros).collect();
+        let top = (1u16 << scheme.bits) - 1;
+        let mut codes = (0..words.len() * 32 / scheme.bits).map(|n| bits::get(scheme.bits, n, |i| words[i]));
+        if scheme.family == Family::Gptq && codes.any(|z| u16::from(z) == top) {
+            return Err(Error::unsupported("a zero of 0 in checkpoint_format gptq, which loaders read differently")
+                .help("convert it to checkpoint_format gptq_v2 with the tool that wrote it"));
+        }
+        Ok(())
+    }
+}
+
+fn words<'a>(shards: &'a [Shard], part: &'a Stored) -> impl Iterator<Item = u32> + 'a {
+    let bytes: &[u8] = match part {
+        Stored::Mapped { shard, bytes, .. } => &shards[*shard].map[bytes.clone()],
+        Stored::Made(bytes) => bytes,
+    };
+    bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b))
+}

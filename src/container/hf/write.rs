@@ -1,0 +1,175 @@
+//! A folder to be written: weight files, config.json, and what the source has besides.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use super::declare::{self, Module};
+use super::layout::{self, NewTensor};
+use super::{CONFIG, SIDECARS, json as files, quantized, shards};
+use crate::codec::{Codec, float};
+use crate::container::sink::{NewFile, Sink, Slot, Start};
+use crate::error::{At, Error, Result};
+use crate::tensor::Dims;
+
+/// A matrix or vector to be written.
+pub struct NewWeight {
+    /// `model.layers.0.mlp.down_proj.weight`
+    pub name: String,
+    /// `[rows, cols]` or `[n]`
+    pub shape: Vec<usize>,
+    pub codec: &'static dyn Codec,
+}
+
+/// All files of a folder, before one is written.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    /// Their names are relative to the folder. Weight files come first.
+    pub files: Vec<NewFile>,
+    /// The stored tensors of each weight, in the order given, each in the order of its codec's layout.
+    pub names: Vec<String>,
+    pub slots: Vec<Slot>,
+}
+
+impl Folder {
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.bytes).sum()
+    }
+
+    pub fn shards(&self) -> usize {
+        1 + self.slots.iter().map(|s| s.shard).max().unwrap_or(0)
+    }
+
+    /// The weights' places in the sink are those of [`Folder::slots`].
+    pub fn create(&self, path: &Path, inputs: &[PathBuf]) -> Result<Sink> {
+        let tensors = self.names.iter().cloned().zip(self.slots.iter().copied()).collect();
+        Sink::create_folder(path, &self.files, tensors, inputs, |name| is_weights(name) || is_sidecar(name))
+    }
+}
+
+/// Plans a folder of `weights`, for a model whose other files lie in `source`. `floats`: the element type that config.json shall
+/// name, if another than the source's. `split`: largest size of a weight file.
+pub fn folder(source: &Path, weights: &[NewWeight], floats: Option<Dtype>, split: Option<u64>) -> Result<Folder> {
+    let tensors = weights.iter().map(stored).collect::<Result<Vec<_>>>()?;
+    let (mut files, slots) = layout::layout(&tensors, split)?;
+    let declared = declare::declare(&modules(weights))?;
+    let mut config = files::config(source, CONFIG)?.ok_or_else(|| Error::input("no config.json"))?;
+    forget(&mut config);
+    if let Some(dtype) = floats {
+        set_dtype(&mut config, dtype);
+    }
+    if let Some(declared) = declared {
+        if let Some(sidecar) = declared.sidecar {
+            files.push(layout::text(sidecar, &declared.config));
+        }
+        config["quantization_config"] = declared.config;
+    }
+    files.push(layout::text(CONFIG, &config));
+    files.extend(beside(source)?);
+    let names = tensors.into_iter().flatten().map(|t| t.name).collect();
+    Ok(Folder { files, names, slots })
+}
+
+/// The tensors that a weight becomes.
+fn stored(weight: &NewWeight) -> Result<Vec<NewTensor>> {
+    let NewWeight { name, shape, codec } = weight;
+    if let Some(dtype) = float::dtype(*codec) {
+        let bytes = codec.bytes(Dims::new(1, shape.iter().product())).at(|| name)?;
+        return Ok(vec![NewTensor { name: name.clone(), dtype, shape: shape.clone(), bytes: bytes as u64 }]);
+    }
+    let (module, dims) = match (name.strip_suffix(".weight"), &shape[..], codec.scheme()) {
+        (Some(module), &[rows, cols], Some(_)) => (module, Dims::new(rows, cols)),
+        _ => {
+            let message = format!("a Hugging Face folder cannot hold {shape:?} as {}", codec.name());
+            return Err(Error::request(message).at(name).help("`quant list formats` shows what it can"));
+        }
+    };
+    let parts = codec.layout(dims).at(|| name)?;
+    let tensor = |part: crate::codec::Part| NewTensor {
+        name: format!("{module}.{}", part.name),
+        dtype: part.dtype,
+        shape: part.shape,
+        bytes: part.bytes as u64,
+    };
+    Ok(parts.into_iter().map(tensor).collect())
+}
+
+/// The linear layers among the weights.
+fn modules(weights: &[NewWeight]) -> Vec<Module> {
+    let matrices = weights.iter().filter(|w| w.shape.len() == 2 && !w.name.contains("embed"));
+    let module = |w: &NewWeight| {
+        Some(Module { name: w.name.strip_suffix(".weight")?.to_owned(), scheme: w.codec.scheme().copied() })
+    };
+    matrices.filter_map(module).collect()
+}
+
+/// Takes out what described the source's own quantization.
+fn forget(config: &mut Value) {
+    for key in quantized::KEYS.iter().chain(&["quantization"]) {
+        if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
+            text.shift_remove(*key);
+        }
+        if let Some(object) = config.as_object_mut() {
+            object.shift_remove(*key);
+        }
+    }
+}
+
+/// The two names that transformers has had for it.
+const DTYPE: [&str; 2] = ["dtype", "torch_dtype"];
+
+fn set_dtype(config: &mut Value, dtype: Dtype) {
+    let name = match dtype {
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    let mut set = false;
+    for key in DTYPE {
+        let inner = config.get_mut("text_config").and_then(|t| t.get_mut(key));
+        inner.into_iter().for_each(|v| *v = json!(name));
+        if let Some(value) = config.get_mut(key) {
+            *value = json!(name);
+            set = true;
+        }
+    }
+    if !set {
+        config[DTYPE[1]] = json!(name);
+    }
+}
+
+fn is_weights(name: &str) -> bool {
+    const ENDS: &[&str] = &[
+        ".safetensors",
+        ".safetensors.index.json",
+        ".bin",
+        ".bin.index.json",
+        ".pt",
+        ".pth",
+        ".gguf",
+        ".onnx",
+        ".h5",
+        ".msgpack",
+        ".tflite",
+        ".ot",
+    ];
+    ENDS.iter().any(|end| name.ends_with(end))
+}
+
+fn is_sidecar(name: &str) -> bool {
+    SIDECARS.iter().any(|(file, _)| *file == name)
+}
+
+/// Tokenizer, generation settings, chat template, licence: every file of the source that is neither weights nor about them.
+fn beside(source: &Path) -> Result<Vec<NewFile>> {
+    let mut out = Vec::new();
+    for name in shards::listing(source)? {
+        let path = source.join(&name);
+        let meta = std::fs::metadata(&path).at(|| path.display().to_string())?;
+        if meta.is_file() && !name.starts_with('.') && name != CONFIG && !is_weights(&name) && !is_sidecar(&name) {
+            out.push(NewFile { path: name.into(), start: Start::Copy(path), bytes: meta.len() });
+        }
+    }
+    Ok(out)
+}

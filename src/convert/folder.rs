@@ -1,0 +1,73 @@
+//! The plan of a Hugging Face folder.
+
+use std::path::Path;
+
+use super::plan::{Layout, Plan, Planned, Request, planned_all};
+use crate::arch::{Arch, OTHER_TOWER};
+use crate::codec::{Codec, float};
+use crate::container::hf::{self, NewWeight};
+use crate::container::{Checkpoint, Convention, Tensor};
+use crate::error::{At, Error, Result};
+use crate::recipe::{self, Recipe};
+
+impl Plan {
+    pub(super) fn folder(request: &Request<'_>, recipe: &Recipe, path: &Path) -> Result<Plan> {
+        let source = request.source;
+        let (Some(folder), Some((arch, spec))) = (source.folder(), source.family()) else {
+            return Err(Error::request(format!(
+                "a Hugging Face folder cannot be made from a {} file",
+                source.container()
+            ))
+            .help("start from the model's Hugging Face folder: its config.json and tokenizer go into the artifact"));
+        };
+        if let Some(other) = source.dropped().iter().find(|d| d.reason == OTHER_TOWER) {
+            return Err(Error::unsupported(
+                "models with parts for images or sound cannot become a Hugging Face folder",
+            )
+            .at(&other.source)
+            .help("GGUF files of their language model can be made"));
+        }
+        let facts = recipe::ModelFacts::of(&arch.metadata(spec), request.imatrix.is_some())?;
+        let made: Vec<String> = arch.extra_tensors(spec).into_iter().map(|(name, _)| name).collect();
+        let kept = kept(source, recipe);
+        let sources: Vec<_> =
+            source.tensors().iter().filter(|t| !made.contains(&t.name)).map(|t| described(t, recipe, kept)).collect();
+        let tensors = planned_all(request, recipe, &facts, &sources, Convention::HuggingFace)?;
+        let mut weights = Vec::new();
+        for planned in &tensors {
+            named(arch, source, planned, &mut weights)?;
+        }
+        let floats = recipe.floats.and_then(float::dtype).or(float::dtype(kept).filter(|_| recipe.floats.is_some()));
+        let layout = hf::folder(folder, &weights, floats, request.split_max_bytes)?;
+        Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout: Layout::Folder(layout) })
+    }
+}
+
+const FLOATS: [&dyn Codec; 3] = [&float::F32, &float::F16, &float::BF16];
+
+/// What weights that stay floats are stored as: the recipe's word, else that of the model's last norm.
+fn kept(source: &dyn Checkpoint, recipe: &Recipe) -> &'static dyn Codec {
+    let norm = source.find("output_norm.weight").map(|i| source.tensors()[i].codec);
+    recipe.floats.or(norm.filter(|c| FLOATS.contains(c))).unwrap_or(&float::BF16)
+}
+
+/// A tensor as it stays if the recipe keeps it.
+fn described<'a>(t: &'a Tensor, recipe: &Recipe, kept: &'static dyn Codec) -> recipe::Source<'a> {
+    let own = FLOATS.contains(&t.codec) && recipe.floats.is_none();
+    recipe::Source { name: &t.name, shape: &t.shape, codec: if own { t.codec } else { kept } }
+}
+
+/// The matrices of a tensor under their Hugging Face names, one an expert.
+fn named(arch: &Arch, source: &dyn Checkpoint, planned: &Planned, out: &mut Vec<NewWeight>) -> Result<()> {
+    let t = &source.tensors()[planned.source];
+    let stacked = t.shape.len() > 2;
+    let shape = t.shape[usize::from(stacked)..].to_vec();
+    for plane in 0..t.planes() {
+        let expert = stacked.then_some(plane as u32);
+        let name = arch
+            .hf_name(&t.name, expert)
+            .ok_or_else(|| Error::unsupported("no name in Hugging Face layout is known for this tensor"));
+        out.push(NewWeight { name: name.at(|| t.name.as_str())?, shape: shape.clone(), codec: planned.spec.codec });
+    }
+    Ok(())
+}
