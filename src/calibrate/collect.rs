@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::layout::{self, Quantity, Shape};
+use super::write::Out;
 use crate::device::cpu::{self, GramScratch};
 use crate::engine::{Site, Tap};
 use crate::error::{Error, Result};
@@ -123,7 +124,7 @@ impl Sums {
     }
 
     /// The bytes of a part of the file, a piece at a time.
-    pub fn write(&self, quantity: Quantity, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    pub fn write(&self, quantity: Quantity, out: Out<'_>) -> Result<()> {
         let tokens = self.tokens as f64;
         match quantity {
             Quantity::Tokens => out(&self.tokens.to_le_bytes()),
@@ -140,7 +141,7 @@ impl Sums {
 /// Values written at a time.
 const PIECE: usize = 1 << 18;
 
-pub fn means(sums: &[f64], count: f64, out: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+pub fn means(sums: &[f64], count: f64, out: Out<'_>) -> Result<()> {
     let mean = |sum: &f64| if count > 0.0 { (sum / count) as f32 } else { 0.0 };
     sums.chunks(PIECE).try_for_each(|part| out(&part.iter().flat_map(|s| mean(s).to_le_bytes()).collect::<Vec<_>>()))
 }

@@ -35,6 +35,9 @@ pub fn of(checkpoint: &dyn Checkpoint) -> Result<String> {
         for plane in [0, tensors[i].planes().saturating_sub(1)] {
             let weight = checkpoint.read(i, plane)?;
             let dims = weight.packed.dims;
+            if dims.is_empty() {
+                continue;
+            }
             let mut row = vec![0.0; dims.cols];
             for at in (0..ROWS).map(|k| (dims.rows - 1) * k / (ROWS - 1)) {
                 weight.codec.decode(&weight.packed, at..at + 1, &mut row);

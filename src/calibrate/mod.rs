@@ -1,5 +1,6 @@
 //! What the inputs of a model's weights look like on real text.
 
+pub mod budget;
 mod collect;
 pub mod coverage;
 pub mod data;

@@ -16,15 +16,14 @@ use crate::container::Checkpoint;
 use crate::engine::{Engine, KvCache, Pass, Sequence as Running, Tap};
 use crate::error::{At, Result};
 
-/// Tokens that are run at a time: enough that decoding weights and adding up Gram matrices in f64 cost little.
-const BATCH: usize = 4096;
-
 pub struct Job<'a> {
     pub engine: &'a Engine<'a>,
     /// All of one split, then all of the other; none longer than the engine's positions.
     pub sequences: &'a [Sequence],
     /// Its hash is computed.
     pub about: About,
+    /// Tokens to run at a time; see [`super::budget`]. Gram matrices depend on it, in their last bits.
+    pub batch: usize,
     pub output: &'a Path,
 }
 
@@ -35,6 +34,9 @@ pub enum Event {
     /// So many tokens went through one layer.
     Tokens(u64),
 }
+
+/// What a batch goes through: a pass, its sequences, and which of all tokens they are.
+type Step<'s> = &'s mut dyn FnMut(&mut Pass<'_, '_>, &mut [Running<'_>], Range<usize>) -> Result<()>;
 
 /// Sequences that run together.
 struct Batch {
@@ -82,7 +84,7 @@ impl Job<'_> {
     /// Errors: an activation that is not finite, with its site; what memory or disk cannot hold.
     pub fn run(&self, event: &dyn Fn(Event)) -> Result<Statistics> {
         let writer = Writer::open(self.output, self.about.clone())?;
-        let job = layout::description(&self.about)?;
+        let job = format!("{} {}", self.batch, layout::description(&self.about)?);
         let tokens = self.sequences.iter().map(|s| s.tokens.len()).sum();
         let (mut journal, done) = Journal::open(self.output, &job, tokens, self.engine.hidden())?;
         let batches = self.batches();
@@ -155,13 +157,7 @@ impl Job<'_> {
     }
 
     /// Sends all batches through `run` and writes what is heard meanwhile, one split after the other.
-    fn step(
-        &self,
-        batches: &[Batch],
-        writer: &Writer,
-        event: &dyn Fn(Event),
-        run: &mut dyn FnMut(&mut Pass<'_, '_>, &mut [Running<'_>], Range<usize>) -> Result<()>,
-    ) -> Result<()> {
+    fn step(&self, batches: &[Batch], writer: &Writer, event: &dyn Fn(Event), run: Step<'_>) -> Result<()> {
         for split in Split::ALL {
             let mut collector = Collector::new(&self.about.sites, self.about.gram);
             let outcome = self.pass(batches.iter().filter(|b| b.split == split), &mut collector, event, run);
@@ -180,7 +176,7 @@ impl Job<'_> {
         batches: impl Iterator<Item = &'b Batch>,
         tap: &mut dyn Tap,
         event: &dyn Fn(Event),
-        run: &mut dyn FnMut(&mut Pass<'_, '_>, &mut [Running<'_>], Range<usize>) -> Result<()>,
+        run: Step<'_>,
     ) -> Result<()> {
         let mut pass = self.engine.pass(tap);
         for batch in batches {
@@ -205,7 +201,7 @@ impl Job<'_> {
         let (mut out, mut tokens): (Vec<Batch>, usize) = (Vec::new(), 0);
         for (i, s) in self.sequences.iter().enumerate() {
             let end = tokens + s.tokens.len();
-            match out.last_mut().filter(|b| b.split == s.split && end - b.tokens.start <= BATCH) {
+            match out.last_mut().filter(|b| b.split == s.split && end - b.tokens.start <= self.batch) {
                 Some(batch) => (batch.sequences.end, batch.tokens.end) = (i + 1, end),
                 None => out.push(Batch { sequences: i..i + 1, tokens: tokens..end, split: s.split }),
             }

@@ -133,7 +133,7 @@ mod tests {
         assert!((found.effective_rank - 36.0 * 36.0 / 204.0).abs() < 1e-9);
         assert!((found.condition - 8.0).abs() < 1e-6, "{found:?}");
         // Second differences: 2 - 2 cos(k pi / 13).
-        let values = packed(12, |i, j| if i == j { 2.0 } else { f32::from(j == i + 1) * -1.0 });
+        let values = packed(12, |i, j| if i == j { 2.0 } else { -f32::from(j == i + 1) });
         let found = of(&Gram::new(12, values.into()).unwrap(), 100);
         let value = |k: f64| 2.0 - 2.0 * (k * std::f64::consts::PI / 13.0).cos();
         assert!((found.condition / (value(12.0) / value(1.0)) - 1.0).abs() < 1e-6, "{found:?}");

@@ -9,6 +9,9 @@ use super::stats::About;
 use crate::container::output::{Output, check_space, publish};
 use crate::error::Result;
 
+/// Takes bytes, a piece at a time.
+pub type Out<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
+
 /// A file under a temporary name that only its owner can read, until [`Writer::finish`]. What is never written is zero.
 pub struct Writer {
     output: Output,
@@ -43,12 +46,7 @@ impl Writer {
     }
 
     /// Writes the bytes that `produce` hands out, one piece after the other, if the file has such a part.
-    pub fn put(
-        &self,
-        site: usize,
-        part: Part,
-        produce: &dyn Fn(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
-    ) -> Result<()> {
+    pub fn put(&self, site: usize, part: Part, produce: &dyn Fn(Out<'_>) -> Result<()>) -> Result<()> {
         let Some(place) = self.places[site].get(&part) else { return Ok(()) };
         let mut at = self.start + place.start as u64;
         let end = self.start + place.end as u64;

@@ -6,11 +6,12 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::report::Reporter;
+use super::size::Size;
 use super::{Common, model, statistics_report};
 use crate::calibrate::data::{self, Amount, Draw, Source, Tokens};
 use crate::calibrate::run::{self, Event, Job};
 use crate::calibrate::stats::{About, Run, Statistics};
-use crate::calibrate::{coverage, fingerprint, layout, merge, mix, overlap};
+use crate::calibrate::{budget, coverage, fingerprint, layout, merge, mix, overlap};
 use crate::container::output::refuse_inputs;
 use crate::container::{Checkpoint, OpenOptions};
 use crate::device::cpu;
@@ -60,6 +61,9 @@ pub struct Calibrate {
     /// Keep the tokens in the file too, not only their hash
     #[arg(long)]
     keep_tokens: bool,
+    /// Allocate at most so much; text and weights are mapped and do not count
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
     /// The file to write
     #[arg(short, long, value_name = "STATS", required = true)]
     output: Option<PathBuf>,
@@ -169,7 +173,8 @@ impl Calibrate {
             let engine = Engine::new(checkpoint, longest)?;
             let about = self.about(checkpoint, &engine, &model.name, &tokens, &amount, &draw)?;
             let bar = reporter.tokens("calibrate", (count * (engine.layers() + 1)) as u64);
-            let job = Job { engine: &engine, sequences: &draw.sequences, about, output };
+            let batch = budget::batch(&about.sites, self.gram, engine.hidden(), longest, self.memory.map(|m| m.0))?;
+            let job = Job { engine: &engine, sequences: &draw.sequences, about, batch, output };
             let statistics = job.run(&|event| match event {
                 Event::Tokens(n) => bar.advance(n),
                 Event::Resumed { layers } => {

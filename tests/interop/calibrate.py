@@ -2,16 +2,15 @@
 """Does `quant calibrate` see what llama.cpp sees? The same tokens go through llama.cpp with a callback on every product, as its
 imatrix tool listens; the mean squares of every input of every weight must agree within a relative 1e-3.
 
-    calibrate.py MODEL...     F32 GGUF files or Hugging Face folders, which are converted to F32 first
+    calibrate.py [MODEL...]   F32 GGUF files or Hugging Face folders, which are converted to F32 first;
+                              without any, the random models of synthetic.py
                               [--data FILE] [--rows 8] [--length 256] [--tolerance 1e-3]
 
-llama.cpp keeps its cache in F32 here and runs without flash attention, so that it computes what the model says. Without MODEL,
-the small synthetic families of synthetic.py are made and checked.
+llama.cpp keeps its cache in F32 here and runs without flash attention, so that it computes what the model says.
 """
 import argparse
 import ctypes
 import json
-import os
 import struct
 import tempfile
 from pathlib import Path
@@ -20,10 +19,11 @@ import numpy as np
 
 import imatrix
 import peer
-from common import ROOT, QuantError, Report, binary, cannot, convert, main, quant
+import synthetic
+from common import ROOT, QuantError, Report, binary, convert, main, quant
 
 TENSOR_DIMS, TENSOR_SRC = 4, 10
-F32, I32 = 0, 26
+F32 = 0
 
 
 class Tensor(ctypes.Structure):
@@ -173,7 +173,7 @@ def run():
     report = Report("calibration", "model", "tokens", "entries", "worst relative difference", "the same in .dat", "where")
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        for model in a.models:
+        for model in a.models or (synthetic.case(work / name, name, "f32") for name in synthetic.CASES):
             check(report, model.absolute(), a, work)
     return report.finish()
 

@@ -242,6 +242,36 @@ mod tests {
         }
     }
 
+    /// Columns of a panel as rows: each kernel against the plain one on the same rows, side by side.
+    #[test]
+    fn reading_down_a_panel_gives_the_same_bits() {
+        let depth = 300;
+        let (left, right) = (noise(depth * WIDTH, 5), noise(depth * WIDTH, 6));
+        let rows: Vec<f32> = (0..WIDTH).flat_map(|r| left[r..].iter().step_by(WIDTH).copied()).collect();
+        let expected = product(Kernel::plain(), WIDTH, depth, &rows, &right);
+        let mut kernels = vec![Kernel::down_a_panel(), Kernel { run: PLAIN[1], step: WIDTH }];
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            kernels.push(Kernel { run: x86::AVX2[1], step: WIDTH });
+        }
+        for kernel in kernels {
+            let mut out = vec![f32::NAN; WIDTH * WIDTH];
+            let tile = Tile {
+                x: left.as_ptr(),
+                x_stride: 1,
+                panel: right.as_ptr(),
+                panel_stride: WIDTH,
+                depth,
+                out: out.as_mut_ptr(),
+                out_stride: WIDTH,
+                add: false,
+            };
+            // SAFETY: both panels are depth x WIDTH, `out` WIDTH x WIDTH.
+            unsafe { kernel.multiply(tile, WIDTH, 0) };
+            assert!(out.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
+    }
+
     #[test]
     fn sums_are_right() {
         let (rows, depth) = (5, 600);
