@@ -352,7 +352,6 @@ pub(super) fn put(part: &mut [u8], n: usize, word: u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::codec;
 
     #[test]
