@@ -547,15 +547,28 @@ fn experts_both_fused_and_apart() {
 
 #[test]
 fn quantized_checkpoints_are_named() {
-    for method in ["gptq", "awq", "bitsandbytes", "compressed-tensors", "modelopt", "hqq", "mxfp4"] {
+    for method in ["bitsandbytes", "modelopt", "hqq", "mxfp4", "exl2"] {
         let mut folder = Folder::llama();
         folder.config["quantization_config"] = json!({ "quant_method": method, "bits": 4 });
         folder.write();
         refuse(&folder, &["config.json", &format!("({method})"), "unquantized"]);
     }
     let folder = Folder::llama();
+    folder.write().put("hf_quant_config.json", "{\"quantization\": {}}");
+    refuse(&folder, &["hf_quant_config.json", "(modelopt)"]);
+}
+
+#[test]
+fn weights_that_should_be_packed() {
+    let mut folder = Folder::llama();
+    folder.config["quantization_config"] = json!({ "quant_method": "gptq", "bits": 4 });
+    folder.write();
+    refuse(&folder, &["says that the weights are packed"]);
+    let folder = Folder::llama();
     folder.write().put("quantize_config.json", "{\"bits\": 4}");
-    refuse(&folder, &["quantize_config.json", "(gptq)"]);
+    refuse(&folder, &["says that the weights are packed"]);
+    folder.put("quantize_config.json", "{\"bits\": -4}");
+    refuse(&folder, &["quantize_config.json", "bits is -4"]);
 }
 
 /// Block FP8, with `scale` as the shape of layer 0's q_proj scale.

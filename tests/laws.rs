@@ -1,13 +1,17 @@
 //! What must hold for every row of the table of formats.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;
-use quant::codec::{self, Block, Codec};
+use quant::codec::{self, Block, Codec, Codes, Grid, transcode};
 use quant::tensor::{Dims, Packed};
 
+/// Any format, each family of many as often as one that stands alone.
 fn codecs() -> impl Strategy<Value = &'static dyn Codec> {
-    (0..codec::all().count()).prop_map(|i| codec::all().nth(i).unwrap())
+    let mut families: BTreeMap<&str, Vec<&'static dyn Codec>> = BTreeMap::new();
+    codec::all().for_each(|c| families.entry(c.pattern()).or_default().push(c));
+    let families: Vec<_> = families.into_values().collect();
+    (0..families.len(), any::<prop::sample::Index>()).prop_map(move |(f, i)| *i.get(&families[f]))
 }
 
 fn blocks() -> impl Iterator<Item = &'static Block> {
@@ -17,7 +21,11 @@ fn blocks() -> impl Iterator<Item = &'static Block> {
 /// Weights of any format in any bytes, a few rows of a few blocks.
 fn weights() -> impl Strategy<Value = (&'static dyn Codec, Packed<'static>)> {
     (codecs(), 0..5usize, 0..5usize).prop_flat_map(|(codec, rows, blocks)| {
-        let dims = Dims::new(rows, blocks * codec.block().map_or(77, |b| b.weights));
+        let Dims { rows: tall, cols: wide } = codec.multiples();
+        let dims = match codec.grid().and(codec.scheme()) {
+            Some(_) => Dims::new(rows * tall, blocks.max(1) * wide),
+            None => Dims::new(rows, blocks * codec.block().map_or(77, |b| b.weights)),
+        };
         let parts: Vec<_> =
             codec.layout(dims).unwrap().iter().map(|p| prop::collection::vec(any::<u8>(), p.bytes)).collect();
         parts.prop_map(move |parts| (codec, Packed { dims, parts: parts.into_iter().map(Into::into).collect() }))
@@ -62,9 +70,94 @@ proptest! {
     }
 
     #[test]
-    fn ragged_rows_are_refused(codec in codecs(), rows in 1..5usize, cols in 1..1000usize) {
-        let whole = codec.block().is_none_or(|b| cols % b.weights == 0);
+    fn parts_have_the_bytes_of_their_shapes((codec, packed) in weights()) {
+        for part in codec.layout(packed.dims).unwrap() {
+            prop_assert_eq!(part.shape.iter().product::<usize>() * part.dtype.bitsize() / 8, part.bytes, "{}", codec.name());
+        }
+    }
+
+    #[test]
+    fn ragged_rows_are_refused(codec in codecs(), rows in 1..50usize, cols in 1..1000usize) {
+        let Dims { rows: tall, cols: wide } = codec.multiples();
+        let whole = cols % wide == 0 && rows % tall == 0;
         prop_assert_eq!(codec.layout(Dims::new(rows, cols)).is_ok(), whole, "{}", codec.name());
+    }
+
+    #[test]
+    fn codes_come_back((codec, seed) in (codecs(), any::<u64>())) {
+        let (Some(grid), Some(scheme)) = (codec.grid(), codec.scheme()) else { return Ok(()) };
+        let dims = Dims::new(codec.multiples().rows * 2, codec.multiples().cols * 2);
+        let mut state = seed | 1;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 56) as u8
+        };
+        let top = ((1u32 << scheme.bits) - 1) as u8;
+        let size = grid.param_bytes();
+        let mut params: Vec<u8> = (0..dims.len() / grid.group(dims.cols) * size).map(|_| next()).collect();
+        if !scheme.symmetric {
+            params.chunks_exact_mut(size).for_each(|p| p[size - 1] &= top);
+        }
+        let codes: Vec<u8> = (0..dims.len()).map(|_| next() & top).collect();
+        let parts = grid.pack(dims, &params, &codes);
+        let layout = codec.layout(dims).unwrap();
+        prop_assert!(parts.iter().map(Vec::len).eq(layout.iter().map(|p| p.bytes)), "{}", codec.name());
+        let packed = Packed { dims, parts: parts.into_iter().map(Into::into).collect() };
+        let back = codec.unpack(&packed);
+        prop_assert_eq!(back, Some(Codes { params, codes }), "{}", codec.name());
+    }
+
+    /// The values do not change on the way, whatever the zeros and codes; or there is no way.
+    #[test]
+    fn exact_ways_are_exact((from, to, seed) in (codecs(), codecs(), any::<u32>())) {
+        let cols = 2048;
+        let (Some(source), Some(target)) = (from.grid(), to.grid()) else { return Ok(()) };
+        if !transcode::possible(from, to, cols) {
+            return Ok(());
+        }
+        let rows = from.multiples().rows.max(to.multiples().rows);
+        let dims = Dims::new(rows, cols);
+        let mut state = seed;
+        let w: Vec<f32> = (0..dims.len()).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        }).collect();
+        let own = quant::calibrate::method::rtn(source, &w, cols, None);
+        let Some(other) = transcode::exact(source, &own, cols, target) else { return Ok(()) };
+        let decoded = |codec: &dyn Codec, grid: &dyn Grid, codes: &Codes| {
+            let parts = grid.pack(dims, &codes.params, &codes.codes).into_iter().map(Into::into).collect();
+            let mut out = vec![0.0; dims.len()];
+            codec.decode(&Packed { dims, parts }, 0..rows, &mut out);
+            out
+        };
+        prop_assert_eq!(decoded(from, source, &own), decoded(to, target, &other), "{} to {}", from.name(), to.name());
+    }
+}
+
+/// Which formats take each other's codes is a promise of the tables.
+#[test]
+fn exact_ways_exist() {
+    for (from, to, expected) in [
+        ("gptq-4bit-g128", "pack-4bit-g128-sym-f16", true),
+        ("pack-4bit-g128-sym", "gptq-4bit-g128", true),
+        ("gptq-4bit-g128", "pack-4bit-g32-sym-f16", true),
+        ("gptq-4bit-g128", "q4_0", true),
+        ("gptq-8bit-g32", "q8_0", true),
+        ("awq-4bit-g32", "q4_1", true),
+        ("awq-4bit-g64", "q8_0", true),
+        ("awq-4bit-g128", "pack-4bit-g128-asym-f16", true),
+        ("awq-4bit-g128", "gptq-v2-4bit-g128", true),
+        ("pack-5bit-g32-sym", "q5_0", true),
+        ("pack-8bit-channel-sym", "int-8bit-channel-sym", true),
+        ("pack-4bit-g64-sym", "pack-8bit-g64-sym", true),
+        ("pack-4bit-g32-sym", "gptq-4bit-g128", false),
+        ("gptq-8bit-g128", "q4_0", false),
+        ("gptq-4bit-g128", "q4_k", false),
+        ("gptq-4bit-g128", "f16", false),
+        ("q4_0", "gptq-4bit-g32", false),
+    ] {
+        let [a, b] = [from, to].map(|name| codec::find(name).unwrap());
+        assert_eq!(transcode::possible(a, b, 2048), expected, "{from} to {to}");
     }
 }
 
@@ -145,5 +238,27 @@ fn what_was_encoded_decodes_to_about_the_same() {
         let error = (noise / squares(&mut weights.iter().copied())).sqrt();
         let step = 2f32.powf(-((8 * block.bytes) as f32) / block.weights as f32);
         assert!(error < 3.0 * step, "{}: relative error {error}, bits worth {step}", block.name);
+    }
+}
+
+/// The same of integer formats, in their own groups.
+#[test]
+fn integers_decode_to_about_what_was_encoded() {
+    let step = |x: &u64| Some(x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407));
+    let noise = std::iter::successors(Some(1), step).map(|x| (x >> 40) as f32 / (1 << 24) as f32 - 0.5);
+    for codec in codec::all() {
+        let (Some(grid), Some(scheme)) = (codec.grid(), codec.scheme()) else { continue };
+        let dims = Dims::new(codec.multiples().rows, 2048);
+        let weights: Vec<f32> = noise.clone().take(dims.len()).collect();
+        let codes = quant::calibrate::method::rtn(grid, &weights, dims.cols, None);
+        let parts = grid.pack(dims, &codes.params, &codes.codes).into_iter().map(Into::into).collect();
+        let mut decoded = vec![0.0; dims.len()];
+        codec.decode(&Packed { dims, parts }, 0..dims.rows, &mut decoded);
+        let squares = |w: &mut dyn Iterator<Item = f32>| w.map(|x| f64::from(x * x)).sum::<f64>();
+        let error =
+            squares(&mut weights.iter().zip(&decoded).map(|(w, d)| w - d)) / squares(&mut weights.iter().copied());
+        // Even noise over 2^bits equal steps loses 2^-bits of its amplitude.
+        let bound = 1.1 * 0.5f64.powi(scheme.bits as i32);
+        assert!(error.sqrt() < bound, "{}: relative error {}, bound {bound}", codec.name(), error.sqrt());
     }
 }

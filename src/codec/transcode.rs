@@ -57,14 +57,13 @@ pub fn possible(from: &dyn Codec, to: &dyn Codec, cols: usize) -> bool {
     group.is_multiple_of(into) && exact(source, &row, cols, target).is_some()
 }
 
-/// A row with a scale of 1, the zero in the middle, and all codes but the lowest, which formats with as many codes on both sides
-/// of zero do not have.
+/// A row with a scale of 1, the zero in the middle, and every code.
 fn sample(grid: &dyn Grid, scheme: &Scheme, cols: usize) -> Codes {
     let scale = Scale { step: 1.0, zero: f32::from(scheme.middle()), offset: 0.0 };
     let mut params = vec![0; cols / grid.group(cols) * grid.param_bytes()];
     for params in params.chunks_exact_mut(grid.param_bytes()) {
         grid.adopt(scale, params);
     }
-    let codes = (0..cols).map(|n| 1 + (n % ((1 << scheme.bits) - 1)) as u8).collect();
+    let codes = (0..cols).map(|n| (n % (1 << scheme.bits)) as u8).collect();
     Codes { params, codes }
 }

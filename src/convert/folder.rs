@@ -33,6 +33,13 @@ impl Plan {
         let sources: Vec<_> =
             source.tensors().iter().filter(|t| !made.contains(&t.name)).map(|t| described(t, recipe, kept)).collect();
         let tensors = planned_all(request, recipe, &facts, &sources, Convention::HuggingFace)?;
+        let packed = |t: &Planned| t.spec.codec.scheme().is_some();
+        if let (Some(fallen), false) =
+            (tensors.iter().find_map(|t| t.choice.fallback.as_ref()), tensors.iter().any(packed))
+        {
+            return Err(Error::request(format!("nothing would be quantized: {}", fallen.because))
+                .help("a preset with smaller groups may fit, such as gptq-g32, awq-g32 or w4a16-g32"));
+        }
         let mut weights = Vec::new();
         for planned in &tensors {
             named(arch, source, planned, &mut weights)?;

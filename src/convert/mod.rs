@@ -220,7 +220,7 @@ impl Job<'_> {
                     return Err(Error::request(format!(
                         "{from} cannot become {to} without loss: not all of its values are there"
                     ))
-                    .help("start from the original model, or pass --allow-requantize and accept the added loss"));
+                    .help("a target with more bits may have them; else start from the original model, or pass --allow-requantize and accept the added loss"));
                 }
                 self.again[target.p][target.o].store(true, Ordering::Relaxed);
                 if planned.spec.codec.scheme().is_none() {

@@ -177,7 +177,7 @@ fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
 
 impl Scalar<32> for BlockQ8_0 {
     const SPAN: usize = 32;
-    const LEVELS: Levels = integers(-127, 255);
+    const LEVELS: Levels = integers(-128, 256);
     const ENCODE: Encode = encode::Q8_0;
     const ADOPT: Option<fn(&mut Self, Scale) -> bool> = Some(|block, scale| put_half(scale.step, &mut block.d));
     fn scales(&self, out: &mut [Scale]) {
@@ -185,7 +185,7 @@ impl Scalar<32> for BlockQ8_0 {
     }
     fn set(&mut self, codes: &[u8; 32]) {
         for (q, c) in self.qs.iter_mut().zip(codes) {
-            *q = (i16::from(*c) - 127) as i8;
+            *q = (i16::from(*c) - 128) as i8;
         }
     }
 }

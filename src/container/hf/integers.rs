@@ -109,7 +109,7 @@ impl Module<'_> {
         // The shapes in a file are no request of anyone's.
         let layout = codec.layout(dims).map_err(|e| Error::input(e.message()))?;
         let mut parts = layout.iter().map(|part| self.part(all, part)).collect::<Result<Vec<_>>>()?;
-        if let [_, zeros, _, index] = parts.as_mut_slice() {
+        if let (Mark::Words, [_, zeros, _, index]) = (mark, parts.as_mut_slice()) {
             self.check_index(&scheme, dims.cols, index).at(|| format!("{}.g_idx", self.module))?;
             self.check_zeros(&scheme, zeros).at(|| format!("{}.qzeros", self.module))?;
         }

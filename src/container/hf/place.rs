@@ -73,7 +73,14 @@ pub fn place(
     storage: &Storage,
 ) -> Result<(Vec<Placed>, Vec<Dropped>)> {
     let (bundles, located, dropped) = match storage {
-        Storage::Integers(integers) => integers::bundles(integers, shards, located)?,
+        Storage::Integers(integers) => {
+            let found = integers::bundles(integers, shards, located)?;
+            if found.0.is_empty() {
+                return Err(Error::input("config.json says that the weights are packed, and none is")
+                    .help("config.json is of another model: download it again"));
+            }
+            found
+        }
         _ => (Vec::new(), located, Vec::new()),
     };
     let is_scale = |l: &Located| *storage == Storage::Fp8Block && l.entry.name.ends_with(SCALE_SUFFIX);
