@@ -330,11 +330,10 @@ impl Statistics {
         for (name, planes) in self.about.weights.iter().filter(|(name, _)| wanted(name)) {
             let id = WeightId::parse(name);
             let Some(site) = id.role.site() else { continue };
-            let experts = if is_expert(&site) { (0..*planes as u32).map(Some).collect() } else { vec![None] };
-            let planes: Option<Vec<(u64, Vec<f32>)>> = experts
-                .iter()
-                .map(|e| Some(self.importance(*self.index.get(&layout::key(id.layer, &site, *e))?)))
-                .collect();
+            let count = if is_expert(&site) { *planes } else { 1 };
+            let expert = |i: usize| is_expert(&site).then_some(i as u32);
+            let importance = |i| Some(self.importance(*self.index.get(&layout::key(id.layer, &site, expert(i)))?));
+            let planes: Option<Vec<(u64, Vec<f32>)>> = (0..count).map(importance).collect();
             if let Some(planes) = planes {
                 out.add(name.clone(), Entry::counted(planes));
             }

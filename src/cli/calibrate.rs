@@ -120,6 +120,9 @@ fn weighted(argument: &str) -> Result<(PathBuf, f64)> {
     }
 }
 
+/// Runs of tokens that are equal by chance are fewer than this.
+const NOTABLE: f64 = 0.001;
+
 impl Calibrate {
     pub fn run(&self, common: &Common, reporter: &Reporter) -> Result<bool> {
         match &self.action {
@@ -161,7 +164,7 @@ impl Calibrate {
         let tokens = Tokens::of(checkpoint)?;
         let draw = data::draw(&self.sources(&data, &tokens)?, &tokens, &amount)?;
         let overlap = overlap::share(&draw.sequences, &self.judged(&tokens)?);
-        if overlap > 0.0 {
+        if overlap >= NOTABLE {
             let share = overlap * 100.0;
             reporter.note(&format!(
                 "warning: {share:.2} % of the evaluation text occurs in the calibration text too; figures on it will flatter"
