@@ -181,7 +181,7 @@ impl Module<'_> {
         };
         let fits = [2, 3, 4, 8].into_iter().find(|b| bits::words(cols, *b) == down && cols > 0);
         let bits = fits.ok_or_else(|| Error::input(format!("{down} rows of words for {cols} columns")))?;
-        let bits = self.width(bits, || format!("its codes have {bits} bits, config.json says {stated:?}"))?;
+        let bits = self.width(bits, || format!("its codes have {bits} bits, config.json says {}", stated.unwrap_or(0)))?;
         let group = self.group(cols, groups)?;
         Ok((Scheme { family, bits, group, symmetric: family == Family::Gptq, scales }, Dims::new(across, cols)))
     }

@@ -229,6 +229,9 @@ fn codec_of(dtype: Dtype, scaled: bool, storage: &Storage) -> Result<&'static dy
         (Dtype::F8_E4M3, false, Storage::Fp8Block) => {
             return Err(Error::input(format!("an FP8 weight without its scale (..{SCALE_SUFFIX})")));
         }
+        (Dtype::I8, _, Storage::Integers(_)) => {
+            return Err(Error::input("a weight of bytes without its scale (weight_scale)"));
+        }
         (_, true, _) => return Err(Error::input(format!("a scale (..{SCALE_SUFFIX}) beside a weight of {dtype}"))),
         _ => {}
     }
