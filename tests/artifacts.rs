@@ -388,7 +388,7 @@ fn configurations_that_do_not_fit() {
     lie.write();
     assert!(open(&lie.folder).is_ok(), "quantize_config.json says the same");
     fs::remove_file(lie.folder.join("quantize_config.json")).unwrap();
-    lie.refused(&["qweight"]);
+    lie.refused(&["qweight", "does not say how"]);
 }
 
 #[test]

@@ -72,6 +72,12 @@ pub fn place(
     located: Vec<Located>,
     storage: &Storage,
 ) -> Result<(Vec<Placed>, Vec<Dropped>)> {
+    if let Some(packed) = integers::undeclared(storage, &located) {
+        return Err(Error::input("a packed weight, but config.json does not say how it is packed")
+            .at(&packed.entry.name)
+            .at(&shards[packed.shard].file)
+            .help("config.json lacks its quantization_config: download it again"));
+    }
     let (bundles, located, dropped) = match storage {
         Storage::Integers(integers) => {
             let found = integers::bundles(integers, shards, located)?;
