@@ -40,6 +40,7 @@ check families.py
 check logits.py
 check engine.py
 check calibrate.py
+check artifacts.py
 check kill.py
 
 printf '\n== interop\n%s' "$table"

@@ -150,7 +150,7 @@ mod tests {
         let w: Vec<f32> = (0..32).map(|i| (i % 16) as f32 * 0.25 - 0.75).collect();
         assert_eq!(group(&scheme(4, false), &w, None), (0.25, 3));
         // A range that does not reach zero is stretched to it.
-        let w: Vec<f32> = (0..32).map(|i| 7.5 + (i % 2) as f32 * 7.5).collect();
+        let w: Vec<f32> = (0..32).map(|i| 7.0 + (i % 2) as f32 * 8.0).collect();
         assert_eq!(group(&scheme(4, false), &w, None), (1.0, 0));
     }
 

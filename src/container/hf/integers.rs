@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use safetensors::Dtype;
 
 use super::place::Stored;
-use super::quantized::Integers;
+use super::quantized::{Integers, Storage};
 use super::shards::{Located, Shard};
 use crate::codec::{self, Codec, Family, Part, Scheme, bits};
 use crate::container::Dropped;
@@ -51,6 +51,12 @@ const BESIDE: &[(&str, &str)] = &[
 /// Parts that no weight claimed say that it is incomplete.
 const PARTS: &[&str] =
     &[".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"];
+
+/// A packed weight in a folder that does not say that it has any.
+pub fn undeclared<'a>(storage: &Storage, located: &'a [Located]) -> Option<&'a Located> {
+    let packed = |l: &&Located| MARKS.iter().any(|(mark, m)| *m != Mark::Bytes && l.entry.name.ends_with(mark));
+    located.iter().filter(|_| !matches!(storage, Storage::Integers(_))).find(packed)
+}
 
 /// Takes all packed weights out of the tensors of a folder.
 pub fn bundles(
@@ -181,7 +187,8 @@ impl Module<'_> {
         };
         let fits = [2, 3, 4, 8].into_iter().find(|b| bits::words(cols, *b) == down && cols > 0);
         let bits = fits.ok_or_else(|| Error::input(format!("{down} rows of words for {cols} columns")))?;
-        let bits = self.width(bits, || format!("its codes have {bits} bits, config.json says {stated:?}"))?;
+        let bits =
+            self.width(bits, || format!("its codes have {bits} bits, config.json says {}", stated.unwrap_or(0)))?;
         let group = self.group(cols, groups)?;
         Ok((Scheme { family, bits, group, symmetric: family == Family::Gptq, scales }, Dims::new(across, cols)))
     }

@@ -72,6 +72,12 @@ pub fn place(
     located: Vec<Located>,
     storage: &Storage,
 ) -> Result<(Vec<Placed>, Vec<Dropped>)> {
+    if let Some(packed) = integers::undeclared(storage, &located) {
+        return Err(Error::input("a packed weight, but config.json does not say how it is packed")
+            .at(&packed.entry.name)
+            .at(&shards[packed.shard].file)
+            .help("config.json lacks its quantization_config: download it again"));
+    }
     let (bundles, located, dropped) = match storage {
         Storage::Integers(integers) => {
             let found = integers::bundles(integers, shards, located)?;
@@ -228,6 +234,9 @@ fn codec_of(dtype: Dtype, scaled: bool, storage: &Storage) -> Result<&'static dy
         (Dtype::F8_E4M3, true, Storage::Fp8Block) => return Ok(&fp8::BLOCK_FP8),
         (Dtype::F8_E4M3, false, Storage::Fp8Block) => {
             return Err(Error::input(format!("an FP8 weight without its scale (..{SCALE_SUFFIX})")));
+        }
+        (Dtype::I8, _, Storage::Integers(_)) => {
+            return Err(Error::input("a weight of bytes without its scale (weight_scale)"));
         }
         (_, true, _) => return Err(Error::input(format!("a scale (..{SCALE_SUFFIX}) beside a weight of {dtype}"))),
         _ => {}

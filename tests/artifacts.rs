@@ -1,0 +1,488 @@
+//! Hugging Face artifacts, through the binary: written to the byte as planned, read back, transcoded; and ways they can lie.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::folder::{Folder, Stored, safetensors};
+use common::model::{DENSE, MOE, ODD, model};
+use common::{quant_fails, quant_ok};
+use quant::container::{Checkpoint, open};
+use quant::recipe;
+use serde_json::{Value, json};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn convert(model: &Path, to: &str, out: &Path, more: &[&str]) -> Value {
+    let mut args = vec!["convert", text(model), "--to", to, "-o", text(out), "--json", "--quiet"];
+    args.extend(more);
+    let report: Value = serde_json::from_str(&quant_ok(&args)).unwrap();
+    report["outputs"][0].clone()
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// Presets that become folders of packed weights.
+fn presets() -> Vec<String> {
+    let all = recipe::list().unwrap().into_iter().map(|p| p.name.to_lowercase());
+    let packed = |name: &String| {
+        let recipe = recipe::Recipe::load(name).unwrap();
+        recipe.container == "hf" && !name.starts_with("hf-")
+    };
+    all.filter(packed).collect()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn size(folder: &Path) -> u64 {
+    names(folder).iter().map(|n| fs::metadata(folder.join(n)).unwrap().len()).sum()
+}
+
+/// Every decoded value, by name and plane.
+fn values(model: &dyn Checkpoint) -> BTreeMap<(String, usize), Vec<f32>> {
+    let mut out = BTreeMap::new();
+    for (i, t) in model.tensors().iter().enumerate() {
+        for plane in 0..t.planes() {
+            let weight = model.read(i, plane).unwrap();
+            let mut w = vec![f32::NAN; weight.packed.dims.len()];
+            weight.codec.decode(&weight.packed, 0..weight.packed.dims.rows, &mut w);
+            out.insert((t.name.clone(), plane), w);
+        }
+    }
+    out
+}
+
+#[test]
+fn folders_have_the_planned_bytes_and_all_side_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let presets = presets();
+    assert!(presets.len() >= 15, "{presets:?}");
+    for (kind, shape) in [("dense", DENSE), ("moe", MOE)] {
+        let source = model(&shape);
+        source
+            .put("generation_config.json", "{}")
+            .put("LICENSE", "words")
+            .put("pytorch_model.bin", "weights")
+            .put(".hidden", "");
+        for preset in &presets {
+            let plan: Value =
+                serde_json::from_str(&quant_ok(&["plan", text(source.path()), "--to", preset, "--json", "--quiet"]))
+                    .unwrap();
+            let out = dir.path().join(format!("{kind}-{preset}"));
+            let written = convert(source.path(), preset, &out, &[]);
+            assert_eq!(plan["outputs"][0]["bytes"], size(&out), "{kind} {preset}");
+            assert_eq!(written["bytes"], size(&out), "{kind} {preset}");
+            assert!(written["exact"].is_null());
+            let mut expected = vec![
+                "LICENSE",
+                "config.json",
+                "generation_config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+            ];
+            if preset.starts_with("gptq") {
+                expected.insert(4, "quantize_config.json");
+                let config = read_json(&out.join("config.json"));
+                assert_eq!(config["quantization_config"], read_json(&out.join("quantize_config.json")));
+            }
+            assert_eq!(names(&out), expected, "{kind} {preset}");
+            let model = open(&out).unwrap_or_else(|e| panic!("{kind} {preset}: {e}"));
+            let packed = model.tensors().iter().filter(|t| t.codec.scheme().is_some());
+            assert_eq!(packed.count(), if kind == "moe" { 2 * 7 } else { 4 * 7 }, "{kind} {preset}");
+        }
+    }
+}
+
+#[test]
+fn the_same_bytes_with_one_thread_and_two_alone_and_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&DENSE);
+    let alone = dir.path().join("alone");
+    convert(source.path(), "awq", &alone, &["--threads", "1"]);
+    let together = dir.path().join("together");
+    convert(source.path(), "q4_k_m,awq,gptq", &together, &["--threads", "2"]);
+    let same = names(&together).into_iter().find(|n| n.ends_with("-awq")).unwrap();
+    for file in names(&alone) {
+        assert!(fs::read(alone.join(&file)).unwrap() == fs::read(together.join(&same).join(&file)).unwrap(), "{file}");
+    }
+}
+
+#[test]
+fn shards_have_an_index_and_hold_the_same_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&MOE);
+    let (one, many) = (dir.path().join("one"), dir.path().join("many"));
+    convert(source.path(), "w4a16-asym", &one, &[]);
+    convert(source.path(), "w4a16-asym", &many, &["--split-max-size", "300KB"]);
+    assert!(names(&many).iter().filter(|n| n.ends_with(".safetensors")).count() > 2);
+    assert!(names(&many).contains(&"model.safetensors.index.json".to_owned()));
+    assert_eq!(values(open(&one).unwrap().as_ref()), values(open(&many).unwrap().as_ref()));
+}
+
+#[test]
+fn layers_that_do_not_fit_stay_and_are_declared() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = model(&DENSE);
+    // The groups of 128 do not divide 192.
+    for layer in 0..4 {
+        for (name, shape) in [("gate_proj", [192, 256]), ("up_proj", [192, 256]), ("down_proj", [256, 192])] {
+            let t = source.tensors.get_mut(&format!("model.layers.{layer}.mlp.{name}.weight")).unwrap();
+            t.bytes.truncate(192 * 256 * 4);
+            t.shape = shape.to_vec();
+        }
+    }
+    source.config["intermediate_size"] = json!(192);
+    source.write();
+    let down = "model.layers.2.mlp.down_proj";
+    let out = |to: &str| dir.path().join(to);
+    convert(source.path(), "w4a16", &out("ct"), &[]);
+    let ignore = read_json(&out("ct").join("config.json"))["quantization_config"]["ignore"].clone();
+    assert!(ignore.as_array().unwrap().contains(&json!(down)), "{ignore}");
+    convert(source.path(), "awq", &out("awq"), &[]);
+    let skipped = read_json(&out("awq").join("config.json"))["quantization_config"]["modules_to_not_convert"].clone();
+    assert!(skipped.as_array().unwrap().contains(&json!(down)), "{skipped}");
+    let stays = open(&out("awq")).unwrap();
+    assert_eq!(stays.tensors()[stays.find("blk.2.ffn_down.weight").unwrap()].codec.name(), "f16");
+    // Of another group size each names its own.
+    convert(source.path(), "w4a16", &out("mixed"), &["--set", "ffn_down=pack-8bit-g64-asym"]);
+    let groups = read_json(&out("mixed").join("config.json"))["quantization_config"]["config_groups"].clone();
+    assert_eq!(groups["group_1"]["weights"]["group_size"], 64);
+    assert_eq!(groups["group_1"]["targets"].as_array().unwrap().len(), 4);
+    let mixed = open(&out("mixed")).unwrap();
+    assert_eq!(mixed.tensors()[mixed.find("blk.2.ffn_down.weight").unwrap()].codec.name(), "pack-8bit-g64-asym");
+
+    let fails = |to: &str, more: &[&str]| {
+        let mut args = vec!["convert", text(source.path()), "--to", to, "-o", text(dir.path()), "--quiet"];
+        args.extend(more);
+        quant_fails(&args)
+    };
+    assert!(fails("gptq", &["--set", "ffn_down=gptq-4bit-g64"]).contains("one format for all"));
+    assert!(fails("w4a16", &["--set", "attn_q=keep"]).contains("runtimes fuse them"));
+    assert!(fails("w4a16", &["--set", "attn_q=q4_0"]).contains("cannot hold"));
+    let odd = model(&ODD);
+    let args = ["convert", text(odd.path()), "--to", "gptq", "-o", text(dir.path()), "--quiet"];
+    assert!(quant_fails(&args).contains("nothing would be quantized"));
+}
+
+#[test]
+fn quantized_weights_keep_their_values_where_formats_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, shape) in [("dense", DENSE), ("moe", MOE)] {
+        let source = model(&shape);
+        let made = |to: &str| {
+            let out = dir.path().join(format!("{name}-{to}"));
+            if !out.exists() {
+                convert(source.path(), to, &out, &[]);
+            }
+            out
+        };
+        for (from, to) in [
+            ("gptq", "w4a16"),
+            ("w4a16", "gptq"),
+            ("gptq-g32", "q4_0"),
+            ("gptq", "q4_0"),
+            ("awq", "w4a16-asym"),
+            ("awq", "gptq-asym"),
+            ("gptq-asym", "awq"),
+            ("w4a16-asym", "awq"),
+            ("gptq-8bit", "q8_0"),
+            ("awq", "q8_0"),
+            ("w8a16", "w8a8"),
+            ("w4a16-g32", "q4_0"),
+            ("gptq", "gptq"),
+        ] {
+            let source = made(from);
+            let is_file = to.starts_with('q');
+            let out = dir.path().join(format!("{name}-{from}-{to}{}", if is_file { ".gguf" } else { "" }));
+            // Weights that were not packed would be quantized by a GGUF preset.
+            let keep: &[&str] =
+                if is_file { &["--set", "output=f16", "--set", "token_embd=f16", "--set", "pure=true"] } else { &[] };
+            let report = convert(&source, to, &out, keep);
+            assert_eq!((&report["exact"], &report["requantized"]), (&json!(true), &json!(0)), "{name}: {from} to {to}");
+            let verify = ["verify", text(&out), "--source", text(&source), "--json", "--quiet"];
+            let report: Value = serde_json::from_str(&quant_ok(&verify)).unwrap();
+            for weight in report["weights"].as_array().unwrap() {
+                let quantized = open(&source).unwrap();
+                let packed =
+                    quantized.tensors()[quantized.find(weight["name"].as_str().unwrap()).unwrap()].codec.scheme();
+                assert!(packed.is_none() || weight["relative"] == 0.0, "{name}: {from} to {to}: {weight}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_twice_has_to_be_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&DENSE);
+    let (awq, gguf) = (dir.path().join("awq"), dir.path().join("x.gguf"));
+    convert(source.path(), "awq-g32", &awq, &[]);
+    let args = |to, more: &[&'static str]| {
+        let mut args = vec!["convert", text(&awq), "--to", to, "-o", text(&gguf), "--quiet", "--json"];
+        args.extend(more);
+        args.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run = |to, more: &[&'static str]| quant_fails(&args(to, more).iter().map(String::as_str).collect::<Vec<_>>());
+    // Known from the formats alone, and found in the values.
+    assert!(run("q4_k_m", &[]).contains("already quantized: awq-4bit-g32 would become"));
+    assert!(run("q4_1", &[]).contains("awq-4bit-g32 cannot become q4_1 without loss"));
+    assert!(!gguf.exists());
+    let anyway = args("q4_1", &["--allow-requantize"]);
+    let report: Value =
+        serde_json::from_str(&quant_ok(&anyway.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
+    assert_eq!(report["outputs"][0]["exact"], false);
+    // Floats hold all values.
+    let floats = dir.path().join("floats");
+    convert(&awq, "hf-f32", &floats, &[]);
+    assert_eq!(values(open(&awq).unwrap().as_ref()), values(open(&floats).unwrap().as_ref()));
+    assert!(read_json(&floats.join("config.json")).get("quantization_config").is_none());
+    convert(&awq, "f16", &gguf, &[]);
+    let back = quant_fails(&["convert", text(&gguf), "--to", "awq", "-o", text(&dir.path().join("no")), "--quiet"]);
+    assert!(back.contains("start from the model's Hugging Face folder"), "{back}");
+}
+
+#[test]
+fn folders_of_others_are_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&DENSE);
+    let out = dir.path().join("out");
+    let before = convert(source.path(), "w4a16", &out, &[])["bytes"].clone();
+    // What a killed run leaves: the names of unfinished files, some of which are not written this time.
+    let partial = dir.path().join(".out.partial");
+    fs::create_dir(&partial).unwrap();
+    fs::write(partial.join(".model-00001-of-00009.safetensors.partial"), "").unwrap();
+    fs::write(partial.join(".config.json.partial"), "junk that is longer than nothing").unwrap();
+    assert_eq!(convert(source.path(), "w4a16", &out, &[])["bytes"], before);
+    assert_eq!(names(dir.path()), ["out"]);
+    fs::write(out.join("notes.txt"), "mine").unwrap();
+    let args = ["convert", text(source.path()), "--to", "w4a16", "-o", text(&out), "--quiet"];
+    assert!(quant_fails(&args).contains("holds other files, such as notes.txt"));
+    assert_eq!(fs::read(out.join("notes.txt")).unwrap(), b"mine");
+    let args = ["convert", text(source.path()), "--to", "w4a16", "-o", text(source.path()), "--quiet"];
+    assert!(quant_fails(&args).contains("the output is one of the inputs"));
+    assert!(open(source.path()).is_ok());
+}
+
+// ---- ways an artifact can lie
+
+struct Lie {
+    folder: PathBuf,
+    tensors: BTreeMap<String, Stored>,
+    config: Value,
+    _dir: tempfile::TempDir,
+}
+
+/// An artifact, to be changed.
+fn artifact(to: &str) -> Lie {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&DENSE);
+    let folder = dir.path().join("a");
+    convert(source.path(), to, &folder, &[]);
+    let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+    let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.tensors().into_iter().map(|(name, t)| {
+        let dtype: &'static str = Box::leak(t.dtype().to_string().into_boxed_str());
+        (name, Stored { dtype, shape: t.shape().to_vec(), bytes: t.data().to_vec() })
+    });
+    let config = read_json(&folder.join("config.json"));
+    Lie { tensors: tensors.collect(), folder, config, _dir: dir }
+}
+
+impl Lie {
+    fn part(&mut self, suffix: &str) -> &mut Stored {
+        self.tensors.get_mut(&format!("model.layers.1.mlp.down_proj.{suffix}")).unwrap()
+    }
+
+    fn write(&self) {
+        fs::write(self.folder.join("model.safetensors"), safetensors(self.tensors.iter())).unwrap();
+        fs::write(self.folder.join("config.json"), self.config.to_string()).unwrap();
+    }
+
+    fn refused(&self, words: &[&str]) {
+        self.write();
+        let said = quant_fails(&["inspect", text(&self.folder)]);
+        assert!(words.iter().all(|w| said.contains(w)), "{said}");
+    }
+}
+
+const DOWN: &str = "model.layers.1.mlp.down_proj";
+
+#[test]
+fn parts_that_are_missing_or_too_many() {
+    for (to, parts) in [
+        ("gptq", &["qweight", "qzeros", "scales"][..]),
+        ("awq", &["qweight", "qzeros", "scales"]),
+        ("w4a16", &["weight_packed", "weight_scale", "weight_shape"]),
+        ("w8a8", &["weight", "weight_scale"]),
+    ] {
+        for part in parts {
+            let mut lie = artifact(to);
+            lie.tensors.remove(&format!("{DOWN}.{part}"));
+            lie.refused(&[DOWN]);
+        }
+    }
+    // A plain weight beside its packed self.
+    let mut lie = artifact("gptq");
+    let plain = lie.tensors["model.norm.weight"].clone();
+    lie.tensors.insert(format!("{DOWN}.weight"), plain);
+    lie.refused(&[DOWN, "same weight"]);
+}
+
+#[test]
+fn shapes_and_types_that_disagree() {
+    for (to, part, shape) in [
+        ("gptq", "qweight", vec![32, 512]),
+        ("gptq", "qzeros", vec![8, 16]),
+        ("gptq", "scales", vec![256, 4]),
+        ("gptq", "g_idx", vec![2, 256]),
+        ("awq", "qweight", vec![256, 64]),
+        ("awq", "scales", vec![1024]),
+        ("w4a16", "weight_packed", vec![128, 128]),
+        ("w4a16", "weight_scale", vec![512, 2]),
+        ("w4a16-asym", "weight_zero_point", vec![64, 2]),
+        ("w8a8", "weight_scale", vec![1, 256]),
+    ] {
+        let mut lie = artifact(to);
+        lie.part(part).shape = shape;
+        lie.refused(&[DOWN]);
+    }
+    let mut lie = artifact("gptq");
+    lie.part("scales").dtype = "I16";
+    lie.refused(&[DOWN, "elements of type I16"]);
+    let mut lie = artifact("w4a16");
+    lie.part("weight_shape").bytes[..8].copy_from_slice(&i64::MAX.to_le_bytes());
+    lie.refused(&[DOWN, "weight_shape says"]);
+    let mut lie = artifact("w4a16");
+    lie.part("weight_shape").bytes[8..].copy_from_slice(&(-1i64).to_le_bytes());
+    lie.refused(&[DOWN, "two sizes"]);
+}
+
+#[test]
+fn configurations_that_do_not_fit() {
+    let mut lie = artifact("gptq");
+    lie.config["quantization_config"]["bits"] = json!(8);
+    lie.refused(&["mlp.down_proj", "4 bits", "config.json says"]);
+    let mut lie = artifact("w4a16");
+    lie.config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] = json!(8);
+    lie.refused(&["mlp.down_proj", "words a row"]);
+    let mut lie = artifact("w3a16");
+    // 10 codes a word, as before version 0.17.
+    let packed = lie.part("weight_packed");
+    packed.shape = vec![256, 52];
+    packed.bytes.resize(256 * 52 * 4, 0);
+    lie.refused(&[DOWN, "before 0.17"]);
+    let mut lie = artifact("gptq");
+    lie.config.as_object_mut().unwrap().remove("quantization_config");
+    lie.write();
+    assert!(open(&lie.folder).is_ok(), "quantize_config.json says the same");
+    fs::remove_file(lie.folder.join("quantize_config.json")).unwrap();
+    lie.refused(&["qweight", "does not say how"]);
+}
+
+#[test]
+fn columns_and_zeros_that_loaders_disagree_on() {
+    let set = |part: &mut Stored, n: usize, word: u32| part.bytes[n * 4..][..4].copy_from_slice(&word.to_le_bytes());
+    let mut lie = artifact("gptq");
+    set(lie.part("g_idx"), 7, 4);
+    lie.refused(&[DOWN, "g_idx", "group 4, there are 4"]);
+    set(lie.part("g_idx"), 7, u32::MAX);
+    lie.refused(&[DOWN, "g_idx", "group -1"]);
+    set(lie.part("g_idx"), 7, 1);
+    lie.refused(&[DOWN, "g_idx", "desc_act"]);
+    lie.config["quantization_config"]["desc_act"] = json!(true);
+    lie.write();
+    let permuted = open(&lie.folder).unwrap();
+    let other = values(permuted.as_ref());
+    // Without it, or blank, columns are in order.
+    let whole = artifact("gptq");
+    let expected = values(open(&whole.folder).unwrap().as_ref());
+    let name = ("blk.1.ffn_down.weight".to_owned(), 0);
+    let differing = other[&name].iter().zip(&expected[&name]).enumerate().filter(|(_, (a, b))| a != b);
+    assert!(differing.clone().count() > 100 && differing.map(|(i, _)| i % 512).all(|column| column == 7));
+    // It cannot go on as codes: groups must be runs of columns there.
+    let said = quant_fails(&[
+        "convert",
+        text(&lie.folder),
+        "--to",
+        "w4a16",
+        "-o",
+        text(&lie.folder.with_extension("b")),
+        "--quiet",
+    ]);
+    assert!(said.contains("without loss"), "{said}");
+    let mut lie = artifact("gptq");
+    lie.part("g_idx").bytes.fill(0);
+    lie.write();
+    assert_eq!(values(open(&lie.folder).unwrap().as_ref()), expected);
+    lie.tensors.remove(&format!("{DOWN}.g_idx"));
+    lie.write();
+    assert_eq!(values(open(&lie.folder).unwrap().as_ref()), expected);
+
+    let mut lie = artifact("gptq");
+    set(lie.part("qzeros"), 3, 0x7777_f777);
+    lie.refused(&[DOWN, "qzeros", "zero of 0"]);
+}
+
+#[test]
+fn scales_that_are_no_numbers_are_found() {
+    for (to, part, nan) in
+        [("gptq", "scales", [0x00, 0x7e]), ("w4a16", "weight_scale", [0xc0, 0x7f]), ("awq", "scales", [0, 0x7c])]
+    {
+        let mut lie = artifact(to);
+        lie.part(part).bytes[..2].copy_from_slice(&nan);
+        lie.write();
+        let out = common::quant(&["verify", text(&lie.folder), "--json", "--quiet"]);
+        let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+        let finite = report["checks"].as_array().unwrap().iter().find(|c| c["name"] == "finite").unwrap().clone();
+        assert_eq!(finite["status"], "failed", "{to}: {finite}");
+        assert!(finite["detail"].as_str().unwrap().contains("blk.1.ffn_down"), "{finite}");
+        let said = quant_fails(&[
+            "convert",
+            text(&lie.folder),
+            "--to",
+            "f16",
+            "-o",
+            text(&lie.folder.with_extension("gguf")),
+            "--quiet",
+        ]);
+        assert!(said.contains("the weight at row 0"), "{said}");
+    }
+}
+
+#[test]
+fn scales_of_activations_are_left_out() {
+    let mut lie = artifact("w8a8");
+    let scale = Stored { dtype: "F32", shape: vec![1], bytes: vec![0; 4] };
+    lie.tensors.insert(format!("{DOWN}.input_scale"), scale.clone());
+    lie.tensors.insert("model.layers.0.self_attn.k_scale".to_owned(), scale.clone());
+    lie.write();
+    assert_eq!(open(&lie.folder).unwrap().dropped().len(), 2);
+    lie.tensors.insert("model.layers.0.self_attn.q_proj.scales".to_owned(), scale);
+    lie.refused(&["q_proj.scales", "codes are missing"]);
+}
+
+#[test]
+fn weights_too_large_for_half_precision_are_not_made_infinite() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source: Folder = model(&DENSE);
+    let norm = source.tensors.get_mut("model.norm.weight").unwrap();
+    norm.bytes[20..24].copy_from_slice(&1e5f32.to_le_bytes());
+    source.write();
+    let out = dir.path().join("out");
+    let said = quant_fails(&["convert", text(source.path()), "--to", "awq", "-o", text(&out), "--quiet"]);
+    assert!(said.contains("column 5 is 1e5, too large for half precision") && said.contains("output_norm"), "{said}");
+    assert!(names(dir.path()).is_empty());
+    convert(source.path(), "w4a16", &out, &[]);
+}

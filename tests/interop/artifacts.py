@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Do the packages that own the Hugging Face formats load what quant writes, and compute what quant's engine computes from it?
+
+    artifacts.py [--only written,read] [PRESET...]
+
+written: every preset that makes a folder of packed weights, for several families: logits of the owner's package (gptqmodel and
+         mlx-lm calculate in half precision) against those of quant's engine on the same folder. Cosine at least 0.999, mean
+         divergence at most 2e-4 nats, no tensor missing or too many.
+read:    every folder in $QUANT_EXAMPLES, artifacts that other tools made: the owner's package against quant's decoded copy in
+         transformers, with the same limits. A format that quant does not read is skipped.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import engine
+import forward
+import synthetic
+from common import QuantError, Report, cannot, convert, main, presets, quant
+
+HERE = Path(__file__).resolve().parent
+COSINE, KLD = 0.999, 2e-4
+FAMILIES = {"llama": None, "qwen2": ("w4a16", "gptq", "awq"), "qwen3": ("w4a16-asym", "gptq-g32", "awq"),
+            "phi3": ("w4a16", "gptq"), "llama3-rope": ("w8a8", "gptq-8bit")}
+
+
+def loaders():
+    made = subprocess.run([sys.executable, HERE / "loaders.py"], stdout=subprocess.PIPE, text=True)
+    return made.stdout.strip() if made.returncode == 0 else cannot("the loaders' environment; the reason is above")
+
+
+def load(python, folder, tokens, work, *options):
+    """(package and version, logits) of a folder; QuantError with the last line it said if it fails."""
+    np.save(work / "tokens.npy", tokens)
+    command = [python, HERE / "load.py", folder, work / "tokens.npy", work / "logits.npy", *options]
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    if done.returncode:
+        raise QuantError((done.stderr.strip() or "nothing said").splitlines()[-1])
+    return done.stdout.strip(), np.load(work / "logits.npy").astype(np.float64)
+
+
+def compare(report, cells, theirs, ours):
+    cosine = (theirs * ours).sum() / np.sqrt((theirs**2).sum() * (ours**2).sum())
+    kld = forward.kld(theirs, ours).mean()
+    report.row("ok" if cosine >= COSINE and kld <= KLD else "FAIL", *cells, f"{cosine:.7f}", f"{kld:.1e}", "")
+
+
+def packed():
+    """Presets that make folders of packed weights."""
+    return [name for name in presets() if name.startswith(("gptq", "awq", "w"))]
+
+
+def config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def check_written(python, a):
+    report = Report("artifacts written", "model", "preset", "loader", "cosine", "mean KLD", "error")
+    text = [option for path in engine.BUNDLED for option in ("--data", path)]
+    options = ("--protocol", "gptq-2048", "--context", 100, "--chunks", 1, *text)
+    for family, some in FAMILIES.items():
+        for preset in a.presets or some or packed():
+            with tempfile.TemporaryDirectory() as work:
+                work = Path(work)
+                try:
+                    source = synthetic.case(work / family, family)
+                    artifact = convert(source, preset, work / "artifact")
+                    about, windows, hidden, head = engine.states(artifact, work, *options)
+                    tokens, first, end = windows[0]
+                    ours = engine.logits(about, hidden[:end - first], head)
+                    for more in [(), ("--with", "mlx")] if preset.startswith("awq") else [()]:
+                        loader, theirs = load(python, artifact, tokens, work, *more)
+                        compare(report, (family, preset, loader), theirs[first:end], ours)
+                except QuantError as error:
+                    report.row("FAIL", family, preset, "-", "-", "-", error)
+    return report.finish()
+
+
+def check_read(python, _):
+    report = Report("artifacts read", "model", "format", "loader", "cosine", "mean KLD", "error")
+    named = os.environ.get("QUANT_EXAMPLES")
+    examples = sorted(p.parent for p in Path(named).glob("*/config.json")) if named else []
+    if not examples:
+        report.row("skipped", "-", "-", "no $QUANT_EXAMPLES", "-", "-", "")
+    for example in examples:
+        if "quantization_config" not in config(example):
+            continue
+        with tempfile.TemporaryDirectory() as work:
+            work = Path(work)
+            try:
+                decoded = convert(example, "hf-f32", work / "decoded")
+            except QuantError as error:
+                kind = "skipped" if "cannot be read" in str(error) else "FAIL"
+                report.row(kind, example.name, "-", "-", "-", "-", error)
+                continue
+            try:
+                listed = json.loads(quant("inspect", example, "--json", "--quiet"))["tensors"]
+                codec = next(t["codec"] for t in listed if "bit-" in t["codec"])
+                tokens = np.random.default_rng(0).integers(0, config(example)["vocab_size"], 64)
+                loader, theirs = load(python, example, tokens, work)
+                _, ours = load(python, decoded, tokens, work)
+                compare(report, (example.name, codec, loader), theirs, ours)
+            except QuantError as error:
+                report.row("FAIL", example.name, "-", "-", "-", "-", error)
+    return report.finish()
+
+
+CHECKS = {"written": check_written, "read": check_read}
+
+
+def run():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("presets", nargs="*", metavar="PRESET")
+    p.add_argument("--only", default=",".join(CHECKS))
+    a = p.parse_args()
+    python = loaders()
+    results = [CHECKS[name](python, a) for name in a.only.split(",")]
+    return 1 if 1 in results else max(results) if all(results) else 0
+
+
+if __name__ == "__main__":
+    main(run)

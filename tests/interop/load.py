@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Runs a model folder in the package that owns its format, on the CPU; needs the Python that loaders.py prints.
+
+    load.py FOLDER TOKENS.npy LOGITS.npy [--with transformers|gptqmodel|mlx]
+
+Prints the package and its version. Ends with an error if it misses a tensor, finds one too many or one of a wrong shape, or if
+a logit is not finite.
+"""
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+OWNER = {"gptq": "gptqmodel", "awq": "gptqmodel"}
+
+
+def in_transformers(folder, tokens):
+    import torch
+    from transformers import AutoModelForCausalLM
+    model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if wrong := {what: sorted(map(str, names))[:4] for what, names in found.items() if names}:
+        raise SystemExit(f"transformers reports {wrong}")
+    if hasattr(model, "ct_decompress_hook"):
+        # What the first call would do. Activations stay as they are: it is weights that are compared.
+        from compressed_tensors.quantization import disable_quantization
+        model.hf_quantizer.compressor.decompress_model(model=model)
+        for module in model.modules():
+            module._apply(lambda t: t.float() if t.is_floating_point() else t, recurse=False)
+        model.apply(disable_quantization)
+    return call(model, tokens)
+
+
+def call(model, tokens):
+    import torch
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor(tokens)[None]).logits[0].float().numpy()
+
+
+def in_gptqmodel(folder, tokens):
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+    from safetensors import safe_open
+    method = json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"]
+    backend = {"gptq": BACKEND.GPTQ_TORCH, "awq": BACKEND.AWQ_TORCH}[method]
+    model = GPTQModel.load(str(folder), backend=backend, device="cpu", dtype=torch.float16).model
+    state, stored = model.state_dict(), set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            stored |= set(file.keys())
+    places = {}
+    for name, tensor in state.items():
+        places.setdefault(tensor.data_ptr(), []).append(name)
+    tied = {name for names in places.values() if stored & set(names) for name in names}
+    if wrong := (set(state) - stored - tied) | (stored - set(state)):
+        raise SystemExit(f"gptqmodel and the folder differ in {sorted(wrong)[:6]}")
+    return call(model, tokens)
+
+
+def in_mlx(folder, tokens):
+    import mlx.core as mx
+    import numpy as np
+    from mlx_lm.utils import load_model
+    model, _ = load_model(folder, strict=True)
+    model.set_dtype(mx.float32)
+    return np.array(model(mx.array(tokens)[None])[0].astype(mx.float32))
+
+
+RUN = {"transformers": in_transformers, "gptqmodel": in_gptqmodel, "mlx": in_mlx}
+
+
+def main():
+    import numpy as np
+    p = argparse.ArgumentParser()
+    p.add_argument("folder", type=Path)
+    p.add_argument("tokens")
+    p.add_argument("logits")
+    p.add_argument("--with", dest="loader", choices=RUN)
+    a = p.parse_args()
+    method = json.loads((a.folder / "config.json").read_text()).get("quantization_config", {}).get("quant_method")
+    loader = a.loader or OWNER.get(method, "transformers")
+    with contextlib.redirect_stdout(sys.stderr):  # they greet
+        logits = RUN[loader](a.folder, np.load(a.tokens).tolist())
+    if not np.isfinite(logits).all():
+        raise SystemExit("logits that are not finite")
+    np.save(a.logits, logits)
+    print(loader, importlib.metadata.version({"mlx": "mlx-lm"}.get(loader, loader)))
+
+
+if __name__ == "__main__":
+    main()
