@@ -325,6 +325,7 @@ fn text_that_is_none_is_refused_by_name() {
     bench.fails(&["--data", &bench.path("none.txt")], &["none.txt"]);
     bench.fails(&["--data", &format!("{}:-1", bench.path("text.txt"))], &["weight"]);
     bench.fails(&["--length", "600"], &["88 more", "--length 512"]);
+    bench.fails(&["--memory", "1MiB"], &["0 MiB are left", "--memory"]);
     bench.fails(&["--mix", "soup"], &["soup", "general"]);
     bench.fails(&["--mix", "public-general"], &["Salesforce/wikitext", "--data"]);
     bench.fails(&["--shard", "3/2"], &["2/4"]);

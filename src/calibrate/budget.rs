@@ -10,6 +10,15 @@ const MOST: usize = 4096;
 const HIDDEN_VECTORS: usize = 6;
 const WIDE_VECTORS: usize = 4;
 
+/// Bytes that this process has allocated so far; a guess where the system does not say.
+pub fn used() -> u64 {
+    const GUESS: u64 = 64 << 20;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.map_or(GUESS, |kib| kib << 10)
+}
+
 /// Tokens to run at a time, at least `longest`. Bytes of the model's file and of the hidden states are mapped, and do not count.
 ///
 /// Errors: `memory` does not suffice for one sequence and one layer's sums.
@@ -25,7 +34,7 @@ pub fn batch(sites: &[Shape], gram: bool, hidden: usize, longest: usize, memory:
         if batch <= longest {
             let what = if gram { "one layer's Gram matrices and sequences" } else { "sequences" };
             return Err(Error::limits(format!(
-                "{what} of {longest} tokens take {} MiB, {} MiB are allowed",
+                "{what} of {longest} tokens take {} MiB, {} MiB are left of what is allowed",
                 needed.div_ceil(1 << 20),
                 memory >> 20
             ))

@@ -176,7 +176,13 @@ impl Calibrate {
             let engine = Engine::new(checkpoint, longest)?;
             let about = self.about(checkpoint, &engine, &model.name, &tokens, &amount, &draw)?;
             let bar = reporter.tokens("calibrate", (count * (engine.layers() + 1)) as u64);
-            let batch = budget::batch(&about.sites, self.gram, engine.hidden(), longest, self.memory.map(|m| m.0))?;
+            let batch = budget::batch(
+                &about.sites,
+                self.gram,
+                engine.hidden(),
+                longest,
+                self.memory.map(|m| m.0.saturating_sub(budget::used())),
+            )?;
             let job = Job { engine: &engine, sequences: &draw.sequences, about, batch, output };
             let statistics = job.run(&|event| match event {
                 Event::Tokens(n) => bar.advance(n),
