@@ -191,9 +191,7 @@ impl Job<'_> {
         for &(p, o) in self.outputs[unit.tensor].iter().filter(|(p, o)| !self.plans[*p].tensors[*o].solve) {
             let (planned, folded) = (&self.plans[p].tensors[o], self.folds[p].get(&o));
             let target = Target { sink: &self.sinks[p], planned, folded, unit, t, p, o };
-            if !target.planned.whole() {
-                rolling.push(target);
-            } else if !self.whole(&target, &weight, scratch).at(place)? {
+            if !target.planned.whole() || !self.whole(&target, &weight, scratch).at(place)? {
                 rolling.push(target);
             }
         }

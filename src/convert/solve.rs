@@ -189,7 +189,7 @@ impl Matrix<'_> {
             method::output_error(&errors, judge)
         };
         let plain = || {
-            let Some(scale) = columns else { return None };
+            let scale = columns?;
             let inverse: Vec<f32> = scale.iter().map(|s| 1.0 / s).collect();
             let mut w = w.clone();
             awq::columns(&mut w, &inverse);

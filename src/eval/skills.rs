@@ -92,7 +92,7 @@ pub fn right(model: &Candidate<'_>, windows: &[Window], progress: &dyn Fn(u64)) 
         let hits = hits(&Side { name: &model.name, head: &head, hidden: &hidden }, &targets(batch))?;
         let mut hits = hits.into_iter();
         // Not `all`, which would leave the rest of a window's hits to the next one.
-        let all = |w: &Window| hits.by_ref().take(w.scored.len()).fold(true, |all, hit| all && hit);
+        let all = |w: &Window| hits.by_ref().take(w.scored.len()).filter(|hit| !hit).count() == 0;
         out.extend(batch.iter().map(all));
         progress(batch.iter().map(|w| w.tokens.len() as u64).sum());
     }

@@ -28,7 +28,7 @@ fn story(choices: &mut Choices) -> String {
         }
         out
     };
-    STAGES.map(|stage| sentence(stage)).join(" ")
+    STAGES.map(sentence).join(" ")
 }
 
 /// Who and what a story is about; each is chosen when it is first spoken of.
