@@ -166,9 +166,7 @@ impl Job<'_> {
         let mut rolling = Vec::new();
         for &(p, o) in &self.outputs[unit.tensor] {
             let target = Target { sink: &self.sinks[p], planned: &self.plans[p].tensors[o], unit, t, p, o };
-            if !target.planned.whole() {
-                rolling.push(target);
-            } else if !self.whole(&target, &weight, scratch).at(place)? {
+            if !(target.planned.whole() && self.whole(&target, &weight, scratch).at(place)?) {
                 rolling.push(target);
             }
         }
