@@ -30,12 +30,8 @@ fn read_json(path: &Path) -> Value {
 
 /// Presets that become folders of packed weights.
 fn presets() -> Vec<String> {
-    let all = recipe::list().unwrap().into_iter().map(|p| p.name.to_lowercase());
-    let packed = |name: &String| {
-        let recipe = recipe::Recipe::load(name).unwrap();
-        recipe.container == "hf" && !name.starts_with("hf-")
-    };
-    all.filter(packed).collect()
+    let all = recipe::list().unwrap().into_iter().filter(|p| p.container == "hf").map(|p| p.name.to_lowercase());
+    all.filter(|name| !name.starts_with("hf-")).collect()
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -135,15 +131,15 @@ fn shards_have_an_index_and_hold_the_same_weights() {
 fn layers_that_do_not_fit_stay_and_are_declared() {
     let dir = tempfile::tempdir().unwrap();
     let mut source = model(&DENSE);
-    // The groups of 128 do not divide 192.
+    // No group of 32 or more divides 208.
     for layer in 0..4 {
-        for (name, shape) in [("gate_proj", [192, 256]), ("up_proj", [192, 256]), ("down_proj", [256, 192])] {
+        for (name, shape) in [("gate_proj", [208, 256]), ("up_proj", [208, 256]), ("down_proj", [256, 208])] {
             let t = source.tensors.get_mut(&format!("model.layers.{layer}.mlp.{name}.weight")).unwrap();
-            t.bytes.truncate(192 * 256 * 4);
+            t.bytes.truncate(208 * 256 * 4);
             t.shape = shape.to_vec();
         }
     }
-    source.config["intermediate_size"] = json!(192);
+    source.config["intermediate_size"] = json!(208);
     source.write();
     let down = "model.layers.2.mlp.down_proj";
     let out = |to: &str| dir.path().join(to);
@@ -156,22 +152,26 @@ fn layers_that_do_not_fit_stay_and_are_declared() {
     let stays = open(&out("awq")).unwrap();
     assert_eq!(stays.tensors()[stays.find("blk.2.ffn_down.weight").unwrap()].codec.name(), "f16");
     // Of another group size each names its own.
-    convert(source.path(), "w4a16", &out("mixed"), &["--set", "ffn_down=pack-8bit-g64-asym"]);
+    convert(source.path(), "w4a16", &out("mixed"), &["--set", "ffn_down=pack-8bit-g16-asym"]);
     let groups = read_json(&out("mixed").join("config.json"))["quantization_config"]["config_groups"].clone();
-    assert_eq!(groups["group_1"]["weights"]["group_size"], 64);
+    assert_eq!(groups["group_1"]["weights"]["group_size"], 16);
     assert_eq!(groups["group_1"]["targets"].as_array().unwrap().len(), 4);
     let mixed = open(&out("mixed")).unwrap();
-    assert_eq!(mixed.tensors()[mixed.find("blk.2.ffn_down.weight").unwrap()].codec.name(), "pack-8bit-g64-asym");
+    assert_eq!(mixed.tensors()[mixed.find("blk.2.ffn_down.weight").unwrap()].codec.name(), "pack-8bit-g16-asym");
 
     let fails = |to: &str, more: &[&str]| {
         let mut args = vec!["convert", text(source.path()), "--to", to, "-o", text(dir.path()), "--quiet"];
         args.extend(more);
         quant_fails(&args)
     };
-    assert!(fails("gptq", &["--set", "ffn_down=gptq-4bit-g64"]).contains("one format for all"));
+    assert!(fails("gptq", &["--set", "ffn_down=gptq-4bit-g16"]).contains("one format for all"));
     assert!(fails("w4a16", &["--set", "attn_q=keep"]).contains("runtimes fuse them"));
     assert!(fails("w4a16", &["--set", "attn_q=q4_0"]).contains("cannot hold"));
     let odd = model(&ODD);
+    let smaller = out("odd");
+    convert(odd.path(), "w4a16", &smaller, &[]);
+    let codecs = open(&smaller).unwrap();
+    assert_eq!(codecs.tensors()[codecs.find("blk.2.ffn_down.weight").unwrap()].codec.name(), "pack-4bit-g32-sym");
     let args = ["convert", text(odd.path()), "--to", "gptq", "-o", text(dir.path()), "--quiet"];
     assert!(quant_fails(&args).contains("nothing would be quantized"));
 }

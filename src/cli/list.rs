@@ -58,7 +58,7 @@ impl What {
     fn rows(self) -> (&'static str, &'static [&'static str], Vec<Vec<String>>) {
         match self {
             What::Formats => ("formats", &["format", "bits", "block", "written", "importance", "about"], formats()),
-            What::Presets => ("presets", &["preset", "written", "about"], presets()),
+            What::Presets => ("presets", &["preset", "container", "written", "about"], presets()),
             What::Methods => ("methods", &["method", "needs to know", "about"], methods()),
             What::Archs => ("archs", &["arch", "classes"], archs()),
             What::Containers => ("containers", &["container", "about"], containers()),
@@ -96,7 +96,7 @@ fn presets() -> Vec<Vec<String>> {
     recipe::list()
         .unwrap_or_default()
         .into_iter()
-        .map(|p| vec![p.name.to_lowercase(), yes(p.writable), p.about])
+        .map(|p| vec![p.name.to_lowercase(), p.container, yes(p.writable), p.about])
         .collect()
 }
 

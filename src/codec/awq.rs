@@ -50,17 +50,16 @@ impl Form for Gemm {
 
     fn decode(scheme: &Scheme, packed: &Packed<'_>, rows: Range<usize>, out: &mut [f32]) {
         let Dims { rows: all, cols } = packed.dims;
-        let (groups, across) = (scheme.groups(cols), all / LANES);
-        let mut codes = vec![0; cols];
-        for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
-            codes.iter_mut().enumerate().for_each(|(k, c)| {
-                *c = lane(word(&packed.parts[0], k * across + row / LANES), row);
-            });
-            let group = scheme.columns(cols);
-            for (g, (codes, out)) in codes.chunks_exact(group).zip(out.chunks_exact_mut(group)).enumerate().take(groups)
-            {
-                let zero = lane(word(&packed.parts[1], g * across + row / LANES), row);
-                affine::values(codes, zero, scheme.read_scale(&packed.parts[2], g * all + row), out);
+        let (group, across) = (scheme.columns(cols), all / LANES);
+        let mut codes = vec![0; SIDE * cols];
+        for (first, out) in rows.clone().step_by(SIDE).zip(out.chunks_mut(SIDE * cols)) {
+            let side = first..(first + SIDE).min(rows.end);
+            take(packed, side.clone(), &mut codes);
+            for ((row, codes), out) in side.zip(codes.chunks_exact(cols)).zip(out.chunks_exact_mut(cols)) {
+                for (g, (codes, out)) in codes.chunks_exact(group).zip(out.chunks_exact_mut(group)).enumerate() {
+                    let zero = lane(word(&packed.parts[1], g * across + row / LANES), row);
+                    affine::values(codes, zero, scheme.read_scale(&packed.parts[2], g * all + row), out);
+                }
             }
         }
     }
@@ -77,14 +76,28 @@ impl Form for Gemm {
     fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken<'static>> {
         let Dims { rows, cols } = packed.dims;
         let (groups, width, words) = (scheme.groups(cols), scheme.scales.bitsize() / 8, rows / LANES);
-        let (mut scales, mut zeros, mut codes) = (Vec::new(), Vec::new(), Vec::with_capacity(rows * cols));
+        let (mut scales, mut zeros, mut codes) = (Vec::new(), Vec::new(), vec![0; rows * cols]);
+        for (first, codes) in (0..rows).step_by(SIDE).zip(codes.chunks_mut((SIDE * cols).max(1))) {
+            take(packed, first..(first + SIDE).min(rows), codes);
+        }
         for row in 0..rows {
-            let of = |part: usize, k: usize| lane(word(&packed.parts[part], k * words + row / LANES), row);
-            codes.extend((0..cols).map(|k| of(0, k)));
-            zeros.extend((0..groups).map(|g| of(1, g)));
+            zeros.extend((0..groups).map(|g| lane(word(&packed.parts[1], g * words + row / LANES), row)));
             (0..groups).for_each(|g| scales.extend(&packed.parts[2][(g * rows + row) * width..][..width]));
         }
         Some(Taken { scales, zeros, codes: codes.into() })
+    }
+}
+
+/// Rows that are taken apart together: their words lie side by side.
+const SIDE: usize = 16;
+
+/// Codes of some rows, `[rows][cols]`.
+fn take(packed: &Packed<'_>, rows: Range<usize>, codes: &mut [u8]) {
+    let Dims { rows: all, cols } = packed.dims;
+    for k in 0..cols {
+        for (n, row) in rows.clone().enumerate() {
+            codes[n * cols + k] = lane(word(&packed.parts[0], k * (all / LANES) + row / LANES), row);
+        }
     }
 }
 

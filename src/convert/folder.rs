@@ -44,7 +44,7 @@ impl Plan {
         for planned in &tensors {
             named(arch, source, planned, &mut weights)?;
         }
-        let floats = recipe.floats.and_then(float::dtype).or(float::dtype(kept).filter(|_| recipe.floats.is_some()));
+        let floats = recipe.floats.and_then(float::dtype);
         let layout = hf::folder(folder, &weights, floats, request.split_max_bytes)?;
         Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout: Layout::Folder(layout) })
     }

@@ -21,6 +21,8 @@ pub struct Preset {
     pub name: String,
     pub about: String,
     pub aliases: Vec<String>,
+    /// `gguf` or `hf`
+    pub container: String,
     /// Bits per weight of the default codec, scales included; `None` where the source decides.
     pub bits_per_weight: Option<f64>,
     /// Its default codec has an encoder.
@@ -39,7 +41,8 @@ pub fn list() -> Result<Vec<Preset>> {
             };
             let bits_per_weight = codec.and_then(codec::bits_per_weight);
             let writable = codec.is_none_or(codec::is_written);
-            Ok(Preset { writable, name: recipe.name, about: recipe.about, aliases: recipe.aliases, bits_per_weight })
+            let Recipe { name, about, aliases, container, .. } = recipe;
+            Ok(Preset { name, about, aliases, container, bits_per_weight, writable })
         })
         .collect()
 }

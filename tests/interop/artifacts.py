@@ -53,7 +53,7 @@ def compare(report, cells, theirs, ours):
 
 def packed():
     """Presets that make folders of packed weights."""
-    return [name for name in presets() if name.startswith(("gptq", "awq", "w"))]
+    return [name for name in presets("hf") if not name.startswith("hf-")]
 
 
 def config(folder):

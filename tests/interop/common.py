@@ -47,9 +47,10 @@ def convert(source, target, output, *options):
     return Path(output)
 
 
-def presets():
-    """Names of the binary's presets."""
-    return [row["preset"] for row in json.loads(quant("list", "presets", "--json"))["presets"]]
+def presets(container="gguf"):
+    """Names of the binary's presets that make GGUF files, or Hugging Face folders (`hf`)."""
+    rows = json.loads(quant("list", "presets", "--json"))["presets"]
+    return [row["preset"] for row in rows if row["container"] == container]
 
 
 @dataclass

@@ -46,11 +46,10 @@ pub fn storage(config: &Value) -> Result<Storage> {
     let text = config.get("text_config").unwrap_or(&Value::Null);
     let places = [config, text].into_iter().flat_map(|object| KEYS.iter().map(move |key| object.get(*key)));
     match places.flatten().find(|v| !v.is_null()) {
-        Some(q) => method(q, q.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed")),
-        None => match config.get("quantization").filter(|v| !v.is_null()) {
-            Some(_) => Err(refuse("mlx")),
-            None => Ok(Storage::Plain),
-        },
+        Some(q) if q.get("quant_method").is_some() => method(q, word(q, &["quant_method"]).unwrap_or("unnamed")),
+        _ if config.get("quantization").is_some_and(|v| !v.is_null()) => Err(refuse("mlx")),
+        Some(_) => Err(refuse("unnamed")),
+        None => Ok(Storage::Plain),
     }
 }
 

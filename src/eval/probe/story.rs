@@ -16,7 +16,7 @@ pub const SKILL: Skill = Skill {
 
 fn story(choices: &mut Choices) -> String {
     let mut cast = Cast::default();
-    let mut sentence = |stage: &str| {
+    let sentence = |stage: &str| {
         let frames: Vec<_> = words::lines(TEXT, stage).collect();
         let frame = choices.pick(&frames);
         // `text {role} text {role} text`
