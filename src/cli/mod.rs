@@ -7,7 +7,9 @@ mod generate;
 mod inspect;
 mod list;
 mod model;
+mod probe;
 mod quality;
+mod quickstart;
 mod reference;
 mod report;
 mod shell;
@@ -53,6 +55,8 @@ impl Common {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Try everything once, offline, in a minute: quantize a small model that comes with the program and see what is lost
+    Quickstart(quickstart::Quickstart),
     /// Turn a model into one or several quantized files
     Convert(convert::Convert),
     /// Show what convert would write: codecs, fallbacks, sizes, memory, disk
@@ -69,6 +73,8 @@ enum Command {
     Verify(verify::Verify),
     /// Let a model or artifact continue a text or answer a question
     Generate(generate::Generate),
+    /// Print questions with known answers and texts of known entropy, made from a seed
+    Probe(probe::Probe),
     /// List presets, methods, formats, architectures and containers
     List(list::List),
     /// Print a completion script or the manual page
@@ -82,6 +88,7 @@ pub fn main() -> u8 {
     let cli = Cli::parse();
     let reporter = Reporter::new(cli.common.json, cli.common.quiet);
     let outcome: Result<bool> = match &cli.command {
+        Command::Quickstart(c) => c.run(&cli.common, &reporter),
         Command::Convert(c) => c.run(&cli.common, &reporter, false),
         Command::Plan(c) => c.run(&cli.common, &reporter, true),
         Command::Calibrate(c) => c.run(&cli.common, &reporter),
@@ -90,6 +97,7 @@ pub fn main() -> u8 {
         Command::Inspect(c) => c.run(&cli.common, &reporter),
         Command::Verify(c) => c.run(&cli.common, &reporter),
         Command::Generate(c) => c.run(&cli.common, &reporter),
+        Command::Probe(c) => c.run(&reporter),
         Command::List(c) => c.run(&reporter),
         Command::Shell(c) => c.run(),
     };

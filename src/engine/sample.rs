@@ -46,7 +46,7 @@ impl Sampler {
         ];
         match rules.into_iter().find(|(_, _, ok, _)| !ok) {
             Some((name, value, _, range)) => Err(Error::request(format!("{name} is {value}, it must be {range}"))),
-            None => Ok(Sampler { sampling, random: Random(seed) }),
+            None => Ok(Sampler { sampling, random: Random::new(seed) }),
         }
     }
 
@@ -113,10 +113,14 @@ fn likelier(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
 }
 
 /// SplitMix64. Source: Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014).
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,9 +1,11 @@
 //! What did a file lose? Perplexity and divergence of artifacts against their reference, window by window of a text, the
 //! reference and all artifacts side by side. Nothing of the size of text x vocabulary is ever held.
 
+pub mod probe;
 pub mod protocol;
 pub mod reference;
 pub mod score;
+pub mod skills;
 pub mod stats;
 pub mod text;
 
@@ -104,7 +106,7 @@ pub fn noise(engine: &Engine<'_>, windows: &[Window]) -> Result<Noise> {
 }
 
 /// Ranges of windows with at most [`BATCH`] tokens, or one window.
-fn batches(windows: &[Window]) -> impl Iterator<Item = Range<usize>> + '_ {
+pub(crate) fn batches(windows: &[Window]) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut from = 0;
     std::iter::from_fn(move || {
         let (start, mut tokens) = (from, 0);
@@ -132,7 +134,7 @@ pub fn states(engine: &Engine<'_>, windows: &[Window]) -> Result<Vec<f32>> {
     Ok(out)
 }
 
-fn targets(windows: &[Window]) -> Vec<u32> {
+pub(crate) fn targets(windows: &[Window]) -> Vec<u32> {
     windows.iter().flat_map(|w| w.targets().map(|(_, token)| token)).collect()
 }
 

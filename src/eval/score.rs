@@ -53,6 +53,17 @@ pub fn likelihoods(model: &Side<'_>, targets: &[u32]) -> Result<Vec<f64>> {
     }
 }
 
+/// Whether each of `targets` is what the model finds most likely; of equally likely tokens the first.
+///
+/// Errors: logits that are not finite.
+pub fn hits(model: &Side<'_>, targets: &[u32]) -> Result<Vec<bool>> {
+    let all = gather(model, &[], targets)?;
+    match all.reference().all(f64::is_finite) {
+        true => Ok(all.top().zip(targets).map(|(top, target)| top == *target).collect()),
+        false => Err(not_finite("its logits are not finite", model.name)),
+    }
+}
+
 fn not_finite(what: &str, name: &str) -> Error {
     let error = Error::input(what).at("the output matrix").at(name);
     error.help("run `quant verify` on the file: it names weights that are not numbers")

@@ -39,6 +39,7 @@ check byte_identity.py
 check families.py
 check logits.py
 check engine.py
+check probe.py
 check calibrate.py
 check kill.py
 

@@ -83,6 +83,11 @@ impl Scores {
         self.0.iter().map(|at| at.reference.log_sum() - f64::from(at.reference.target))
     }
 
+    /// The most likely token at every position, by the reference; of equal ones the first.
+    pub fn top(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.iter().map(|at| at.reference.top)
+    }
+
     /// Positions of one model.
     pub fn finish(&self, model: usize) -> impl Iterator<Item = TokenScore> + '_ {
         self.0.iter().map(move |at| {
