@@ -257,8 +257,10 @@ fn integers_decode_to_about_what_was_encoded() {
         let squares = |w: &mut dyn Iterator<Item = f32>| w.map(|x| f64::from(x * x)).sum::<f64>();
         let error =
             squares(&mut weights.iter().zip(&decoded).map(|(w, d)| w - d)) / squares(&mut weights.iter().copied());
-        // Even noise over 2^bits equal steps loses 2^-bits of its amplitude; more where one side of zero has a step less.
-        let bound = if scheme.symmetric { 1.4 } else { 1.1 } * 0.5f64.powi(scheme.bits as i32);
+        // Even noise over n equal steps loses 1/n of its amplitude. Zero is one of the values, so one side of it has a step less:
+        // 2^bits - 1 steps at worst, and two less of them where the scale must be that of both sides.
+        let steps = (1 << scheme.bits) - if scheme.symmetric { 2 } else { 1 };
+        let bound = 1.1 / f64::from(steps.max(3));
         assert!(error.sqrt() < bound, "{}: relative error {}, bound {bound}", codec.name(), error.sqrt());
     }
 }

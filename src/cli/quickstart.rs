@@ -36,6 +36,9 @@ pub struct Quickstart {
     /// Questions of each kind
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     questions: Option<u16>,
+    /// About so many characters a question, of kinds that can be of any length
+    #[arg(long, value_name = "CHARS")]
+    length: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -65,8 +68,9 @@ impl Quickstart {
         let paths = convert(&original, &suite.targets, folder, common.threads())?;
         let artifacts = paths.iter().map(|p| open(p)).collect::<Result<Vec<Model>>>()?;
 
-        let texts = items(SKILLS.iter(), self.texts.unwrap_or(suite.texts))?;
-        let questions = items(SKILLS.iter().filter(|s| s.asks), self.questions.unwrap_or(suite.questions))?;
+        let texts = items(SKILLS.iter(), self.texts.unwrap_or(suite.texts), None)?;
+        let asking = SKILLS.iter().filter(|s| s.asks);
+        let questions = items(asking, self.questions.unwrap_or(suite.questions), self.length)?;
         let exam = Exam::new(original.checkpoint.as_ref(), &texts, &questions)?;
         let found = cpu::pool(common.threads())?.install(|| exam.hold(&original, &artifacts, reporter))?;
         self.print(&found, &original, folder, reporter).map(|()| true)
@@ -116,8 +120,9 @@ fn convert(model: &Model, targets: &[String], folder: &Path, threads: usize) -> 
 }
 
 /// Items that the model was not trained on, skill by skill.
-fn items<'a>(skills: impl Iterator<Item = &'a Skill>, count: u16) -> Result<Vec<Item>> {
-    let items = skills.map(|skill| skill.items(Split::Test, 0, usize::from(count), None));
+fn items<'a>(skills: impl Iterator<Item = &'a Skill>, count: u16, length: Option<usize>) -> Result<Vec<Item>> {
+    let length = |skill: &Skill| length.filter(|_| skill.stretches);
+    let items = skills.map(|skill| skill.items(Split::Test, 0, usize::from(count), length(skill)));
     Ok(items.collect::<Result<Vec<_>>>()?.concat())
 }
 
