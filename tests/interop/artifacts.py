@@ -27,8 +27,8 @@ from common import QuantError, Report, cannot, convert, main, presets, quant
 HERE = Path(__file__).resolve().parent
 COSINE, KLD = 0.999, 2e-4
 FAMILIES = {"llama": None, "qwen2": ("w4a16", "gptq", "awq"), "qwen3": ("w4a16-asym", "gptq-g32", "awq"),
-            "phi3": ("w4a16", "gptq"), "llama3-rope": ("w8a8", "gptq-8bit"), "qwen3moe": ("w4a16", "gptq", "awq"),
-            "mixtral": ("w4a16",)}  # gptqmodel 7.7 looks for other names of its experts than published files have
+            "phi3": ("w4a16",), "llama3-rope": ("w8a8", "gptq-8bit"), "qwen3moe": ("w4a16", "gptq", "awq"),
+            "mixtral": ("w4a16",)}  # gptqmodel 7.7 looks for other names in phi3 and mixtral than published files have
 
 
 def loaders():
