@@ -27,7 +27,8 @@ from common import QuantError, Report, cannot, convert, main, presets, quant
 HERE = Path(__file__).resolve().parent
 COSINE, KLD = 0.999, 2e-4
 FAMILIES = {"llama": None, "qwen2": ("w4a16", "gptq", "awq"), "qwen3": ("w4a16-asym", "gptq-g32", "awq"),
-            "phi3": ("w4a16", "gptq"), "llama3-rope": ("w8a8", "gptq-8bit")}
+            "phi3": ("w4a16",), "llama3-rope": ("w8a8", "gptq-8bit"), "qwen3moe": ("w4a16", "gptq", "awq"),
+            "mixtral": ("w4a16",)}  # gptqmodel 7.7 looks for other names in phi3 and mixtral than published files have
 
 
 def loaders():
@@ -60,6 +61,13 @@ def config(folder):
     return json.loads((folder / "config.json").read_text())
 
 
+def small(folder, family):
+    """A case of synthetic.py; its vocabulary may lack the token that transformers pads with by default."""
+    source = synthetic.case(folder, family)
+    (source / "config.json").write_text(json.dumps({**config(source), "pad_token_id": None}))
+    return source
+
+
 def check_written(python, a):
     report = Report("artifacts written", "model", "preset", "loader", "cosine", "mean KLD", "error")
     text = [option for path in engine.BUNDLED for option in ("--data", path)]
@@ -69,12 +77,13 @@ def check_written(python, a):
             with tempfile.TemporaryDirectory() as work:
                 work = Path(work)
                 try:
-                    source = synthetic.case(work / family, family)
+                    source = small(work / family, family)
                     artifact = convert(source, preset, work / "artifact")
                     about, windows, hidden, head = engine.states(artifact, work, *options)
                     tokens, first, end = windows[0]
                     ours = engine.logits(about, hidden[:end - first], head)
-                    for more in [(), ("--with", "mlx")] if preset.startswith("awq") else [()]:
+                    mlx = preset.startswith("awq") and "moe" not in family  # which mlx-lm does not unpack
+                    for more in [(), ("--with", "mlx")] if mlx else [()]:
                         loader, theirs = load(python, artifact, tokens, work, *more)
                         compare(report, (family, preset, loader), theirs[first:end], ours)
                 except QuantError as error:
