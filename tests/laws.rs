@@ -258,9 +258,9 @@ fn integers_decode_to_about_what_was_encoded() {
         let error =
             squares(&mut weights.iter().zip(&decoded).map(|(w, d)| w - d)) / squares(&mut weights.iter().copied());
         // Even noise over n equal steps loses 1/n of its amplitude. Zero is one of the values, so one side of it has a step less:
-        // 2^bits - 1 steps at worst, and two less of them where the scale must be that of both sides.
-        let steps = (1 << scheme.bits) - if scheme.symmetric { 2 } else { 1 };
-        let bound = 1.1 / f64::from(steps.max(3));
+        // 2^bits - 1 steps at worst; more is lost where one scale must do for both sides.
+        let levels = f64::from(1 << scheme.bits);
+        let bound = if scheme.symmetric { 1.4 / levels } else { 1.1 / (levels - 1.0) };
         assert!(error.sqrt() < bound, "{}: relative error {}, bound {bound}", codec.name(), error.sqrt());
     }
 }
