@@ -184,7 +184,7 @@ impl Matrix<'_> {
         let loss = |w: &[f32], found: Codes, scale: Option<&Vec<f32>>| {
             let mut errors = method::errors(self.grid, w, cols, &found);
             if let Some(scale) = scale {
-                errors.chunks_exact_mut(cols).for_each(|row| row.iter_mut().zip(scale).for_each(|(e, s)| *e /= s));
+                awq::columns_back(&mut errors, scale);
             }
             method::output_error(&errors, judge)
         };
@@ -192,7 +192,7 @@ impl Matrix<'_> {
             let scale = columns?;
             let inverse: Vec<f32> = scale.iter().map(|s| 1.0 / s).collect();
             let mut w = w.clone();
-            awq::columns(&mut w, &inverse);
+            awq::columns_back(&mut w, scale);
             let importance = self.importance.map(|i| awq::importance(i, Some(&inverse)));
             let solved = method::nearest(self.grid, &w, cols, importance.as_deref());
             Some(loss(&w, solved, None))

@@ -75,7 +75,7 @@ fn loss(readers: &[Reader<'_>], stats: &SiteStats<'_>, gram: &Gram<'_>, scale: O
         let found = nearest(reader.grid, &w, cols, Some(&importance));
         let mut errors = errors(reader.grid, &w, cols, &found);
         if let Some(scale) = scale {
-            errors.chunks_exact_mut(cols).for_each(|row| row.iter_mut().zip(scale).for_each(|(e, s)| *e /= s));
+            columns_back(&mut errors, scale);
         }
         output_error(&errors, gram)
     };
@@ -85,6 +85,11 @@ fn loss(readers: &[Reader<'_>], stats: &SiteStats<'_>, gram: &Gram<'_>, scale: O
 /// Multiplies columns.
 pub fn columns(w: &mut [f32], scale: &[f32]) {
     w.chunks_exact_mut(scale.len()).for_each(|row| row.iter_mut().zip(scale).for_each(|(w, s)| *w *= s));
+}
+
+/// Divides columns: errors of scaled weights become those that the plain inputs meet.
+pub fn columns_back(errors: &mut [f32], scale: &[f32]) {
+    errors.chunks_exact_mut(scale.len()).for_each(|row| row.iter_mut().zip(scale).for_each(|(e, s)| *e /= s));
 }
 
 /// Mean squares of inputs that were divided by `scale`.
