@@ -216,7 +216,7 @@ fn killed_runs_go_on_and_end_in_the_same_bytes() {
     let args: Vec<String> = bench.args("killed", &more).into_iter().filter(|a| a != "--quiet").collect();
     let mut resumed = 0;
     let mut kills = 0;
-    for i in 0..40 {
+    for i in 0..80 {
         let mut child = Command::new(env!("CARGO_BIN_EXE_quant"))
             .args(&args)
             .stdout(Stdio::null())
@@ -224,25 +224,24 @@ fn killed_runs_go_on_and_end_in_the_same_bytes() {
             .spawn()
             .unwrap();
         std::thread::sleep(took.mul_f64(0.15 + 0.8 * f64::from(i * 7 % 10) / 10.0).max(Duration::from_millis(20)));
-        let ended = child.try_wait().unwrap().is_some();
         child.kill().unwrap();
         let out = child.wait_with_output().unwrap();
         resumed += usize::from(String::from_utf8_lossy(&out.stderr).contains("going on after layer"));
-        if ended {
+        // A run that is killed while it reports has published its file.
+        if bench.file("killed").exists() {
             assert!(fs::read(bench.file("whole")).unwrap() == fs::read(bench.file("killed")).unwrap());
-            assert!(hidden(bench.dir.path()).is_empty(), "{:?}", hidden(bench.dir.path()));
             fs::remove_file(bench.file("killed")).unwrap();
         } else {
             kills += 1;
-            assert!(!bench.file("killed").exists());
         }
-        if kills >= 6 && resumed >= 2 {
+        if kills >= 20 && resumed >= 5 {
             break;
         }
     }
-    assert!(kills >= 5 && resumed > 0, "{kills} kills, {resumed} resumed");
+    assert!(kills >= 20 && resumed >= 5, "{kills} kills, {resumed} resumed");
     quant_ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(fs::read(bench.file("whole")).unwrap() == fs::read(bench.file("killed")).unwrap());
+    assert!(hidden(bench.dir.path()).is_empty(), "{:?}", hidden(bench.dir.path()));
 
     // What a killed run of another job left is not gone on from.
     fs::write(bench.file(".other.journal"), "{}\n{\"layer\":0,\"states\":\"\",\"parts\":\"\"}\n").unwrap();

@@ -1,6 +1,7 @@
 //! What the inputs of a model's weights look like on real text.
 
 pub mod budget;
+pub mod calibration;
 mod collect;
 pub mod coverage;
 pub mod data;

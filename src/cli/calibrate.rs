@@ -8,16 +8,15 @@ use serde_json::json;
 use super::report::Reporter;
 use super::size::Size;
 use super::{Common, model, statistics_report};
-use crate::calibrate::data::{self, Amount, Draw, Source, Tokens};
-use crate::calibrate::run::{self, Event, Job};
-use crate::calibrate::stats::{About, Run, Statistics};
-use crate::calibrate::{budget, coverage, fingerprint, layout, merge, mix, overlap};
+use crate::calibrate::calibration::Calibration;
+use crate::calibrate::data::{self, Amount, Source, Tokens};
+use crate::calibrate::run::Event;
+use crate::calibrate::stats::Statistics;
+use crate::calibrate::{coverage, merge, mix, overlap};
 use crate::container::output::refuse_inputs;
 use crate::container::{Checkpoint, OpenOptions};
 use crate::device::cpu;
-use crate::engine::Engine;
 use crate::error::{At, Error, Result};
-use crate::eval;
 use crate::eval::text::Corpus;
 
 #[derive(Args)]
@@ -170,21 +169,20 @@ impl Calibrate {
                 "warning: {share:.2} % of the evaluation text occurs in the calibration text too; figures on it will flatter"
             ));
         }
-        let count: usize = draw.sequences.iter().map(|s| s.tokens.len()).sum();
+        let calibration = Calibration {
+            checkpoint,
+            model: &model.name,
+            tokens: &tokens,
+            amount,
+            draw: &draw,
+            gram: self.gram,
+            keep_tokens: self.keep_tokens,
+            memory: self.memory.map(|m| m.0),
+            output,
+        };
+        let bar = reporter.tokens("calibrate", calibration.steps());
         let (statistics, sites) = cpu::pool(common.threads())?.install(|| {
-            let longest = draw.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
-            let engine = Engine::new(checkpoint, longest)?;
-            let about = self.about(checkpoint, &engine, &model.name, &tokens, &amount, &draw)?;
-            let bar = reporter.tokens("calibrate", (count * (engine.layers() + 1)) as u64);
-            let batch = budget::batch(
-                &about.sites,
-                self.gram,
-                engine.hidden(),
-                longest,
-                self.memory.map(|m| m.0.saturating_sub(budget::used())),
-            )?;
-            let job = Job { engine: &engine, sequences: &draw.sequences, about, batch, output };
-            let statistics = job.run(&|event| match event {
+            let statistics = calibration.run(&|event| match event {
                 Event::Tokens(n) => bar.advance(n),
                 Event::Resumed { layers } => {
                     reporter.note(&format!("going on after layer {} of a run that was stopped", layers - 1));
@@ -232,48 +230,5 @@ impl Calibrate {
         }
         let Calibrate { rows, seed, held_out, pack, shard, .. } = *self;
         Ok(Amount { rows: rows as usize, length: length as usize, seed, held_out, pack, shard })
-    }
-
-    fn about(
-        &self,
-        checkpoint: &dyn Checkpoint,
-        engine: &Engine<'_>,
-        model: &str,
-        tokens: &Tokens,
-        amount: &Amount,
-        draw: &Draw,
-    ) -> Result<About> {
-        let (weights, sites) = run::sites(checkpoint, engine);
-        let count = |split: Option<layout::Split>| {
-            let of = draw.sequences.iter().filter(|s| split.is_none_or(|split| s.split == split));
-            of.map(|s| s.tokens.len() as u64).sum()
-        };
-        let run = Run {
-            corpora: draw.corpora.clone(),
-            rows: amount.rows,
-            length: amount.length,
-            sequences: draw.sequences.len(),
-            tokens: count(None),
-            held_out_tokens: count(Some(layout::Split::HeldOut)),
-            seed: amount.seed,
-            packed: amount.pack,
-            shard: amount.shard,
-            special_tokens: tokens.policy(amount.pack),
-            tokens_hash: data::hash(&draw.sequences),
-            kept: self.keep_tokens.then(|| draw.sequences.iter().map(|s| s.tokens.clone()).collect()),
-        };
-        Ok(About {
-            version: layout::VERSION,
-            quant: env!("CARGO_PKG_VERSION").to_owned(),
-            model: model.to_owned(),
-            arch: checkpoint.arch().to_owned(),
-            model_hash: fingerprint::of(checkpoint)?,
-            tokenizer_hash: eval::tokenizer_hash(&checkpoint.metadata()?)?,
-            gram: self.gram,
-            weights,
-            sites,
-            runs: vec![run],
-            hash: String::new(),
-        })
     }
 }

@@ -10,6 +10,11 @@ use super::Common;
 use super::model::{self, Model};
 use super::quality::{self, Row, facts};
 use super::report::{Reporter, table};
+use crate::calibrate::calibration::Calibration;
+use crate::calibrate::data::{self, Amount, Source, Tokens};
+use crate::calibrate::method::{self, Method, Needs};
+use crate::calibrate::run::Event;
+use crate::calibrate::stats::Statistics;
 use crate::container::tokenizer::leading_bos;
 use crate::container::{Checkpoint, OpenOptions};
 use crate::convert::{self, Plan, Request};
@@ -44,7 +49,9 @@ pub struct Quickstart {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Suite {
-    targets: Vec<String>,
+    rounded: Vec<String>,
+    calibrated: Vec<String>,
+    calibration: u16,
     texts: u16,
     questions: u16,
 }
@@ -65,12 +72,15 @@ impl Quickstart {
 
         let open = |path: &Path| model::open(&path.to_string_lossy(), &OpenOptions::default(), reporter);
         let original = open(&source)?;
-        let paths = convert(&original, &suite.targets, folder, common.threads())?;
+        let statistics = calibrate(&original, suite.calibration, folder, common.threads(), reporter)?;
+        let (rounding, best) = (method::best(Needs::Nothing), method::best(Needs::Gram));
+        let mut paths = convert(&original, &suite.rounded, rounding, None, folder, common.threads())?;
+        paths.extend(convert(&original, &suite.calibrated, best, Some(&statistics), folder, common.threads())?);
         let artifacts = paths.iter().map(|p| open(p)).collect::<Result<Vec<Model>>>()?;
 
-        let texts = items(SKILLS.iter(), self.texts.unwrap_or(suite.texts), None)?;
+        let texts = items(SKILLS.iter(), Split::Test, self.texts.unwrap_or(suite.texts), None)?;
         let asking = SKILLS.iter().filter(|s| s.asks);
-        let questions = items(asking, self.questions.unwrap_or(suite.questions), self.length)?;
+        let questions = items(asking, Split::Test, self.questions.unwrap_or(suite.questions), self.length)?;
         let exam = Exam::new(original.checkpoint.as_ref(), &texts, &questions)?;
         let found = cpu::pool(common.threads())?.install(|| exam.hold(&original, &artifacts, reporter))?;
         self.print(&found, &original, folder, reporter).map(|()| true)
@@ -100,29 +110,78 @@ impl Quickstart {
     }
 }
 
-/// Everything from one pass over the weights.
-fn convert(model: &Model, targets: &[String], folder: &Path, threads: usize) -> Result<Vec<PathBuf>> {
-    let source = model.checkpoint.as_ref();
+/// Statistics of texts that are not asked about.
+fn calibrate(model: &Model, items_each: u16, folder: &Path, threads: usize, reporter: &Reporter) -> Result<Statistics> {
+    let checkpoint = model.checkpoint.as_ref();
+    let documents = items(SKILLS.iter(), Split::Calibration, items_each, None)?.iter().map(Item::text).collect();
+    let corpus = Corpus::new("quant probe".into(), documents);
+    let (hash, documents) = (corpus.hash, corpus.documents);
+    let source = Source { name: corpus.name, hash, weight: 1.0, documents, chat: false };
+    let tokens = Tokens::of(checkpoint)?;
+    let amount = Amount { rows: 256, length: 512, seed: 0, held_out: 0.1, pack: false, shard: (1, 1) };
+    let draw = data::draw(&[source], &tokens, &amount)?;
+    let calibration = Calibration {
+        checkpoint,
+        model: NAME,
+        tokens: &tokens,
+        amount,
+        draw: &draw,
+        gram: true,
+        keep_tokens: false,
+        memory: None,
+        output: &folder.join("statistics.safetensors"),
+    };
+    let bar = reporter.tokens("calibrate", calibration.steps());
+    let statistics = cpu::pool(threads)?.install(|| {
+        calibration.run(&|event| {
+            if let Event::Tokens(n) = event {
+                bar.advance(n);
+            }
+        })
+    })?;
+    bar.finish();
+    Ok(statistics)
+}
+
+/// Everything from one pass over the weights. What was calibrated is called so.
+fn convert(
+    model: &Model,
+    targets: &[String],
+    method: &Method,
+    statistics: Option<&Statistics>,
+    folder: &Path,
+    threads: usize,
+) -> Result<Vec<PathBuf>> {
+    let imatrix = statistics.map(Statistics::imatrix);
     let request = Request {
-        source,
-        imatrix: None,
-        statistics: None,
-        fold: false,
-        feedback: false,
+        source: model.checkpoint.as_ref(),
+        imatrix: imatrix.as_ref().map(|m| (m, "statistics.safetensors")),
+        statistics,
+        fold: method.folds,
+        feedback: method.feedback,
         allow_requantize: false,
         split_max_bytes: None,
     };
-    let plan =
-        |target: &String| Plan::new(&request, &Recipe::load(target)?, &folder.join(format!("{NAME}-{target}.gguf")));
+    let suffix = if statistics.is_some() { "-calibrated" } else { "" };
+    let plan = |target: &String| {
+        let recipe = Recipe::load(target)?;
+        let ending = if recipe.container == "gguf" { ".gguf" } else { "" };
+        Plan::new(&request, &recipe, &folder.join(format!("{NAME}-{target}{suffix}{ending}")))
+    };
     let plans = targets.iter().map(plan).collect::<Result<Vec<Plan>>>()?;
     convert::run(&request, &plans, threads, &|_| {})?;
     Ok(plans.into_iter().map(|plan| plan.path).collect())
 }
 
 /// Items that the model was not trained on, skill by skill.
-fn items<'a>(skills: impl Iterator<Item = &'a Skill>, count: u16, length: Option<usize>) -> Result<Vec<Item>> {
+fn items<'a>(
+    skills: impl Iterator<Item = &'a Skill>,
+    split: Split,
+    count: u16,
+    length: Option<usize>,
+) -> Result<Vec<Item>> {
     let length = |skill: &Skill| length.filter(|_| skill.stretches);
-    let items = skills.map(|skill| skill.items(Split::Test, 0, usize::from(count), length(skill)));
+    let items = skills.map(|skill| skill.items(split, 0, usize::from(count), length(skill)));
     Ok(items.collect::<Result<Vec<_>>>()?.concat())
 }
 
