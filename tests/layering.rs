@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["engine"],
     &["calibrate", "eval"],
     &["convert"],
+    &["allocate"],
     &["cli"],
 ];
 

@@ -1,5 +1,6 @@
 //! The command line: one file a command. `report` is the only module that prints.
 
+mod blame;
 mod calibrate;
 mod convert;
 mod eval;
@@ -65,6 +66,8 @@ enum Command {
     Calibrate(Box<calibrate::Calibrate>),
     /// Measure perplexity, and what was lost against a reference: KL divergence, top-1 agreement
     Eval(eval::Eval),
+    /// Rank an artifact's weights by what each costs in divergence from the model
+    Blame(blame::Blame),
     /// Keep a reference's hidden states in a file, to evaluate artifacts without the model
     Reference(reference::Reference),
     /// Show what a model or artifact holds
@@ -93,6 +96,7 @@ pub fn main() -> u8 {
         Command::Plan(c) => c.run(&cli.common, &reporter, true),
         Command::Calibrate(c) => c.run(&cli.common, &reporter),
         Command::Eval(c) => c.run(&cli.common, &reporter),
+        Command::Blame(c) => c.run(&cli.common, &reporter),
         Command::Reference(c) => c.run(&cli.common, &reporter),
         Command::Inspect(c) => c.run(&cli.common, &reporter),
         Command::Verify(c) => c.run(&cli.common, &reporter),

@@ -91,7 +91,7 @@ pub fn worst_weights(rows: &[Row<Summary>]) -> Vec<(String, Vec<Vec<String>>)> {
 }
 
 /// Three significant digits.
-fn digits(x: f64) -> String {
+pub fn digits(x: f64) -> String {
     match x {
         0.0 => "0".to_owned(),
         x if x.abs() < 1e-3 => format!("{x:.2e}"),

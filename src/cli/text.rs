@@ -33,8 +33,17 @@ impl TextArgs {
         self.data.is_empty() && self.context.is_none() && self.chunks.is_none() && self.protocol == PROTOCOLS[0].name
     }
 
+    /// [`TextArgs::prepare`], with so many windows unless the user says otherwise.
+    pub fn prepare_at_most(&self, checkpoint: &dyn Checkpoint, chunks: usize) -> Result<(Vec<Window>, Conditions)> {
+        self.windows(checkpoint, self.chunks.or(Some(chunks)))
+    }
+
     /// Windows of the text under a model's tokenizer, and what the figures will depend on.
     pub fn prepare(&self, checkpoint: &dyn Checkpoint) -> Result<(Vec<Window>, Conditions)> {
+        self.windows(checkpoint, self.chunks)
+    }
+
+    fn windows(&self, checkpoint: &dyn Checkpoint, chunks: Option<usize>) -> Result<(Vec<Window>, Conditions)> {
         let protocol = Protocol::find(&self.protocol)?;
         let context = self.context.unwrap_or(protocol.context);
         let most = checkpoint.family().and_then(|(_, spec)| spec.context).map_or(usize::MAX, |n| n as usize);
@@ -54,7 +63,7 @@ impl TextArgs {
             }
         };
         let text = eval::tokenize(checkpoint, &protocol.text(&corpus.documents))?;
-        let windows = protocol.windows(&text.tokens, text.bos, self.context, self.chunks).at(|| corpus.name.clone())?;
+        let windows = protocol.windows(&text.tokens, text.bos, self.context, chunks).at(|| corpus.name.clone())?;
         let conditions = Conditions {
             protocol: protocol.name.to_owned(),
             context,

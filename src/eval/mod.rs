@@ -63,6 +63,15 @@ pub fn run(
     Ok(out)
 }
 
+/// Mean KL divergence of one model from another, nats a token. Runs in the caller's rayon pool.
+pub fn divergence(reference: &dyn Checkpoint, model: &dyn Checkpoint, windows: &[Window]) -> Result<f64> {
+    let engine = |checkpoint| Engine::new(checkpoint, longest(windows));
+    let candidate = Candidate { name: "the artifact".into(), engine: engine(model)? };
+    let scores = run(&mut Reference::Live(Box::new(engine(reference)?)), &[candidate], windows, &|_| {})?;
+    let klds = || scores.iter().flatten().flatten().map(|t| t.kld);
+    Ok(klds().sum::<f64>() / klds().count().max(1) as f64)
+}
+
 /// Negative log-likelihoods of one model, `[window][scored position]`: what can be said without a reference.
 /// `progress` is called with tokens as they are run. Runs in the caller's rayon pool.
 pub fn alone(model: &Candidate<'_>, windows: &[Window], progress: &dyn Fn(u64)) -> Result<Vec<Vec<f64>>> {

@@ -1,0 +1,338 @@
+//! What each weight would cost in each format. The error of its outputs is computed for every format from a sample of its rows;
+//! what an error does to the model's answers is measured once a weight, by running the model with that weight rounded.
+
+use std::collections::{BTreeMap, HashMap};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::damage::{Variant, damages};
+use super::knapsack::Item;
+use super::overlay::Patch;
+use crate::arch::Role;
+use crate::calibrate::imatrix::Imatrix;
+use crate::calibrate::method::{self, gptq};
+use crate::calibrate::stats::{Gram, Statistics};
+use crate::codec::{self, Codec, Importance};
+use crate::container::{Checkpoint, Tensor};
+use crate::device::cpu::Feedback;
+use crate::error::{At, Error, Result};
+use crate::eval::protocol::Window;
+
+/// A format on offer for a weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    pub codec: String,
+    pub bytes: u64,
+    /// Mean KL divergence that it is predicted to cause, nats a token.
+    pub kld: f64,
+}
+
+/// One weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    pub name: String,
+    /// The format that it was run with, and the divergence that this caused.
+    pub rounded_to: String,
+    pub kld: f64,
+    pub offers: Vec<Offer>,
+}
+
+/// All weights of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// See [`crate::calibrate::fingerprint`].
+    pub model_hash: String,
+    /// Tokens that were scored.
+    pub tokens: usize,
+    pub weights: Vec<Measured>,
+}
+
+/// What is measured.
+pub struct Job<'a> {
+    pub source: &'a dyn Checkpoint,
+    pub statistics: Option<&'a Statistics>,
+    pub ladder: &'a [&'static dyn Codec],
+    /// Weights whose format is to be chosen, by index.
+    pub open: &'a [usize],
+    /// Bits a weight at which weights are run.
+    pub bits: f64,
+    /// Whether codes will be chosen against each other's errors.
+    pub feedback: bool,
+    pub windows: &'a [Window],
+}
+
+/// Rows, spread over a matrix, from which errors are computed.
+const SAMPLE: usize = 48;
+/// Matrices of a stack that stand for all of them.
+const PLANES: usize = 4;
+
+/// Measures; `progress` is called twice with every weight. Runs in the caller's rayon pool.
+pub fn measure(job: &Job<'_>, model_hash: String, progress: &dyn Fn(u64)) -> Result<Measurement> {
+    let imatrix = job.statistics.map(Statistics::imatrix);
+    let weigher = Weigher { job, imatrix: imatrix.as_ref() };
+    let costs = weigher.costs(progress)?;
+    let tensors = job.source.tensors();
+    let variants: Vec<Variant> =
+        costs.iter().map(|c| Variant { name: tensors[c.tensor].name.clone(), tensors: vec![c.tensor] }).collect();
+    let make = |i: usize| Ok(HashMap::from([(costs[i].tensor, weigher.rounded(&costs[i])?)]));
+    let damage = damages(job.source, job.windows, &variants, &make, progress)?;
+    let measured = |(c, damage): (&Cost, &super::Damage)| {
+        // Second order: the divergence grows with the square of the change, as the error does.
+        let slope = if c.run_error > 0.0 { damage.kld.max(0.0) / c.run_error } else { 0.0 };
+        let offer =
+            |o: &(&'static dyn Codec, u64, f64)| Offer { codec: o.0.name().to_owned(), bytes: o.1, kld: slope * o.2 };
+        Measured {
+            name: tensors[c.tensor].name.clone(),
+            rounded_to: c.run_with.name().to_owned(),
+            kld: damage.kld,
+            offers: c.offers.iter().map(offer).collect(),
+        }
+    };
+    let tokens = job.windows.iter().map(|w| w.scored.len()).sum();
+    let weights = costs.iter().zip(&damage).map(measured).collect();
+    Ok(Measurement { model_hash, tokens, weights })
+}
+
+impl Measurement {
+    /// What there is to choose from. `alike`: weights that must have one format, by name.
+    pub fn items(&self, alike: &dyn Fn(&str) -> String) -> Result<(Vec<Item>, Vec<Vec<&str>>)> {
+        let mut groups: BTreeMap<String, Vec<&Measured>> = BTreeMap::new();
+        self.weights.iter().for_each(|w| groups.entry(alike(&w.name)).or_default().push(w));
+        let mut items = Vec::new();
+        let mut codecs = Vec::new();
+        for (name, members) in groups {
+            let mut options: Vec<(&str, u64, f64)> = Vec::new();
+            for offer in &members[0].offers {
+                let same = members.iter().map(|m| m.offers.iter().find(|o| o.codec == offer.codec));
+                if let Some(same) = same.collect::<Option<Vec<_>>>() {
+                    let (bytes, kld) = (same.iter().map(|o| o.bytes).sum(), same.iter().map(|o| o.kld).sum());
+                    options.push((&offer.codec, bytes, kld));
+                }
+            }
+            codecs.push(options.iter().map(|o| o.0).collect());
+            items.push(Item { name, options: options.into_iter().map(|(_, bytes, kld)| (bytes, kld)).collect() });
+        }
+        Ok((items, codecs))
+    }
+}
+
+/// One weight: errors of its outputs, in units of its own.
+struct Cost {
+    tensor: usize,
+    offers: Vec<(&'static dyn Codec, u64, f64)>,
+    run_with: &'static dyn Codec,
+    run_error: f64,
+}
+
+/// By what errors are judged.
+enum Judge<'a> {
+    Gram(Gram<'a>),
+    MeanSquares(Vec<f32>),
+    Nothing,
+}
+
+impl Judge<'_> {
+    fn error(&self, errors: &[f32], cols: usize) -> f64 {
+        let square = |(e, weight): (&f32, f32)| f64::from(*e) * f64::from(*e) * f64::from(weight);
+        match self {
+            Judge::Gram(gram) => method::output_error(errors, gram),
+            Judge::MeanSquares(weights) => errors
+                .chunks_exact(cols)
+                .map(|row| row.iter().zip(weights.iter().copied()).map(square).sum::<f64>())
+                .sum(),
+            Judge::Nothing => errors.iter().map(|e| square((e, 1.0))).sum(),
+        }
+    }
+}
+
+struct Weigher<'a> {
+    job: &'a Job<'a>,
+    imatrix: Option<&'a Imatrix>,
+}
+
+impl Weigher<'_> {
+    /// Site by site: its readers share a factor.
+    fn costs(&self, progress: &dyn Fn(u64)) -> Result<Vec<Cost>> {
+        let mut sites: BTreeMap<(Option<u32>, String), Vec<usize>> = BTreeMap::new();
+        for i in self.job.open {
+            let id = &self.job.source.tensors()[*i].id;
+            let stem = id.role.site().as_ref().unwrap_or(&id.role).stem().to_owned();
+            sites.entry((id.layer, stem)).or_default().push(*i);
+        }
+        let mut out = Vec::new();
+        for readers in sites.into_values() {
+            let t = &self.job.source.tensors()[readers[0]];
+            let planes: Vec<usize> =
+                (0..t.planes().min(PLANES)).map(|p| p * t.planes() / t.planes().min(PLANES)).collect();
+            let mut sums: Vec<Option<Cost>> = readers.iter().map(|_| None).collect();
+            for plane in &planes {
+                let feedback = self.feedback(t, *plane);
+                for (reader, sum) in readers.iter().zip(&mut sums) {
+                    let cost = self.cost(*reader, *plane, feedback.as_ref())?;
+                    match sum {
+                        None => *sum = Some(cost),
+                        Some(sum) => {
+                            sum.run_error += cost.run_error;
+                            sum.offers.iter_mut().zip(cost.offers).for_each(|(a, b)| a.2 += b.2);
+                        }
+                    }
+                }
+            }
+            out.extend(sums.into_iter().flatten());
+            progress(readers.len() as u64);
+        }
+        Ok(out)
+    }
+
+    fn feedback(&self, t: &Tensor, plane: usize) -> Option<Feedback> {
+        let expert = (t.shape.len() > 2).then_some(plane as u32);
+        let stats = self.job.statistics.filter(|_| self.job.feedback)?.site(t.id.layer, &t.id.role, expert)?;
+        gptq::feedback(stats.gram.as_ref()?).ok().map(|(f, _)| f)
+    }
+
+    fn judge(&self, t: &Tensor, plane: usize) -> Judge<'_> {
+        let expert = (t.shape.len() > 2).then_some(plane as u32);
+        // A tied embedding is the output too, and that is where its errors count.
+        let role = if t.id.role == Role::TokenEmbd && self.tied() { &Role::Output } else { &t.id.role };
+        let Some(stats) = self.job.statistics.and_then(|s| s.site(t.id.layer, role, expert)) else {
+            return Judge::Nothing;
+        };
+        if stats.columns != t.dims().cols || stats.tokens == 0 {
+            return Judge::Nothing;
+        }
+        let squares = stats.mean_square.to_vec();
+        stats.held_out.or(stats.gram).map_or(Judge::MeanSquares(squares), Judge::Gram)
+    }
+
+    fn tied(&self) -> bool {
+        self.job.source.find("output.weight").is_none()
+    }
+
+    fn importance(&self, t: &Tensor, plane: usize) -> Result<Option<&[f32]>> {
+        let entry = self.imatrix.and_then(|m| m.get(&t.name)).filter(|_| t.id.role != Role::TokenEmbd);
+        entry.map(|e| e.plane(plane, t.planes(), t.dims().cols)).transpose().at(|| t.name.clone())
+    }
+
+    fn cost(&self, tensor: usize, plane: usize, feedback: Option<&Feedback>) -> Result<Cost> {
+        let t = &self.job.source.tensors()[tensor];
+        let place = || format!("{} ({} in {})", t.name, t.source, t.file);
+        let dims = t.dims();
+        let weight = self.job.source.read(tensor, plane).at(place)?;
+        let count = dims.rows.min(SAMPLE);
+        let mut w = vec![0.0; count * dims.cols];
+        for (i, row) in w.chunks_exact_mut(dims.cols.max(1)).enumerate() {
+            let from = i * dims.rows / count;
+            weight.codec.decode(&weight.packed, from..from + 1, row);
+            row.iter_mut().for_each(|w| *w *= weight.scale);
+        }
+        let importance = self.importance(t, plane)?;
+        let judge = self.judge(t, plane);
+        let fits = |c: &&&'static dyn Codec| c.layout(dims).is_ok() && (importance.is_some() || !needs_importance(**c));
+        let ladder: Vec<&'static dyn Codec> = self.job.ladder.iter().filter(fits).copied().collect();
+        let distance = |c: &&&'static dyn Codec| (codec::bits_per_weight(**c).unwrap_or(0.0) - self.job.bits).abs();
+        let run_with = ladder.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).copied();
+        let run_with =
+            run_with.ok_or_else(|| Error::request("no format of the recipe's ladder takes it").at(place()))?;
+        let loss = |codec: &'static dyn Codec, feedback: Option<&Feedback>| {
+            let errors = errors(codec, &w, dims.cols, importance, feedback).at(place)?;
+            Ok::<f64, Error>(judge.error(&errors, dims.cols) * dims.rows as f64 / count as f64)
+        };
+        let offers = ladder.par_iter().map(|codec| {
+            let rounded: f64 = loss(*codec, None)?;
+            let fed = match feedback.filter(|f| codec.grid().is_some() && f.order.len() == dims.cols) {
+                Some(f) => loss(*codec, Some(f))?,
+                None => rounded,
+            };
+            let bytes = codec.bytes(dims).at(place)? * t.planes();
+            Ok((*codec, bytes as u64, rounded.min(fed)))
+        });
+        Ok(Cost { tensor, offers: offers.collect::<Result<_>>()?, run_with, run_error: loss(run_with, None)? })
+    }
+
+    /// The weight as it is run: each value rounded by itself.
+    fn rounded(&self, cost: &Cost) -> Result<Patch> {
+        let t = &self.job.source.tensors()[cost.tensor];
+        let (dims, codec) = (t.dims(), cost.run_with);
+        let plane = |p: usize| {
+            let weight = self.job.source.read(cost.tensor, p)?;
+            let importance = self.importance(t, p)?;
+            pack(
+                codec,
+                &|rows, out: &mut [f32]| {
+                    weight.codec.decode(&weight.packed, rows, out);
+                    out.iter_mut().for_each(|w| *w *= weight.scale);
+                },
+                dims.rows,
+                dims.cols,
+                importance,
+            )
+        };
+        let planes = (0..t.planes()).map(plane).collect::<Result<_>>().at(|| t.name.clone())?;
+        Ok(Patch { codec, dims, planes, scale: 1.0 })
+    }
+}
+
+fn needs_importance(codec: &dyn Codec) -> bool {
+    codec.block().and_then(|b| b.encode).is_some_and(|e| e.importance == Importance::Required)
+}
+
+/// `w - value` of every weight.
+fn errors(
+    codec: &'static dyn Codec,
+    w: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+    feedback: Option<&Feedback>,
+) -> Result<Vec<f32>> {
+    if let Some(grid) = codec.grid() {
+        let found = match feedback {
+            Some(feedback) => method::solve(grid, w, cols, importance, feedback),
+            None => method::nearest(grid, w, cols, importance),
+        };
+        return Ok(method::errors(grid, w, cols, &found));
+    }
+    let block = codec.block().and_then(|b| Some((b, b.encode?)));
+    let (block, encode) = block.ok_or_else(|| Error::unsupported(format!("{} cannot be written", codec.name())))?;
+    let mut bytes = vec![0; w.len() / cols.max(1) * block.row_bytes(cols)];
+    (encode.run)(w, cols, importance, &mut bytes);
+    let mut values = vec![0.0; w.len()];
+    (block.decode)(&bytes, &mut values);
+    Ok(w.iter().zip(values).map(|(w, value)| w - value).collect())
+}
+
+/// Rows that are packed at a time, where rows are packed alone.
+const ROWS: usize = 64;
+
+/// The parts of a matrix.
+fn pack(
+    codec: &'static dyn Codec,
+    read: &(dyn Fn(std::ops::Range<usize>, &mut [f32]) + Sync),
+    rows: usize,
+    cols: usize,
+    importance: Option<&[f32]>,
+) -> Result<Vec<Vec<u8>>> {
+    let rows_of = |range: std::ops::Range<usize>| {
+        let mut w = vec![0.0; range.len() * cols];
+        read(range, &mut w);
+        w
+    };
+    let parts = || (0..rows.div_ceil(ROWS)).into_par_iter().map(|i| i * ROWS..rows.min((i + 1) * ROWS));
+    if let Some((block, encode)) = codec.block().and_then(|b| Some((b, b.encode?))) {
+        let encoded = parts().map(|range| {
+            let mut out = vec![0; range.len() * block.row_bytes(cols)];
+            (encode.run)(&rows_of(range), cols, importance, &mut out);
+            out
+        });
+        return Ok(vec![encoded.collect::<Vec<_>>().concat()]);
+    }
+    let grid = codec.grid().ok_or_else(|| Error::unsupported(format!("{} cannot be written", codec.name())))?;
+    let found: Vec<codec::Codes> =
+        parts().map(|range| method::nearest(grid, &rows_of(range), cols, importance)).collect();
+    let mut all = codec::Codes::default();
+    for part in found {
+        all.params.extend(part.params);
+        all.codes.extend(part.codes);
+    }
+    Ok(grid.pack(crate::tensor::Dims::new(rows, cols), &all.params, &all.codes))
+}

@@ -1,0 +1,14 @@
+//! Bits where they count: what each weight costs in each format, measured by what it does to the model's answers, and the
+//! mix that loses least within a size.
+
+mod blame;
+mod damage;
+mod knapsack;
+mod measure;
+mod overlay;
+
+pub use blame::Pair;
+pub use damage::{Damage, Variant, damages};
+pub use knapsack::{Budget, Item, Mix, choose};
+pub use measure::{Job, Measured, Measurement, Offer, measure};
+pub use overlay::{Overlay, Patch};
