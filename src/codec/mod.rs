@@ -11,6 +11,7 @@ pub mod fp8;
 pub mod ggml;
 mod gptq;
 pub mod grid;
+mod mlx;
 mod packed;
 pub mod transcode;
 
@@ -107,8 +108,17 @@ impl std::fmt::Debug for dyn Codec {
 }
 
 /// Every format that `quant` reads or writes.
-pub static CODECS: &[&[&dyn Codec]] =
-    &[float::CODECS, fp8::CODECS, ggml::CODECS, &gptq::V1, &gptq::V2, &awq::CODECS, &packed::PACKED, &packed::INT];
+pub static CODECS: &[&[&dyn Codec]] = &[
+    float::CODECS,
+    fp8::CODECS,
+    ggml::CODECS,
+    &gptq::V1,
+    &gptq::V2,
+    &awq::CODECS,
+    &packed::PACKED,
+    &packed::INT,
+    &mlx::CODECS,
+];
 
 pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
     CODECS.iter().flat_map(|group| group.iter().copied())
@@ -129,7 +139,7 @@ pub fn ggml_type(id: u32) -> Option<&'static dyn Codec> {
 
 /// `codec` with scales of the model's own type, in formats that follow the model. `model`: what its weights are stored as.
 pub fn suited(codec: &'static dyn Codec, model: &dyn Codec) -> &'static dyn Codec {
-    let Some(scheme) = codec.scheme().filter(|s| matches!(s.family, Family::Packed | Family::Int)) else {
+    let Some(scheme) = codec.scheme().filter(|s| matches!(s.family, Family::Packed | Family::Int | Family::Mlx)) else {
         return codec;
     };
     let own = model.scheme().map(|s| s.scales).or_else(|| float::dtype(model).filter(|d| *d == Dtype::F16));

@@ -36,21 +36,23 @@ pub struct Planned {
     slots: Slots,
 }
 
-/// Where a tensor's bytes go.
-#[derive(Clone, Copy, Debug)]
-enum Slots {
-    /// All planes lie in one.
-    One { slot: usize, plane: u64 },
-    /// One for each part of each plane.
-    Each { first: usize, parts: usize },
+/// Where a tensor's bytes go: the slots of its parts.
+#[derive(Clone, Debug)]
+struct Slots {
+    first: usize,
+    /// Bytes of each part of one plane.
+    parts: Vec<usize>,
+    /// The planes of a part follow each other in one slot; else each plane has slots of its own.
+    stacked: bool,
 }
 
 impl Planned {
     /// The slot of a part of a plane, and where in it the plane begins.
     pub fn slot(&self, plane: usize, part: usize) -> (usize, u64) {
-        match self.slots {
-            Slots::One { slot, plane: bytes } => (slot, plane as u64 * bytes),
-            Slots::Each { first, parts } => (first + plane * parts + part, 0),
+        let Slots { first, parts, stacked } = &self.slots;
+        match stacked {
+            true => (first + part, plane as u64 * parts[part] as u64),
+            false => (first + plane * parts.len() + part, 0),
         }
     }
 
@@ -210,19 +212,22 @@ pub(super) fn planned_all(
     let index: HashMap<&str, usize> =
         request.source.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
     let choices = recipe::choose(recipe, facts, sources)?;
-    let mut tensors = Vec::with_capacity(choices.len());
-    let mut slot = 0;
-    for choice in choices {
+    let tensors = choices.into_iter().map(|choice| {
         let source = index[choice.name.as_str()];
-        let mut planned = planned(request, source, choice, convention)?;
-        let t = &request.source.tensors()[source];
-        let parts = planned.spec.codec.layout(t.dims())?.len();
-        planned.slots = match convention {
-            Convention::Gguf => Slots::One { slot, plane: (planned.bytes / t.planes().max(1)) as u64 },
-            Convention::HuggingFace => Slots::Each { first: slot, parts },
+        planned(request, source, choice, convention)
+    });
+    let mut tensors = tensors.collect::<Result<Vec<_>>>()?;
+    // GGUF and MLX keep the experts of a layer in one tensor.
+    let stacked = convention == Convention::Gguf || tensors.iter().any(|t| hf::is_mlx(t.spec.codec));
+    let mut slot = 0;
+    for planned in &mut tensors {
+        let t = &request.source.tensors()[planned.source];
+        let parts = match convention {
+            Convention::Gguf => vec![planned.bytes / t.planes().max(1)],
+            Convention::HuggingFace => planned.spec.codec.layout(t.dims())?.iter().map(|p| p.bytes).collect(),
         };
-        slot += if convention == Convention::Gguf { 1 } else { parts * t.planes() };
-        tensors.push(planned);
+        planned.slots = Slots { first: slot, parts, stacked };
+        slot += planned.slots.parts.len() * if stacked { 1 } else { t.planes() };
     }
     Ok(tensors)
 }
@@ -253,7 +258,7 @@ fn planned(request: &Request<'_>, index: usize, choice: Choice, convention: Conv
     }
     let spec = TensorSpec { name: t.name.clone(), shape: t.shape.clone(), codec };
     let solve = !copied && !carried && t.shape.len() > 1 && codec.grid().is_some() && has_gram(request, t);
-    let slots = Slots::Each { first: 0, parts: 0 };
+    let slots = Slots { first: 0, parts: Vec::new(), stacked: false };
     Ok(Planned { source: index, spec, choice, transform, bytes, copied, carried, weighted, solve, slots })
 }
 

@@ -18,7 +18,9 @@ embed! {
     "hf-f32" "hf-bf16" "hf-f16"
     "w8a16" "w8a8" "w4a16" "w4a16-asym" "w4a16-g32" "w3a16" "w2a16"
     "gptq-8bit" "gptq" "gptq-g64" "gptq-g32" "gptq-asym" "gptq-3bit" "gptq-2bit" "awq" "awq-g64" "awq-g32"
-    "parts/hf" "parts/gptq" "parts/llama" "parts/large" "parts/large-q5" "parts/iq-low"
+    "mlx-8bit" "mlx-6bit" "mlx-5bit" "mlx-mixed-4-6" "mlx-4bit" "mlx-4bit-g32" "mlx-mixed-3-6" "mlx-3bit" "mlx-3bit-g32"
+    "mlx-mixed-2-6" "mlx-2bit" "mlx-2bit-g32"
+    "parts/hf" "parts/gptq" "parts/mlx" "parts/llama" "parts/large" "parts/large-q5" "parts/iq-low"
 }
 
 pub(super) const PARTS: &str = "parts/";

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::mlx;
 use crate::codec::{Family, Scheme};
 use crate::error::{Error, Result};
 
@@ -12,9 +13,10 @@ pub struct Module {
     pub scheme: Option<Scheme>,
 }
 
-/// What goes into config.json, and the file that older tools read instead, where there is one.
+/// What goes into config.json, under these keys, and the file that older tools read instead, where there is one.
 pub struct Declaration {
     pub config: Value,
+    pub keys: &'static [&'static str],
     pub sidecar: Option<&'static str>,
 }
 
@@ -28,9 +30,10 @@ pub fn declare(modules: &[Module]) -> Result<Option<Declaration>> {
         Family::Gptq | Family::GptqV2 => (gptq(&alike(modules)?, &plain), Some("quantize_config.json")),
         Family::Awq => (awq(&alike(modules)?, &plain), None),
         Family::Packed | Family::Int => (compressed_tensors(modules, &plain)?, None),
+        Family::Mlx => return mlx::declare(modules).map(Some),
     };
     fused_alike(modules)?;
-    Ok(Some(Declaration { config, sidecar }))
+    Ok(Some(Declaration { config, keys: &["quantization_config"], sidecar }))
 }
 
 /// The scheme of all packed modules.
@@ -100,7 +103,7 @@ fn compressed_tensors(modules: &[Module], plain: &[&str]) -> Result<Value> {
         let Some(scheme) = &module.scheme else { continue };
         if !matches!(scheme.family, Family::Packed | Family::Int) {
             return Err(
-                Error::request("GPTQ, AWQ and compressed-tensors formats cannot share a folder").at(&module.name)
+                Error::request("GPTQ, AWQ, MLX and compressed-tensors formats cannot share a folder").at(&module.name)
             );
         }
         let weights = weights(scheme);

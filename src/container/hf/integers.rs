@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use safetensors::Dtype;
 
-use super::place::Stored;
+use super::place::{Plane, Stored};
 use super::quantized::{Integers, Storage};
 use super::shards::{Located, Shard};
 use crate::codec::{self, Codec, Family, Part, Scheme, bits};
@@ -21,9 +21,16 @@ pub struct Bundle {
     pub file: String,
     pub codec: &'static dyn Codec,
     pub dims: Dims,
-    /// In the order of the codec's layout.
-    pub parts: Vec<Stored>,
+    /// How many matrices of these `dims` it stacks, if it is a stack.
+    pub experts: Option<usize>,
+    pub planes: Vec<Plane>,
 }
+
+/// Tensors of a folder by name.
+pub type All = HashMap<String, Located>;
+
+/// Packed weights, the other tensors in their order, and what is left out.
+pub type Found = (Vec<Bundle>, Vec<Located>, Vec<Dropped>);
 
 /// The part by which a packed weight is known.
 const MARKS: &[(&str, Mark)] = &[(".qweight", Mark::Words), (".weight_packed", Mark::Rows), (".weight", Mark::Bytes)];
@@ -49,8 +56,16 @@ const BESIDE: &[(&str, &str)] = &[
 ];
 
 /// Parts that no weight claimed say that it is incomplete.
-const PARTS: &[&str] =
-    &[".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"];
+const PARTS: &[&str] = &[
+    ".qzeros",
+    ".scales",
+    ".biases",
+    ".g_idx",
+    ".weight_scale",
+    ".weight_zero_point",
+    ".weight_shape",
+    ".weight_g_idx",
+];
 
 /// A packed weight in a folder that does not say that it has any.
 pub fn undeclared<'a>(storage: &Storage, located: &'a [Located]) -> Option<&'a Located> {
@@ -59,22 +74,27 @@ pub fn undeclared<'a>(storage: &Storage, located: &'a [Located]) -> Option<&'a L
 }
 
 /// Takes all packed weights out of the tensors of a folder.
-pub fn bundles(
-    storage: &Integers,
+pub fn bundles(storage: &Integers, shards: &[Shard], located: Vec<Located>) -> Result<Found> {
+    collect(shards, located, |name, file, all| {
+        let (module, mark) = MARKS.iter().find_map(|(suffix, m)| Some((name.strip_suffix(suffix)?, *m)))?;
+        let packed = mark != Mark::Bytes || all.contains_key(&format!("{module}.weight_scale"));
+        packed.then(|| Module { storage, shards, module }.bundle(mark, file, all))
+    })
+}
+
+/// Takes what `bundle` makes of a tensor's name, its file and the tensors that are left, from which it removes the parts.
+pub fn collect(
     shards: &[Shard],
     located: Vec<Located>,
-) -> Result<(Vec<Bundle>, Vec<Located>, Vec<Dropped>)> {
+    bundle: impl Fn(&str, &str, &mut All) -> Option<Result<Bundle>>,
+) -> Result<Found> {
     let mut order: Vec<String> = located.iter().map(|l| l.entry.name.clone()).collect();
-    let mut all: HashMap<String, Located> = located.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
+    let mut all: All = located.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
     let (mut bundles, mut dropped) = (Vec::new(), Vec::new());
     for name in &order {
-        let Some((module, mark)) = MARKS.iter().find_map(|(suffix, m)| Some((name.strip_suffix(suffix)?, *m))) else {
-            continue;
-        };
-        let packed = mark != Mark::Bytes || all.contains_key(&format!("{module}.weight_scale"));
-        if let Some(first) = all.get(name).filter(|_| packed) {
-            let file = shards[first.shard].file.clone();
-            let bundle = Module { storage, shards, module }.bundle(mark, &file, &mut all);
+        let Some(first) = all.get(name) else { continue };
+        let file = shards[first.shard].file.as_str();
+        if let Some(bundle) = bundle(name, file, &mut all) {
             bundles.push(bundle.at(|| name.as_str()).at(|| file)?);
         }
     }
@@ -102,7 +122,7 @@ struct Module<'a> {
 }
 
 impl Module<'_> {
-    fn bundle(&self, mark: Mark, file: &str, all: &mut HashMap<String, Located>) -> Result<Bundle> {
+    fn bundle(&self, mark: Mark, file: &str, all: &mut All) -> Result<Bundle> {
         let (scheme, dims) = match mark {
             Mark::Words => self.transposed(all)?,
             Mark::Rows => self.rows(all)?,
@@ -114,7 +134,7 @@ impl Module<'_> {
         })?;
         // The shapes in a file are no request of anyone's.
         let layout = codec.layout(dims).map_err(|e| Error::input(e.message()))?;
-        let mut parts = layout.iter().map(|part| self.part(all, part)).collect::<Result<Vec<_>>>()?;
+        let mut parts = layout.iter().map(|part| take(self.module, all, part, None)).collect::<Result<Vec<_>>>()?;
         if let (Mark::Words, [_, zeros, _, index]) = (mark, parts.as_mut_slice()) {
             self.check_index(&scheme, dims.cols, index).at(|| format!("{}.g_idx", self.module))?;
             self.check_zeros(&scheme, zeros).at(|| format!("{}.qzeros", self.module))?;
@@ -125,30 +145,17 @@ impl Module<'_> {
         }
         let name = format!("{}.weight", self.module);
         let source = format!("{}.{}", self.module, layout[0].name);
-        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, parts })
-    }
-
-    fn find<'a>(&self, all: &'a HashMap<String, Located>, part: &str) -> Result<&'a Located> {
-        let name = format!("{}.{part}", self.module);
-        all.get(&name).ok_or_else(|| Error::input(format!("its part {name} is missing")))
+        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, experts: None, planes: vec![parts] })
     }
 
     /// Two dimensions of a part.
-    fn shape(&self, all: &HashMap<String, Located>, part: &str) -> Result<[usize; 2]> {
-        let shape = &self.find(all, part)?.entry.shape;
+    fn shape(&self, all: &All, part: &str) -> Result<[usize; 2]> {
+        let shape = &find(self.module, all, part)?.entry.shape;
         match shape[..] {
             [rows, cols] if rows > 0 && cols > 0 => Ok([rows, cols]),
             // One scale a row.
             [rows] if rows > 0 => Ok([rows, 1]),
             _ => Err(Error::input(format!("{part} has shape {shape:?}"))),
-        }
-    }
-
-    fn scales(&self, all: &HashMap<String, Located>, part: &str) -> Result<Dtype> {
-        let dtype = self.find(all, part)?.entry.dtype;
-        match dtype {
-            Dtype::F16 | Dtype::BF16 | Dtype::F32 => Ok(dtype),
-            other => Err(Error::unsupported(format!("{part} has elements of type {other}"))),
         }
     }
 
@@ -168,10 +175,10 @@ impl Module<'_> {
     }
 
     /// GPTQ and AWQ: the matrix lies transposed.
-    fn transposed(&self, all: &HashMap<String, Located>) -> Result<(Scheme, Dims)> {
+    fn transposed(&self, all: &All) -> Result<(Scheme, Dims)> {
         let [down, across] = self.shape(all, "qweight")?;
         let [groups, _] = self.shape(all, "scales")?;
-        let scales = self.scales(all, "scales")?;
+        let scales = scales(self.module, all, "scales")?;
         let family = self.storage.family;
         if family == Family::Awq {
             let overflow = || Error::input("its shape overflows");
@@ -194,8 +201,8 @@ impl Module<'_> {
     }
 
     /// compressed-tensors, packed.
-    fn rows(&self, all: &HashMap<String, Located>) -> Result<(Scheme, Dims)> {
-        let shape = self.find(all, "weight_shape")?;
+    fn rows(&self, all: &All) -> Result<(Scheme, Dims)> {
+        let shape = find(self.module, all, "weight_shape")?;
         let bytes = &self.shards[shape.shard].map[shape.entry.bytes.clone()];
         let size = |n: usize| {
             let bytes: [u8; 8] = bytes.get(n * 8..n * 8 + 8)?.try_into().ok()?;
@@ -225,39 +232,18 @@ impl Module<'_> {
         };
         let [_, groups] = self.shape(all, "weight_scale")?;
         let symmetric = !all.contains_key(&format!("{}.weight_zero_point", self.module));
-        let (group, scales) = (self.group(dims.cols, groups)?, self.scales(all, "weight_scale")?);
+        let (group, scales) = (self.group(dims.cols, groups)?, scales(self.module, all, "weight_scale")?);
         Ok((Scheme { family: Family::Packed, bits, group, symmetric, scales }, dims))
     }
 
     /// compressed-tensors, a byte a weight.
-    fn bytes(&self, all: &HashMap<String, Located>) -> Result<(Scheme, Dims)> {
+    fn bytes(&self, all: &All) -> Result<(Scheme, Dims)> {
         let [rows, cols] = self.shape(all, "weight")?;
         let [_, groups] = self.shape(all, "weight_scale")?;
         let symmetric = !all.contains_key(&format!("{}.weight_zero_point", self.module));
         let bits = self.width(8, || format!("its codes have 8 bits, config.json says {:?}", self.storage.widths))?;
-        let (group, scales) = (self.group(cols, groups)?, self.scales(all, "weight_scale")?);
+        let (group, scales) = (self.group(cols, groups)?, scales(self.module, all, "weight_scale")?);
         Ok((Scheme { family: Family::Int, bits, group, symmetric, scales }, Dims::new(rows, cols)))
-    }
-
-    /// Takes one part; its type and shape must be those of the layout.
-    fn part(&self, all: &mut HashMap<String, Located>, part: &Part) -> Result<Stored> {
-        let name = format!("{}.{}", self.module, part.name);
-        let Some(located) = all.remove(&name) else {
-            return match part.name {
-                // Tools that never reorder columns leave it out.
-                "g_idx" => Ok(Stored::Made(Vec::new())),
-                _ => Err(Error::input(format!("its part {name} is missing"))),
-            };
-        };
-        let (have, shape) = (located.entry.dtype, &located.entry.shape);
-        let words = (have, part.dtype) == (Dtype::U32, Dtype::I32);
-        // A column of scales may be stored as a vector.
-        let column = part.shape.split_last().is_some_and(|(last, rest)| *last == 1 && rest == shape.as_slice());
-        if (have != part.dtype && !words) || (*shape != part.shape && !column) {
-            let message = format!("{shape:?} of {have} instead of {:?} of {}", part.shape, part.dtype);
-            return Err(Error::input(message).at(name));
-        }
-        Ok(Stored::Mapped { shard: located.shard, bytes: located.entry.bytes, widened: false })
     }
 
     /// Every column belongs to a group, and to the one that kernels take when they do not look here.
@@ -290,6 +276,42 @@ impl Module<'_> {
         }
         Ok(())
     }
+}
+
+pub fn find<'a>(module: &str, all: &'a All, part: &str) -> Result<&'a Located> {
+    let name = format!("{module}.{part}");
+    all.get(&name).ok_or_else(|| Error::input(format!("its part {name} is missing")))
+}
+
+/// The type of a part's scales.
+pub fn scales(module: &str, all: &All, part: &str) -> Result<Dtype> {
+    let dtype = find(module, all, part)?.entry.dtype;
+    match dtype {
+        Dtype::F16 | Dtype::BF16 | Dtype::F32 => Ok(dtype),
+        other => Err(Error::unsupported(format!("{part} has elements of type {other}"))),
+    }
+}
+
+/// Takes one part, of one matrix or of so many; its type and shape must be those of the layout.
+pub fn take(module: &str, all: &mut All, part: &Part, experts: Option<usize>) -> Result<Stored> {
+    let name = format!("{module}.{}", part.name);
+    let Some(located) = all.remove(&name) else {
+        return match part.name {
+            // Tools that never reorder columns leave it out.
+            "g_idx" => Ok(Stored::Made(Vec::new())),
+            _ => Err(Error::input(format!("its part {name} is missing"))),
+        };
+    };
+    let expected: Vec<usize> = experts.into_iter().chain(part.shape.iter().copied()).collect();
+    let (have, shape) = (located.entry.dtype, &located.entry.shape);
+    let words = (have, part.dtype) == (Dtype::U32, Dtype::I32);
+    // A column of scales may be stored as a vector.
+    let column = expected.split_last().is_some_and(|(last, rest)| *last == 1 && rest == shape.as_slice());
+    if (have != part.dtype && !words) || (*shape != expected && !column) {
+        let message = format!("{shape:?} of {have} instead of {expected:?} of {}", part.dtype);
+        return Err(Error::input(message).at(name));
+    }
+    Ok(Stored::Mapped { shard: located.shard, bytes: located.entry.bytes, widened: false })
 }
 
 fn words<'a>(shards: &'a [Shard], part: &'a Stored) -> impl Iterator<Item = u32> + 'a {

@@ -3,8 +3,9 @@
 
 use serde_json::Value;
 
+use super::mlx::{self, Mlx};
 use crate::codec::{Family, fp8};
-use crate::error::{Error, Result};
+use crate::error::{At, Error, Result};
 
 /// How the weights of a folder are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,7 @@ pub enum Storage {
     Fp8Block,
     /// Weights that come in the parts of an integer format; the others are plain.
     Integers(Integers),
+    Mlx(Mlx),
 }
 
 /// What is said of all weights together. The shapes of a weight's parts tell the rest.
@@ -47,9 +49,11 @@ pub fn storage(config: &Value) -> Result<Storage> {
     let places = [config, text].into_iter().flat_map(|object| KEYS.iter().map(move |key| object.get(*key)));
     match places.flatten().find(|v| !v.is_null()) {
         Some(q) if q.get("quant_method").is_some() => method(q, word(q, &["quant_method"]).unwrap_or("unnamed")),
-        _ if config.get("quantization").is_some_and(|v| !v.is_null()) => Err(refuse("mlx")),
-        Some(_) => Err(refuse("unnamed")),
-        None => Ok(Storage::Plain),
+        other => match (config.get(mlx::KEY).filter(|v| !v.is_null()), other) {
+            (Some(q), _) => mlx::read(q).at(|| mlx::KEY),
+            (None, Some(_)) => Err(refuse("unnamed")),
+            (None, None) => Ok(Storage::Plain),
+        },
     }
 }
 
@@ -216,7 +220,8 @@ mod tests {
             (q(json!({ "load_in_4bit": true })), "(unnamed)"),
             (q(json!({ "quant_method": "fp8", "weight_block_size": [64, 128] })), "(fp8 with blocks of 64 x 128)"),
             (q(json!({ "quant_method": "fp8" })), "(fp8 with one scale a tensor)"),
-            (json!({ "quantization": { "bits": 4, "group_size": 64 } }), "(mlx)"),
+            (json!({ "quantization": { "bits": 4, "group_size": 32, "mode": "mxfp4" } }), "(mlx, mode mxfp4)"),
+            (json!({ "quantization": { "bits": 4, "a": { "mode": "nvfp4" } } }), "(mlx, mode nvfp4)"),
             (json!({ "text_config": { "quantization_config": { "quant_method": "modelopt" } } }), "(modelopt)"),
             (
                 q(json!({ "quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin" })),
