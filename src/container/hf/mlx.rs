@@ -164,7 +164,8 @@ mod tests {
 
     #[test]
     fn single_modules_have_settings_of_their_own() {
-        let q = json!({ "bits": 3, "group_size": 128, "a": false, "b": true, "c": { "bits": 8 }, "d": {}, "e": "words" });
+        let q =
+            json!({ "bits": 3, "group_size": 128, "a": false, "b": true, "c": { "bits": 8 }, "d": {}, "e": "words" });
         let Storage::Mlx(read) = read(&q).unwrap() else { panic!() };
         let setting = |bits, group| Some(Setting { bits, group });
         let expected = [("a", None), ("b", setting(3, 128)), ("c", setting(8, 64)), ("d", setting(4, 64))];
