@@ -69,8 +69,9 @@ const PARTS: &[&str] = &[
 
 /// A packed weight in a folder that does not say that it has any.
 pub fn undeclared<'a>(storage: &Storage, located: &'a [Located]) -> Option<&'a Located> {
-    let packed = |l: &&Located| MARKS.iter().any(|(mark, m)| *m != Mark::Bytes && l.entry.name.ends_with(mark));
-    located.iter().filter(|_| !matches!(storage, Storage::Integers(_))).find(packed)
+    let marked = |name: &str| MARKS.iter().any(|(mark, m)| *m != Mark::Bytes && name.ends_with(mark));
+    let packed = |l: &&Located| marked(&l.entry.name) || l.entry.dtype == Dtype::U32;
+    located.iter().filter(|_| !matches!(storage, Storage::Integers(_) | Storage::Mlx(_))).find(packed)
 }
 
 /// Takes all packed weights out of the tensors of a folder.
