@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::plan::{Layout, Plan, Planned, Request, planned_all};
 use crate::arch::{Arch, OTHER_TOWER};
-use crate::codec::{Codec, float};
+use crate::codec::{Activations, Codec, float};
 use crate::container::hf::{self, NewWeight};
 use crate::container::{Checkpoint, Convention, Tensor};
 use crate::error::{At, Error, Result};
@@ -46,7 +46,12 @@ impl Plan {
             named(arch, source, planned, stacked, &mut weights)?;
         }
         let floats = recipe.floats.and_then(float::dtype);
-        let layout = hf::folder(folder, &weights, floats, request.split_max_bytes)?;
+        let activations = match recipe.activations {
+            Activations::Measured if weights.iter().any(|w| w.inputs) => Activations::Static,
+            Activations::Measured => Activations::Plain,
+            stated => stated,
+        };
+        let layout = hf::folder(folder, &weights, floats, activations, request.split_max_bytes)?;
         Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout: Layout::Folder(layout) })
     }
 }
@@ -81,7 +86,12 @@ fn named(
         let name = arch
             .hf_name(&t.name, expert)
             .ok_or_else(|| Error::unsupported("no name in Hugging Face layout is known for this tensor"));
-        out.push(NewWeight { name: name.at(|| t.name.as_str())?, shape: shape.clone(), codec: planned.spec.codec });
+        out.push(NewWeight {
+            name: name.at(|| t.name.as_str())?,
+            shape: shape.clone(),
+            codec: planned.spec.codec,
+            inputs: planned.inputs,
+        });
     }
     Ok(())
 }

@@ -2,9 +2,6 @@
 //! codes; where the offset is free, that of each candidate's codes. Every candidate is judged as it will be stored, by its
 //! weighted squared error.
 
-use half::{bf16, f16};
-use safetensors::Dtype;
-
 use super::{Scheme, Zero};
 use crate::codec::grid::Scale;
 
@@ -35,6 +32,35 @@ pub fn group(scheme: &Scheme, w: &[f32], importance: Option<&[f32]>) -> Scale {
     }
     search.refine();
     search.best.1
+}
+
+/// The same from the range alone.
+pub fn largest(scheme: &Scheme, w: &[f32]) -> Scale {
+    let (low, high) = w.iter().fold((0f32, 0f32), |(low, high), w| (low.min(*w), high.max(*w)));
+    let top = scheme.top() as f32;
+    if low == high {
+        return scheme.at_zero(1.0);
+    }
+    match scheme.zero() {
+        Zero::Middle => scheme.at_zero(scheme.storable(high.max(-low) / (top / 2.0))),
+        Zero::Code => {
+            let step = scheme.storable((high - low) / top);
+            Scale { step, zero: (-low / step).round_ties_even().clamp(0.0, top), offset: 0.0 }
+        }
+        Zero::Free => storable(scheme, mlx(w, top)),
+    }
+}
+
+/// As MLX does it: the end of the range that is farther from zero is kept, and zero is a value.
+fn mlx(w: &[f32], top: f32) -> Scale {
+    let (low, high) = w.iter().fold((f32::MAX, f32::MIN), |(low, high), w| (low.min(*w), high.max(*w)));
+    let below = low.abs() > high.abs();
+    let step = ((high - low) / top).max(1e-7);
+    let (edge, step) = if below { (low, step) } else { (high, -step) };
+    match (edge / step).round_ties_even() {
+        0.0 => Scale { step, zero: 0.0, offset: 0.0 },
+        codes => Scale { step: edge / codes, zero: 0.0, offset: edge },
+    }
 }
 
 struct Search<'a> {
@@ -173,19 +199,15 @@ fn code(w: f32, inverse: f32, scale: Scale, top: usize) -> f32 {
     (code + WHOLE) - WHOLE
 }
 
-/// The nearest scale that the format can hold, its step never zero, nothing infinite.
 fn storable(scheme: &Scheme, scale: Scale) -> Scale {
-    let (smallest, largest) = match scheme.scales {
-        Dtype::F16 => (f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32()),
-        Dtype::BF16 => (bf16::MIN_POSITIVE.to_f32(), bf16::MAX.to_f32()),
-        _ => (f32::MIN_POSITIVE, f32::MAX),
-    };
-    let step = scheme.stored(scale.step.abs().clamp(smallest, largest).copysign(scale.step));
-    Scale { step, zero: scale.zero, offset: scheme.stored(scale.offset.clamp(-largest, largest)) }
+    let offset = if scale.offset == 0.0 { 0.0 } else { scheme.storable(scale.offset) };
+    Scale { step: scheme.storable(scale.step), zero: scale.zero, offset }
 }
 
 #[cfg(test)]
 mod tests {
+    use safetensors::Dtype;
+
     use super::*;
     use crate::codec::affine::Family;
 
@@ -255,15 +277,6 @@ mod tests {
         }
     }
 
-    /// What MLX itself does: the larger end of the range is kept, zero is one of the values.
-    fn plain(w: &[f32], top: f32) -> Scale {
-        let (low, high) = w.iter().fold((f32::MAX, f32::MIN), |(l, h), w| (l.min(*w), h.max(*w)));
-        let (edge, sign) = if low.abs() > high.abs() { (low, 1.0) } else { (high, -1.0) };
-        let step = (high - low) / top * sign;
-        let codes = (edge / step).round();
-        Scale { step: if codes == 0.0 { step } else { edge / codes }, zero: 0.0, offset: edge }
-    }
-
     #[test]
     fn a_free_offset_is_used() {
         let mut state = 3u32;
@@ -282,7 +295,7 @@ mod tests {
                     w.iter().map(|w| (w - value(w)).powi(2)).sum()
                 };
                 ours += error(group(&scheme, &w, None));
-                theirs += error(storable(&scheme, plain(&w, scheme.top() as f32)));
+                theirs += error(largest(&scheme, &w));
             }
             assert!(ours < share * theirs, "{bits} bits: {ours}, {theirs}");
         }

@@ -30,6 +30,25 @@ pub enum Family {
     /// compressed-tensors `int-quantized`
     Int,
     Mlx,
+    /// compressed-tensors `float-quantized`: E4M3 under a scale a row or a square
+    Float8,
+    /// The same under one scale for the matrix
+    Float8Tensor,
+    /// ModelOpt's FP8, the same
+    ModelOptFloat8,
+    /// compressed-tensors `nvfp4-pack-quantized`
+    Nvfp4,
+    ModelOptNvfp4,
+    /// compressed-tensors `mxfp4-pack-quantized`
+    Mxfp4,
+}
+
+impl Family {
+    /// Codes are whole numbers, not bits of floats.
+    pub fn is_integer(self) -> bool {
+        use Family::{Awq, Gptq, GptqV2, Int, Mlx, Packed};
+        matches!(self, Gptq | GptqV2 | Awq | Packed | Int | Mlx)
+    }
 }
 
 /// What stands for zero in a group.
@@ -52,7 +71,7 @@ pub struct Scheme {
     pub group: Option<usize>,
     /// The zero is in the middle of the codes.
     pub symmetric: bool,
-    /// F16, BF16 or F32.
+    /// F16, BF16 or F32; of 4-bit floats F8_E4M3 or U8.
     pub scales: Dtype,
 }
 
@@ -94,7 +113,7 @@ impl Scheme {
         (1 << self.bits) - 1
     }
 
-    fn scale_bytes(&self) -> usize {
+    pub fn scale_bytes(&self) -> usize {
         if self.scales == Dtype::F32 { 4 } else { 2 }
     }
 
@@ -108,7 +127,7 @@ impl Scheme {
         }
     }
 
-    fn write_scale(&self, scale: f32, bytes: &mut [u8]) {
+    pub fn write_scale(&self, scale: f32, bytes: &mut [u8]) {
         match self.scales {
             Dtype::F32 => bytes.copy_from_slice(&scale.to_le_bytes()),
             Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
@@ -123,6 +142,16 @@ impl Scheme {
             Dtype::F16 => f16::from_f32(scale).to_f32(),
             _ => bf16::from_f32(scale).to_f32(),
         }
+    }
+
+    /// The nearest scale that the format can hold, never zero nor infinite.
+    pub fn storable(&self, scale: f32) -> f32 {
+        let (smallest, largest) = match self.scales {
+            Dtype::F16 => (f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32()),
+            Dtype::BF16 => (bf16::MIN_POSITIVE.to_f32(), bf16::MAX.to_f32()),
+            _ => (f32::MIN_POSITIVE, f32::MAX),
+        };
+        self.stored(scale.abs().clamp(smallest, largest).copysign(scale))
     }
 
     pub fn scales_part(&self, name: &'static str, shape: Vec<usize>) -> Result<Part> {
@@ -302,7 +331,15 @@ impl<F: Form> Grid for Row<F> {
         out[0] = self.read(params);
     }
 
-    fn adopt(&self, scale: Scale, params: &mut [u8]) -> bool {
+    fn fit_largest(&self, w: &[f32], cols: usize, params: &mut [u8]) {
+        let group = self.scheme.columns(cols).max(1);
+        for (w, params) in w.chunks_exact(group).zip(params.chunks_exact_mut(self.param_bytes())) {
+            self.write(fit::largest(&self.scheme, w), params);
+        }
+    }
+
+    fn adopt(&self, scales: &[Scale], params: &mut [u8]) -> bool {
+        let &[scale] = scales else { return false };
         let (step, middle) = (scale.step, f32::from(self.scheme.middle()));
         let zero = scale.zero - scale.offset / step;
         let fits = zero == zero.trunc() && (0.0..=self.scheme.top() as f32).contains(&zero);
@@ -441,7 +478,11 @@ mod tests {
         for codec in codec::all() {
             let Some(scheme) = codec.scheme() else { continue };
             assert_eq!(codec::with_scheme(scheme).unwrap().name(), codec.name());
-            assert!(codec.name().contains(&format!("-{}bit-", scheme.bits)), "{}", codec.name());
+            assert!(
+                !scheme.family.is_integer() || codec.name().contains(&format!("-{}bit-", scheme.bits)),
+                "{}",
+                codec.name()
+            );
             seen += 1;
         }
         assert!(seen > 100);

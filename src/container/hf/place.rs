@@ -23,8 +23,16 @@ pub enum Content {
     Made(Vec<u8>),
 }
 
-/// One matrix: its parts, in the order of the codec's layout.
-pub type Plane = Vec<Stored>;
+/// One matrix.
+#[derive(Clone)]
+pub struct Plane {
+    /// In the order of the codec's layout.
+    pub parts: Vec<Stored>,
+    /// Multiplies what they decode to.
+    pub scale: f32,
+    /// What its inputs are divided by before they are rounded, where the file says so.
+    pub inputs: Option<f32>,
+}
 
 /// One part of a matrix.
 #[derive(Clone)]
@@ -94,11 +102,11 @@ pub fn place(
             .help("config.json lacks its quantization_config: download it again"));
     }
     let (bundles, located, dropped) = match storage {
-        Storage::Integers(integers) => integers::bundles(integers, shards, located)?,
+        Storage::Packed(packing) => integers::bundles(packing, shards, located)?,
         Storage::Mlx(mlx) => mlx::bundles(mlx, shards, located)?,
         _ => (Vec::new(), located, Vec::new()),
     };
-    if bundles.is_empty() && matches!(storage, Storage::Integers(_) | Storage::Mlx(_)) {
+    if bundles.is_empty() && matches!(storage, Storage::Packed(_) | Storage::Mlx(_)) {
         return Err(Error::input("config.json says that the weights are packed, and none is")
             .help("config.json is of another model: download it again"));
     }
@@ -221,7 +229,7 @@ impl Sorter<'_> {
             let start = entry.bytes.start + (p * rows + kept.start) * row;
             let scale = scale.map(|s| scale_of(s, &tensor, p, &kept)).transpose()?;
             let codes = Stored::Mapped { shard: source.shard, bytes: start..start + kept.len() * row, widened: false };
-            Ok(std::iter::once(codes).chain(scale).collect())
+            Ok(Plane { parts: std::iter::once(codes).chain(scale).collect(), scale: 1.0, inputs: None })
         };
         let planes: Vec<_> = (0..planes).map(plane).collect::<Result<_>>()?;
         if let [.., rows, _] = tensor.shape.as_mut_slice() {
@@ -254,7 +262,7 @@ fn codec_of(dtype: Dtype, scaled: bool, storage: &Storage) -> Result<&'static dy
         (Dtype::F8_E4M3, false, Storage::Fp8Block) => {
             return Err(Error::input(format!("an FP8 weight without its scale (..{SCALE_SUFFIX})")));
         }
-        (Dtype::I8, _, Storage::Integers(_)) => {
+        (Dtype::I8 | Dtype::F8_E4M3, _, Storage::Packed(_)) => {
             return Err(Error::input("a weight of bytes without its scale (weight_scale)"));
         }
         (_, true, _) => return Err(Error::input(format!("a scale (..{SCALE_SUFFIX}) beside a weight of {dtype}"))),
