@@ -211,6 +211,7 @@ fn quantized_weights_keep_their_values_where_formats_agree() {
             ("awq", "mlx-5bit"),
             ("w4a16-asym", "mlx-8bit"),
             ("mlx-4bit", "mlx-4bit-g32"),
+            ("mxfp4", "mlx-mxfp4"),
         ] {
             let source = made(from);
             let is_file = to.starts_with('q');
@@ -419,7 +420,7 @@ fn mlx_parts_must_fit_together() {
         refused(&[DOWN, "[512, 4] of BF16 instead of [256, 8] of BF16"], &|lie| lie.part(part).shape = vec![512, 4]);
     }
     refused(&[DOWN, "[256, 8] of F16 instead of"], &|lie| lie.part("biases").dtype = "F16");
-    refused(&[DOWN, "elements of type I16"], &|lie| lie.part("scales").dtype = "I16");
+    refused(&[DOWN, "with scales of I16"], &|lie| lie.part("scales").dtype = "I16");
     refused(&[DOWN, "instead of [256, 64] of U32"], &|lie| lie.part("weight").dtype = "F32");
     refused(&[DOWN, "codes are missing"], &|lie| drop(lie.tensors.remove(&format!("{DOWN}.weight"))));
     refused(&[DOWN, "columns in multiples of 64, this weight has 504"], &|lie| {
@@ -445,7 +446,8 @@ fn mlx_parts_must_fit_together() {
     refused(&[DOWN, "says that it is not packed"], &setting(DOWN, json!(false)));
     refused(&[DOWN, "instead of [256, 16]"], &setting(DOWN, json!({ "bits": 4, "group_size": 32 })));
     refused(&["bits is 0"], &setting("bits", json!(0)));
-    refused(&["mlx, mode mxfp4"], &setting("mode", json!("mxfp4")));
+    refused(&["mlx, mode mxfp8"], &setting("mode", json!("mxfp8")));
+    refused(&["lm_head", "mode mxfp4, 4 bits in groups of 64 with scales of BF16"], &setting("mode", json!("mxfp4")));
     refused(&["lm_head.weight", "does not say how it is packed"], &|lie| {
         lie.config.as_object_mut().unwrap().retain(|key, _| !key.starts_with("quantization"));
     });

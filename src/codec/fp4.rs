@@ -6,6 +6,13 @@
 //! |---|---|---|---|
 //! | `weight_packed`, of ModelOpt `weight` | U8 | `[rows, cols / 2]` | the even column in the low four bits |
 //! | `weight_scale` | F8_E4M3, of MXFP4 U8 | `[rows, cols / 16]`, of MXFP4 `[rows, cols / 32]` | |
+//!
+//! MLX's have the same bytes, and no scale of the matrix (mlx `python/src/ops.cpp`, quantize):
+//!
+//! | part | type | shape |
+//! |---|---|---|
+//! | `weight` | U32 | `[rows, cols / 8]` |
+//! | `scales` | U8 | as above |
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -19,13 +26,14 @@ use super::{Codec, Part, TensorScale, fp8};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 
-pub static CODECS: &[&dyn Codec] = &[&NVFP4, &MODELOPT_NVFP4, &MXFP4];
+pub static CODECS: &[&dyn Codec] = &[&NVFP4, &MODELOPT_NVFP4, &MXFP4, &MLX_NVFP4, &MLX_MXFP4];
 
 static NVFP4: Fp4<SmallFloat> = Fp4 {
     name: "pack-nvfp4",
     about: "E2M1 floats, 16 an E4M3 scale, under a scale of the matrix (compressed-tensors nvfp4-pack-quantized)",
     scheme: scheme(Family::Nvfp4, 16, Dtype::F8_E4M3),
-    codes: "weight_packed",
+    codes: ("weight_packed", Dtype::U8),
+    scale_name: "weight_scale",
     tensor_scale: Some(&TensorScale {
         weight: "weight_global_scale",
         input: "input_global_scale",
@@ -40,7 +48,8 @@ static MODELOPT_NVFP4: Fp4<SmallFloat> = Fp4 {
     name: "modelopt-nvfp4",
     about: "E2M1 floats, 16 an E4M3 scale, under a scale of the matrix (NVIDIA ModelOpt)",
     scheme: scheme(Family::ModelOptNvfp4, 16, Dtype::F8_E4M3),
-    codes: "weight",
+    codes: ("weight", Dtype::U8),
+    scale_name: "weight_scale",
     tensor_scale: Some(&TensorScale { weight: "weight_scale_2", input: "input_scale", shape: &[], ..NVFP4_SCALE }),
     scales: PhantomData,
 };
@@ -49,7 +58,28 @@ static MXFP4: Fp4<PowerOfTwo> = Fp4 {
     name: "pack-mxfp4",
     about: "E2M1 floats, 32 a power-of-two scale (OCP MX, compressed-tensors mxfp4-pack-quantized)",
     scheme: scheme(Family::Mxfp4, 32, Dtype::U8),
-    codes: "weight_packed",
+    codes: ("weight_packed", Dtype::U8),
+    scale_name: "weight_scale",
+    tensor_scale: None,
+    scales: PhantomData,
+};
+
+static MLX_NVFP4: Fp4<SmallFloat> = Fp4 {
+    name: "mlx-nvfp4",
+    about: "E2M1 floats, 16 an E4M3 scale, without a scale of the matrix (MLX, mode nvfp4)",
+    scheme: scheme(Family::MlxFloat, 16, Dtype::U8),
+    codes: ("weight", Dtype::U32),
+    scale_name: "scales",
+    tensor_scale: None,
+    scales: PhantomData,
+};
+
+static MLX_MXFP4: Fp4<PowerOfTwo> = Fp4 {
+    name: "mlx-mxfp4",
+    about: "E2M1 floats, 32 a power-of-two scale (MLX, mode mxfp4)",
+    scheme: scheme(Family::MlxFloat, 32, Dtype::U8),
+    codes: ("weight", Dtype::U32),
+    scale_name: "scales",
     tensor_scale: None,
     scales: PhantomData,
 };
@@ -198,8 +228,9 @@ struct Fp4<S> {
     name: &'static str,
     about: &'static str,
     scheme: Scheme,
-    /// What the part of the codes is called.
-    codes: &'static str,
+    /// What the part of the codes is called, and its type.
+    codes: (&'static str, Dtype),
+    scale_name: &'static str,
     tensor_scale: Option<&'static TensorScale>,
     scales: PhantomData<S>,
 }
@@ -222,9 +253,10 @@ impl<S: ByteScale> Codec for Fp4<S> {
         if dims.rows.checked_mul(dims.cols).is_none() {
             return Err(Error::input(format!("{} x {} weights overflow", dims.rows, dims.cols)));
         }
+        let (codes, dtype) = self.codes;
         Ok(vec![
-            Part::new(self.codes, Dtype::U8, vec![dims.rows, dims.cols / 2])?,
-            Part::new("weight_scale", self.scheme.scales, vec![dims.rows, dims.cols / S::SPAN])?,
+            Part::new(codes, dtype, vec![dims.rows, dims.cols * 4 / dtype.bitsize()])?,
+            Part::new(self.scale_name, self.scheme.scales, vec![dims.rows, dims.cols / S::SPAN])?,
         ])
     }
 

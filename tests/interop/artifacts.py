@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 COSINE, KLD = 0.999, 2e-4
 FAMILIES = {"llama": None, "qwen2": ("w4a16", "gptq", "awq", "mlx-4bit"), "qwen3": ("w4a16-asym", "gptq-g32", "awq", "mlx-6bit"),
             "phi3": ("w4a16", "mlx-8bit"), "llama3-rope": ("w8a8", "gptq-8bit", "mlx-4bit-g32"),
-            "qwen3moe": ("w4a16", "gptq", "awq", "mlx-4bit", "mlx-mixed-3-6"), "mixtral": ("w4a16", "mlx-4bit"),
+            "qwen3moe": ("w4a16", "gptq", "awq", "mlx-4bit", "mlx-mixed-3-6", "mlx-nvfp4"), "mixtral": ("w4a16", "mlx-4bit"),
             "gemma3": ("mlx-4bit",), "smollm3": ("mlx-5bit",)}  # gptqmodel 7.7 looks for other names in phi3 and mixtral than published files have
 
 

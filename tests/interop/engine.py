@@ -48,6 +48,15 @@ def read_reference(path):
 
 def decoded(codec, parts, dims):
     """A matrix as f32: of floats, or of MLX's integers."""
+    if codec in ("mlx-nvfp4", "mlx-mxfp4"):
+        sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+        values = np.concatenate([sizes, -sizes])[np.stack([parts[0] & 15, parts[0] >> 4], -1)]
+        if codec == "mlx-mxfp4":
+            scales = np.exp2(parts[1].astype(np.float32) - 127)
+        else:
+            exponent, fraction = parts[1] >> 3 & 15, (parts[1] & 7).astype(np.float32)
+            scales = np.where(exponent, np.exp2(exponent - 7.0) * (1 + fraction / 8), fraction / 512).astype(np.float32)
+        return (values.reshape(len(scales), -1) * scales[:, None]).reshape(dims)
     if codec.startswith("mlx-"):
         _, width, group, *scales = codec.split("-")
         bits, group, scales = int(width[:-3]), int(group[1:]), scales[0] if scales else "bf16"

@@ -36,10 +36,11 @@ def main():
     stored, floats = tensors(folder), tensors(decoded)
     count = equal = 0
     for module in (name[:-len(".scales")] for name in stored if name.endswith(".scales")):
-        own = settings.get(module, settings)
-        scales, biases = (stored[f"{module}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
-        weight = stored[f"{module}.weight"]
-        ours = mx.dequantize(weight, scales, biases, group_size=own["group_size"], bits=own["bits"])
+        own = settings.get(module) or {key: settings[key] for key in ("group_size", "bits", "mode")}
+        weight, scales, biases = (stored.get(f"{module}.{part}") for part in ("weight", "scales", "biases"))
+        if biases is not None:
+            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        ours = mx.dequantize(weight, scales, biases, **own, dtype=mx.float32)
         names = single(module, weight.shape[0]) if ".switch_mlp." in module else None
         theirs = mx.stack([floats[name] for name in names]) if names else floats[f"{module}.weight"]
         if ours.shape != theirs.shape:

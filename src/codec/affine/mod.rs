@@ -29,7 +29,10 @@ pub enum Family {
     Packed,
     /// compressed-tensors `int-quantized`
     Int,
+    /// MLX's `affine`
     Mlx,
+    /// MLX's `nvfp4` and `mxfp4`
+    MlxFloat,
     /// compressed-tensors `float-quantized`: E4M3 under a scale a row or a square
     Float8,
     /// The same under one scale for the matrix

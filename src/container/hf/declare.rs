@@ -31,7 +31,7 @@ pub fn declare(modules: &[Module], activations: Activations) -> Result<Option<De
     let plain: Vec<&str> = modules.iter().filter(|m| m.scheme.is_none()).map(|m| m.name.as_str()).collect();
     let alone = |config| Declaration { config, keys: KEYS, sidecar: None };
     let declared = match first.family {
-        Family::Mlx => return mlx::declare(modules).map(Some),
+        Family::Mlx | Family::MlxFloat => return mlx::declare(modules).map(Some),
         Family::Gptq | Family::GptqV2 => {
             let config = gptq(&alike(modules)?, &plain);
             Declaration { sidecar: Some(("quantize_config.json", config.clone())), ..alone(config) }
