@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::folder::{Folder, Stored, safetensors};
-use common::model::{DENSE, MOE, ODD, model};
+use common::model::{DENSE, MOE, ODD, Shape, model};
 use common::{quant_fails, quant_ok};
 use quant::container::{Checkpoint, open};
 use quant::recipe;
@@ -95,8 +95,11 @@ fn folders_have_the_planned_bytes_and_all_side_files() {
             }
             assert_eq!(names(&out), expected, "{kind} {preset}");
             let model = open(&out).unwrap_or_else(|e| panic!("{kind} {preset}: {e}"));
-            let packed = model.tensors().iter().filter(|t| t.codec.scheme().is_some());
-            assert_eq!(packed.count(), if kind == "moe" { 2 * 7 } else { 4 * 7 }, "{kind} {preset}");
+            let packed = model.tensors().iter().filter(|t| t.codec.scheme().is_some()).count();
+            let linear = if kind == "moe" { 2 * 7 } else { 4 * 7 };
+            // MLX has the embedding too, and the head unless it is the same.
+            let head = model.find("output.weight").map_or(1, |_| 2);
+            assert_eq!(packed, linear + if preset.starts_with("mlx") { head } else { 0 }, "{kind} {preset}");
         }
     }
 }
@@ -202,6 +205,13 @@ fn quantized_weights_keep_their_values_where_formats_agree() {
             ("w8a16", "w8a8"),
             ("w4a16-g32", "q4_0"),
             ("gptq", "gptq"),
+            ("gptq", "mlx-4bit"),
+            ("gptq-8bit", "mlx-8bit"),
+            ("w4a16-g32", "mlx-4bit-g32"),
+            ("awq", "mlx-5bit"),
+            ("w4a16-asym", "mlx-8bit"),
+            ("mlx-4bit", "mlx-4bit-g32"),
+            ("mxfp4", "mlx-mxfp4"),
         ] {
             let source = made(from);
             let is_file = to.starts_with('q');
@@ -238,6 +248,8 @@ fn rounding_twice_has_to_be_asked_for() {
     // Known from the formats alone, and found in the values.
     assert!(run("q4_k_m", &[]).contains("already quantized: awq-4bit-g32 would become"));
     assert!(run("q4_1", &[]).contains("awq-4bit-g32 cannot become q4_1 without loss"));
+    // Zero times scale has more bits than a bias.
+    assert!(run("mlx-4bit-g32", &[]).contains("awq-4bit-g32 cannot become mlx-4bit-g32-f16 without loss"));
     assert!(!gguf.exists());
     let anyway = args("q4_1", &["--allow-requantize"]);
     let report: Value =
@@ -286,8 +298,12 @@ struct Lie {
 
 /// An artifact, to be changed.
 fn artifact(to: &str) -> Lie {
+    artifact_of(&DENSE, to)
+}
+
+fn artifact_of(shape: &Shape, to: &str) -> Lie {
     let dir = tempfile::tempdir().unwrap();
-    let source = model(&DENSE);
+    let source = model(shape);
     let folder = dir.path().join("a");
     convert(source.path(), to, &folder, &[]);
     let bytes = fs::read(folder.join("model.safetensors")).unwrap();
@@ -392,6 +408,87 @@ fn configurations_that_do_not_fit() {
 }
 
 #[test]
+fn mlx_parts_must_fit_together() {
+    let refused = |words: &[&str], change: &dyn Fn(&mut Lie)| {
+        let mut lie = artifact("mlx-4bit");
+        change(&mut lie);
+        lie.refused(words);
+    };
+    for part in ["biases", "scales"] {
+        let name = format!("{DOWN}.{part}");
+        refused(&[DOWN, &format!("{part} is missing")], &|lie| drop(lie.tensors.remove(&name)));
+        refused(&[DOWN, "[512, 4] of BF16 instead of [256, 8] of BF16"], &|lie| lie.part(part).shape = vec![512, 4]);
+    }
+    refused(&[DOWN, "[256, 8] of F16 instead of"], &|lie| lie.part("biases").dtype = "F16");
+    refused(&[DOWN, "with scales of I16"], &|lie| lie.part("scales").dtype = "I16");
+    refused(&[DOWN, "instead of [256, 64] of U32"], &|lie| lie.part("weight").dtype = "F32");
+    refused(&[DOWN, "codes are missing"], &|lie| drop(lie.tensors.remove(&format!("{DOWN}.weight"))));
+    refused(&[DOWN, "columns in multiples of 64, this weight has 504"], &|lie| {
+        lie.part("weight").shape = vec![256, 63];
+        lie.part("weight").bytes.truncate(256 * 63 * 4);
+    });
+    refused(&[DOWN, "1 matrices, config.json says 0 experts"], &|lie| {
+        ["weight", "scales", "biases"].iter().for_each(|part| lie.part(part).shape.insert(0, 1));
+    });
+    let setting = |key: &str, value: Value| {
+        let key = key.to_owned();
+        move |lie: &mut Lie| lie.config["quantization"][&key] = value.clone()
+    };
+    refused(&["lm_head", "instead of [384, 2]"], &setting("bits", json!(8)));
+    refused(&["lm_head", "7 bits in groups of 64"], &|lie| {
+        lie.config["quantization"]["bits"] = json!(7);
+        for part in lie.tensors.values_mut().filter(|t| t.dtype == "U32") {
+            part.shape[1] = part.shape[1] / 7 * 7;
+            part.bytes.truncate(part.shape[0] * part.shape[1] * 4);
+        }
+    });
+    refused(&["lm_head", "32 words a row for codes of 7 bits"], &setting("bits", json!(7)));
+    refused(&[DOWN, "says that it is not packed"], &setting(DOWN, json!(false)));
+    refused(&[DOWN, "instead of [256, 16]"], &setting(DOWN, json!({ "bits": 4, "group_size": 32 })));
+    refused(&["bits is 0"], &setting("bits", json!(0)));
+    refused(&["mlx, mode mxfp8"], &setting("mode", json!("mxfp8")));
+    refused(&["lm_head", "mode mxfp4, 4 bits in groups of 64 with scales of BF16"], &setting("mode", json!("mxfp4")));
+    refused(&["lm_head.weight", "does not say how it is packed"], &|lie| {
+        lie.config.as_object_mut().unwrap().retain(|key, _| !key.starts_with("quantization"));
+    });
+
+    let stack = "model.layers.1.block_sparse_moe.switch_mlp.down_proj";
+    let mut lie = artifact_of(&MOE, "mlx-4bit");
+    for part in ["weight", "scales", "biases"] {
+        let part = lie.tensors.get_mut(&format!("{stack}.{part}")).unwrap();
+        assert_eq!((part.shape.len(), part.shape[0]), (3, 4));
+        part.shape[0] = 2;
+        part.bytes.truncate(part.bytes.len() / 2);
+    }
+    lie.refused(&[stack, "2 matrices, config.json says 4 experts"]);
+}
+
+#[test]
+fn mlx_folders_say_what_each_module_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&ODD);
+    let out = dir.path().join("out");
+    convert(source.path(), "mlx-mixed-4-6", &out, &["--set", "attn_k=keep"]);
+    let config = read_json(&out.join("config.json"));
+    assert_eq!(config["quantization"], config["quantization_config"]);
+    // No group of 64 divides 96 or 160; a tied head has its bits.
+    let setting = |bits: u32| json!({ "group_size": 32, "bits": bits, "mode": "affine" });
+    let of = |module: &str| config["quantization"][module].clone();
+    assert_eq!([of("bits"), of("group_size"), of("mode")], [json!(4), json!(32), json!("affine")]);
+    assert_eq!([of("model.embed_tokens"), of("model.layers.3.mlp.down_proj")], [setting(6), setting(6)]);
+    let bytes = fs::read(out.join("model.safetensors")).unwrap();
+    let (_, header) = ::safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    assert_eq!(header.metadata().as_ref().unwrap()["format"], "mlx");
+    let read = open(&out).unwrap();
+    let codec = |name: &str| read.tensors()[read.find(name).unwrap()].codec.name();
+    assert_eq!(codec("token_embd.weight"), "mlx-6bit-g32");
+    assert_eq!((codec("blk.1.attn_q.weight"), codec("blk.1.attn_k.weight")), ("mlx-4bit-g32", "f32"));
+    let args = ["convert", text(source.path()), "--to", "mlx-4bit", "--set", "attn_q=pack-4bit-g32-sym", "-o"];
+    let said = quant_fails(&[&args[..], &[text(&dir.path().join("no")), "--quiet"]].concat());
+    assert!(said.contains("cannot share a folder"), "{said}");
+}
+
+#[test]
 fn columns_and_zeros_that_loaders_disagree_on() {
     let set = |part: &mut Stored, n: usize, word: u32| part.bytes[n * 4..][..4].copy_from_slice(&word.to_le_bytes());
     let mut lie = artifact("gptq");
@@ -437,9 +534,12 @@ fn columns_and_zeros_that_loaders_disagree_on() {
 
 #[test]
 fn scales_that_are_no_numbers_are_found() {
-    for (to, part, nan) in
-        [("gptq", "scales", [0x00, 0x7e]), ("w4a16", "weight_scale", [0xc0, 0x7f]), ("awq", "scales", [0, 0x7c])]
-    {
+    for (to, part, nan) in [
+        ("gptq", "scales", [0x00, 0x7e]),
+        ("w4a16", "weight_scale", [0xc0, 0x7f]),
+        ("awq", "scales", [0, 0x7c]),
+        ("mlx-4bit", "biases", [0xc0, 0x7f]),
+    ] {
         let mut lie = artifact(to);
         lie.part(part).bytes[..2].copy_from_slice(&nan);
         lie.write();

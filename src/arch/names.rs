@@ -116,8 +116,8 @@ impl Arch {
         Ok(Placement::Place(places))
     }
 
-    /// The Hugging Face name of a canonical tensor, for one expert of a stacked one. The inverse of [`Arch::resolve`]
-    /// for checkpoints with one tensor an expert.
+    /// The Hugging Face name of a canonical tensor, for one expert of a stacked one or for the stack as mlx-lm has it. The inverse
+    /// of [`Arch::resolve`] for such checkpoints.
     pub fn hf_name(&self, canonical: &str, expert: Option<u32>) -> Option<String> {
         let suffix = SUFFIXES.iter().find(|s| canonical.ends_with(**s))?;
         let stem = &canonical[..canonical.len() - suffix.len()];
@@ -184,6 +184,10 @@ pub const EXPERTS: &[Name] = &[
     name("model.layers.{L}.mlp.experts.{E}.gate_proj", "blk.{L}.ffn_gate_exps"),
     name("model.layers.{L}.mlp.experts.{E}.up_proj", "blk.{L}.ffn_up_exps"),
     name("model.layers.{L}.mlp.experts.{E}.down_proj", "blk.{L}.ffn_down_exps"),
+    // All of them in one tensor, as mlx-lm stores them.
+    name("model.layers.{L}.mlp.switch_mlp.gate_proj", "blk.{L}.ffn_gate_exps"),
+    name("model.layers.{L}.mlp.switch_mlp.up_proj", "blk.{L}.ffn_up_exps"),
+    name("model.layers.{L}.mlp.switch_mlp.down_proj", "blk.{L}.ffn_down_exps"),
 ];
 /// The experts of a layer in one tensor `[experts, rows, cols]`, as transformers 5 holds them in memory.
 pub const FUSED_EXPERTS: &[Name] = &[

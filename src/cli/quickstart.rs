@@ -159,6 +159,8 @@ fn convert(
         statistics,
         fold: method.folds,
         feedback: method.feedback,
+        search: true,
+        exact_llama: false,
         allow_requantize: false,
         split_max_bytes: None,
     };

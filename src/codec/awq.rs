@@ -16,8 +16,11 @@ use super::{Codec, Part};
 use crate::error::Result;
 use crate::tensor::{Dims, Packed};
 
-static ROWS: [Row<Gemm>; VARIANTS] =
-    affine::rows(Naming { family: Family::Awq, prefix: "awq", symmetry: false, scales: Dtype::F16 }, &[4], &[false]);
+static ROWS: [Row<Gemm>; VARIANTS] = affine::rows(
+    Naming { family: Family::Awq, prefix: "awq", symmetry: false, scales: Dtype::F16, groups: affine::GROUPS },
+    &[4],
+    &[false],
+);
 pub static CODECS: [&dyn Codec; VARIANTS] = affine::table(&ROWS);
 
 pub struct Gemm;

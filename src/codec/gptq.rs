@@ -22,10 +22,13 @@ const WIDTHS: &[usize] = &[2, 3, 4, 8];
 const ROWS: usize = WIDTHS.len() * VARIANTS;
 
 /// Written with the zero in the middle: where version 1 stores a zero of 0, its readers disagree.
-static V1_ROWS: [Row<Version<1>>; ROWS] =
-    affine::rows(Naming { family: Family::Gptq, prefix: "gptq", symmetry: false, scales: Dtype::F16 }, WIDTHS, &[true]);
+static V1_ROWS: [Row<Version<1>>; ROWS] = affine::rows(
+    Naming { family: Family::Gptq, prefix: "gptq", symmetry: false, scales: Dtype::F16, groups: affine::GROUPS },
+    WIDTHS,
+    &[true],
+);
 static V2_ROWS: [Row<Version<2>>; ROWS] = affine::rows(
-    Naming { family: Family::GptqV2, prefix: "gptq-v2", symmetry: false, scales: Dtype::F16 },
+    Naming { family: Family::GptqV2, prefix: "gptq-v2", symmetry: false, scales: Dtype::F16, groups: affine::GROUPS },
     WIDTHS,
     &[false],
 );

@@ -32,12 +32,15 @@ const WIDTHS: &[usize] = &[2, 3, 4, 5, 6, 7, 8];
 const SYMMETRIC: &[bool] = &[true, false];
 
 static PACKED_ROWS: [Row<Pack>; WIDTHS.len() * 2 * VARIANTS] = affine::rows(
-    Naming { family: Family::Packed, prefix: "pack", symmetry: true, scales: Dtype::BF16 },
+    Naming { family: Family::Packed, prefix: "pack", symmetry: true, scales: Dtype::BF16, groups: affine::GROUPS },
     WIDTHS,
     SYMMETRIC,
 );
-static INT_ROWS: [Row<Int>; 2 * VARIANTS] =
-    affine::rows(Naming { family: Family::Int, prefix: "int", symmetry: true, scales: Dtype::BF16 }, &[8], SYMMETRIC);
+static INT_ROWS: [Row<Int>; 2 * VARIANTS] = affine::rows(
+    Naming { family: Family::Int, prefix: "int", symmetry: true, scales: Dtype::BF16, groups: affine::GROUPS },
+    &[8],
+    SYMMETRIC,
+);
 pub static PACKED: [&dyn Codec; WIDTHS.len() * 2 * VARIANTS] = affine::table(&PACKED_ROWS);
 pub static INT: [&dyn Codec; 2 * VARIANTS] = affine::table(&INT_ROWS);
 
@@ -69,7 +72,7 @@ impl Form for Pack {
         let (group, groups) = (scheme.columns(cols), scheme.groups(cols));
         let mut codes = vec![0; cols];
         for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
-            codes_of(scheme, packed, row, &mut codes);
+            affine::unpack_row(&packed.parts[0], row, scheme.bits, &mut codes);
             for (g, (codes, out)) in codes.chunks_exact(group).zip(out.chunks_exact_mut(group)).enumerate() {
                 let scale = scheme.read_scale(&packed.parts[1], row * groups + g);
                 affine::values(codes, zero(scheme, packed, row, g), scale, out);
@@ -80,18 +83,7 @@ impl Form for Pack {
     fn pack(scheme: &Scheme, dims: Dims, taken: &Taken<'_>) -> Vec<Vec<u8>> {
         let Dims { rows, cols } = dims;
         let (width, groups) = (scheme.bits, scheme.groups(cols));
-        let across = bits::words(cols, width);
-        let mut packed = vec![0; rows * across * 4];
-        for row in 0..rows {
-            for (unit, from) in taken.codes[row * cols..][..cols].chunks(UNIT).enumerate() {
-                let mut codes = [0; UNIT];
-                codes[..from.len()].copy_from_slice(from);
-                for (i, w) in bits::pack(width, &codes)[..bits::words(from.len(), width)].iter().enumerate() {
-                    put(&mut packed, row * across + unit * width + i, *w);
-                }
-            }
-        }
-        let mut parts = vec![packed, taken.scales.clone()];
+        let mut parts = vec![affine::pack_rows(&taken.codes, cols, width), taken.scales.clone()];
         if !scheme.symmetric {
             let mut zeros = vec![0; bits::words(rows, width) * groups * 4];
             for g in 0..groups {
@@ -115,22 +107,11 @@ impl Form for Pack {
         let groups = scheme.groups(cols);
         let mut codes = vec![0; rows * cols];
         for (row, codes) in codes.chunks_exact_mut(cols.max(1)).enumerate() {
-            codes_of(scheme, packed, row, codes);
+            affine::unpack_row(&packed.parts[0], row, scheme.bits, codes);
         }
         let at = (0..rows).flat_map(|row| (0..groups).map(move |g| (row, g)));
         let zeros = at.map(|(row, g)| zero(scheme, packed, row, g)).collect();
         Some(Taken { scales: packed.parts[1].to_vec(), zeros, codes: codes.into() })
-    }
-}
-
-fn codes_of(scheme: &Scheme, packed: &Packed<'_>, row: usize, out: &mut [u8]) {
-    let across = bits::words(packed.dims.cols, scheme.bits);
-    for (unit, out) in out.chunks_mut(UNIT).enumerate() {
-        let mut words = [0; 8];
-        for (i, w) in words[..bits::words(out.len(), scheme.bits)].iter_mut().enumerate() {
-            *w = word(&packed.parts[0], row * across + unit * scheme.bits + i);
-        }
-        out.copy_from_slice(&bits::unpack(scheme.bits, &words)[..out.len()]);
     }
 }
 

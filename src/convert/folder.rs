@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::plan::{Layout, Plan, Planned, Request, planned_all};
 use crate::arch::{Arch, OTHER_TOWER};
-use crate::codec::{Codec, float};
+use crate::codec::{Activations, Codec, float};
 use crate::container::hf::{self, NewWeight};
 use crate::container::{Checkpoint, Convention, Tensor};
 use crate::error::{At, Error, Result};
@@ -38,14 +38,20 @@ impl Plan {
             (tensors.iter().find_map(|t| t.choice.fallback.as_ref()), tensors.iter().any(packed))
         {
             return Err(Error::request(format!("nothing would be quantized: {}", fallen.because))
-                .help("a preset with smaller groups may fit, such as gptq-g32, awq-g32 or w4a16-g32"));
+                .help("a preset with smaller groups may fit, such as gptq-g32, awq-g32, w4a16-g32 or mlx-4bit-g32"));
         }
         let mut weights = Vec::new();
+        let stacked = tensors.iter().any(|t| hf::is_mlx(t.spec.codec));
         for planned in &tensors {
-            named(arch, source, planned, &mut weights)?;
+            named(arch, source, planned, stacked, &mut weights)?;
         }
         let floats = recipe.floats.and_then(float::dtype);
-        let layout = hf::folder(folder, &weights, floats, request.split_max_bytes)?;
+        let activations = match recipe.activations {
+            Activations::Measured if weights.iter().any(|w| w.inputs) => Activations::Static,
+            Activations::Measured => Activations::Plain,
+            stated => stated,
+        };
+        let layout = hf::folder(folder, &weights, floats, activations, request.split_max_bytes)?;
         Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout: Layout::Folder(layout) })
     }
 }
@@ -64,17 +70,28 @@ fn described<'a>(t: &'a Tensor, recipe: &Recipe, kept: &'static dyn Codec) -> re
     recipe::Source { name: &t.name, shape: &t.shape, codec: if own { t.codec } else { kept } }
 }
 
-/// The matrices of a tensor under their Hugging Face names, one an expert.
-fn named(arch: &Arch, source: &dyn Checkpoint, planned: &Planned, out: &mut Vec<NewWeight>) -> Result<()> {
+/// The matrices of a tensor under their Hugging Face names, one an expert or all `stacked`.
+fn named(
+    arch: &Arch,
+    source: &dyn Checkpoint,
+    planned: &Planned,
+    stacked: bool,
+    out: &mut Vec<NewWeight>,
+) -> Result<()> {
     let t = &source.tensors()[planned.source];
-    let stacked = t.shape.len() > 2;
-    let shape = t.shape[usize::from(stacked)..].to_vec();
-    for plane in 0..t.planes() {
-        let expert = stacked.then_some(plane as u32);
+    let one_each = t.shape.len() > 2 && !stacked;
+    let shape = t.shape[usize::from(one_each)..].to_vec();
+    for plane in 0..if one_each { t.planes() } else { 1 } {
+        let expert = one_each.then_some(plane as u32);
         let name = arch
             .hf_name(&t.name, expert)
             .ok_or_else(|| Error::unsupported("no name in Hugging Face layout is known for this tensor"));
-        out.push(NewWeight { name: name.at(|| t.name.as_str())?, shape: shape.clone(), codec: planned.spec.codec });
+        out.push(NewWeight {
+            name: name.at(|| t.name.as_str())?,
+            shape: shape.clone(),
+            codec: planned.spec.codec,
+            inputs: planned.inputs,
+        });
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::fold::Folded;
-use super::{Job, Progress, matrix_rows};
+use super::{Factor, Job, Progress, matrix_rows};
 use crate::calibrate::method::{self, awq, gptq};
 use crate::calibrate::stats::Gram;
 use crate::codec::grid::{Codes, Grid};
@@ -108,7 +108,8 @@ fn solve(
     let importance = job.importance((at.plan, at.output), t, at.plane)?;
     let grid = codec.grid().ok_or_else(|| Error::unsupported(format!("{} is no grid", codec.name())).at(place()))?;
     let folded = job.folds[at.plan].get(&at.output);
-    let matrix = Matrix { weight: &weight, planned, folded, grid, importance: importance.as_deref() };
+    let factor = job.factor((at.plan, at.output), &weight, at.plane);
+    let matrix = Matrix { weight: &weight, planned, folded, factor, grid, importance: importance.as_deref() };
 
     let scaled = folded.is_some_and(|f| f.columns.is_some());
     let mut solution = Solution {
@@ -156,6 +157,7 @@ struct Matrix<'a> {
     weight: &'a Weight<'a>,
     planned: &'a super::Planned,
     folded: Option<&'a Folded>,
+    factor: Factor,
     grid: &'a dyn Grid,
     /// Behind the fold.
     importance: Option<&'a [f32]>,
@@ -168,7 +170,7 @@ impl Matrix<'_> {
 
     fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         let mut w = vec![0.0; rows.len() * self.cols()];
-        matrix_rows(self.weight, self.planned, self.folded, rows, &mut w)?;
+        matrix_rows(self.weight, self.planned, self.folded, self.factor, rows, &mut w)?;
         Ok(w)
     }
 
@@ -206,7 +208,8 @@ impl Matrix<'_> {
     /// Chooses all codes and writes them: row by row, or at once where words span rows.
     fn write(&self, sink: &Sink, plane: usize, feedback: Option<&Feedback>) -> Result<()> {
         let (Dims { rows, cols }, codec) = (self.weight.packed.dims, self.planned.spec.codec);
-        let parts = (0..rows.div_ceil(ROWS)).into_par_iter().map(|i| i * ROWS..rows.min((i + 1) * ROWS));
+        let step = ROWS.next_multiple_of(self.grid.rows());
+        let parts = (0..rows.div_ceil(step)).into_par_iter().map(|i| i * step..rows.min((i + 1) * step));
         if self.planned.whole() {
             let parts: Vec<Codes> = parts.map(|rows| self.codes(&self.rows(rows)?, feedback)).collect::<Result<_>>()?;
             let mut all = Codes::default();
@@ -225,7 +228,8 @@ impl Matrix<'_> {
         parts.try_for_each(|rows| {
             let w = self.rows(rows.clone())?;
             let dims = Dims::new(rows.len(), cols);
-            let bytes = match (feedback, codec.block().and_then(|b| b.encode)) {
+            let own = codec.block().and_then(|b| b.encode).filter(|_| !self.planned.on_grid());
+            let bytes = match (feedback, own) {
                 // Without feedback the format's own encoder does the same, faster.
                 (None, Some(encode)) => {
                     let mut out = vec![0; row_bytes * rows.len()];

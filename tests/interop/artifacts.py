@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Do the packages that own the Hugging Face formats load what quant writes, and compute what quant's engine computes from it?
 
-    artifacts.py [--only written,read] [PRESET...]
+    artifacts.py [--only written,read,values] [PRESET...]
 
 written: every preset that makes a folder of packed weights, for several families: logits of the owner's package (gptqmodel and
          mlx-lm calculate in half precision) against those of quant's engine on the same folder. Cosine at least 0.999, mean
          divergence at most 2e-4 nats, no tensor missing or too many.
 read:    every folder in $QUANT_EXAMPLES, artifacts that other tools made: the owner's package against quant's decoded copy in
          transformers, with the same limits. A format that quant does not read is skipped.
+values:  MLX folders, ours and those of others: mx.dequantize in single precision against what quant decodes, bit for bit.
 """
 import argparse
 import json
@@ -26,9 +27,10 @@ from common import QuantError, Report, cannot, convert, main, presets, quant
 
 HERE = Path(__file__).resolve().parent
 COSINE, KLD = 0.999, 2e-4
-FAMILIES = {"llama": None, "qwen2": ("w4a16", "gptq", "awq"), "qwen3": ("w4a16-asym", "gptq-g32", "awq"),
-            "phi3": ("w4a16",), "llama3-rope": ("w8a8", "gptq-8bit"), "qwen3moe": ("w4a16", "gptq", "awq"),
-            "mixtral": ("w4a16",)}  # gptqmodel 7.7 looks for other names in phi3 and mixtral than published files have
+FAMILIES = {"llama": None, "qwen2": ("w4a16", "gptq", "awq", "mlx-4bit"), "qwen3": ("w4a16-asym", "gptq-g32", "awq", "mlx-6bit"),
+            "phi3": ("w4a16", "mlx-8bit"), "llama3-rope": ("w8a8", "gptq-8bit", "mlx-4bit-g32"),
+            "qwen3moe": ("w4a16", "gptq", "awq", "mlx-4bit", "mlx-mixed-3-6", "mlx-nvfp4"), "mixtral": ("w4a16", "mlx-4bit"),
+            "gemma3": ("mlx-4bit",), "smollm3": ("mlx-5bit",)}  # gptqmodel 7.7 looks for other names in phi3 and mixtral than published files have
 
 
 def loaders():
@@ -120,7 +122,32 @@ def check_read(python, _):
     return report.finish()
 
 
-CHECKS = {"written": check_written, "read": check_read}
+def check_values(python, a):
+    report = Report("values of MLX folders", "folder", "weights", "equal", "error")
+    named = os.environ.get("QUANT_EXAMPLES")
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work)
+        folders = {p.parent.name: p.parent for p in Path(named).glob("mlx*/config.json")} if named else {}
+        for family in "llama", "qwen3moe":
+            source = small(work / family, family)
+            for preset in a.presets or packed():
+                if preset.startswith("mlx"):
+                    folders[f"{family} {preset}"] = convert(source, preset, work / f"{family}-{preset}")
+        for name, folder in folders.items():
+            try:
+                decoded = convert(folder, "hf-f32", work / "decoded")
+                command = [python, HERE / "mlx_values.py", folder, decoded]
+                done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                if done.returncode:
+                    raise QuantError(done.stderr.strip().splitlines()[-1])
+                weights, equal = map(int, done.stdout.split())
+                report.row("ok" if 0 < weights == equal else "FAIL", name, weights, equal, "")
+            except QuantError as error:
+                report.row("FAIL", name, "-", "-", error)
+    return report.finish()
+
+
+CHECKS = {"written": check_written, "read": check_read, "values": check_values}
 
 
 def run():

@@ -42,10 +42,30 @@ def read_reference(path):
         windows.append((tokens[at:at + count], int(first), int(end)))
         at += count
     hidden = part("hidden").view("<f4").reshape(-1, about["head_dims"][1])
-    head = part("head.0").view({"f32": "<f4", "f16": "<f2", "bf16": "<u2"}[about["head_codec"]]).reshape(about["head_dims"])
-    if about["head_codec"] == "bf16":
-        head = (head.astype(np.uint32) << 16).view(np.float32)
-    return about, windows, hidden, head.astype(np.float32)
+    parts = [part(name) for name in sorted(header) if name.startswith("head.")]
+    return about, windows, hidden, decoded(about["head_codec"], parts, about["head_dims"])
+
+
+def decoded(codec, parts, dims):
+    """A matrix as f32: of floats, or of MLX's integers."""
+    if codec in ("mlx-nvfp4", "mlx-mxfp4"):
+        sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+        values = np.concatenate([sizes, -sizes])[np.stack([parts[0] & 15, parts[0] >> 4], -1)]
+        if codec == "mlx-mxfp4":
+            scales = np.exp2(parts[1].astype(np.float32) - 127)
+        else:
+            exponent, fraction = parts[1] >> 3 & 15, (parts[1] & 7).astype(np.float32)
+            scales = np.where(exponent, np.exp2(exponent - 7.0) * (1 + fraction / 8), fraction / 512).astype(np.float32)
+        return (values.reshape(len(scales), -1) * scales[:, None]).reshape(dims)
+    if codec.startswith("mlx-"):
+        _, width, group, *scales = codec.split("-")
+        bits, group, scales = int(width[:-3]), int(group[1:]), scales[0] if scales else "bf16"
+        stream = np.unpackbits(parts[0], bitorder="little").reshape(-1, bits)
+        codes = (stream << np.arange(bits, dtype=np.uint8)).sum(-1, dtype=np.float32).reshape(-1, group)
+        scale, bias = (decoded(scales, [part], (-1, 1)) for part in parts[1:])
+        return (codes * scale + bias).reshape(dims)
+    values = parts[0].view({"f32": "<f4", "f16": "<f2", "bf16": "<u2"}[codec]).reshape(dims)
+    return (values.astype(np.uint32) << 16).view(np.float32) if codec == "bf16" else values.astype(np.float32)
 
 
 def logits(about, hidden, head):

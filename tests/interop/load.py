@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-OWNER = {"gptq": "gptqmodel", "awq": "gptqmodel"}
+OWNER = {"gptq": "gptqmodel", "awq": "gptqmodel", "mlx": "mlx"}
 
 
 def in_transformers(folder, tokens):
@@ -80,7 +80,8 @@ def main():
     p.add_argument("logits")
     p.add_argument("--with", dest="loader", choices=RUN)
     a = p.parse_args()
-    method = json.loads((a.folder / "config.json").read_text()).get("quantization_config", {}).get("quant_method")
+    config = json.loads((a.folder / "config.json").read_text())
+    method = "mlx" if "quantization" in config else config.get("quantization_config", {}).get("quant_method")
     loader = a.loader or OWNER.get(method, "transformers")
     with contextlib.redirect_stdout(sys.stderr):  # they greet
         logits = RUN[loader](a.folder, np.load(a.tokens).tolist())

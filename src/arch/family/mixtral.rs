@@ -19,4 +19,7 @@ const MOE: &[Name] = &[
     name("model.layers.{L}.block_sparse_moe.experts.{E}.w1", "blk.{L}.ffn_gate_exps"),
     name("model.layers.{L}.block_sparse_moe.experts.{E}.w3", "blk.{L}.ffn_up_exps"),
     name("model.layers.{L}.block_sparse_moe.experts.{E}.w2", "blk.{L}.ffn_down_exps"),
+    name("model.layers.{L}.block_sparse_moe.switch_mlp.gate_proj", "blk.{L}.ffn_gate_exps"),
+    name("model.layers.{L}.block_sparse_moe.switch_mlp.up_proj", "blk.{L}.ffn_up_exps"),
+    name("model.layers.{L}.block_sparse_moe.switch_mlp.down_proj", "blk.{L}.ffn_down_exps"),
 ];

@@ -1,4 +1,5 @@
-//! Formats of Hugging Face folders whose weights are integers: `w = (q - zero) * scale`, with `q` from 0 to 2^bits - 1.
+//! Formats of Hugging Face folders whose weights are integers: `w = (q - zero) * scale`, with `q` from 0 to 2^bits - 1, or
+//! `w = q * scale + offset`.
 //! What they share is here; how a family lays its parts out is its [`Form`], one file a family.
 
 mod fit;
@@ -11,6 +12,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
+use super::bits::{self, UNIT};
 use super::grid::{Codes, Grid, Levels, Scale};
 use super::{Codec, Part};
 use crate::error::{Error, Result};
@@ -27,6 +29,40 @@ pub enum Family {
     Packed,
     /// compressed-tensors `int-quantized`
     Int,
+    /// MLX's `affine`
+    Mlx,
+    /// MLX's `nvfp4` and `mxfp4`
+    MlxFloat,
+    /// compressed-tensors `float-quantized`: E4M3 under a scale a row or a square
+    Float8,
+    /// The same under one scale for the matrix
+    Float8Tensor,
+    /// ModelOpt's FP8, the same
+    ModelOptFloat8,
+    /// compressed-tensors `nvfp4-pack-quantized`
+    Nvfp4,
+    ModelOptNvfp4,
+    /// compressed-tensors `mxfp4-pack-quantized`
+    Mxfp4,
+}
+
+impl Family {
+    /// Codes are whole numbers, not bits of floats.
+    pub fn is_integer(self) -> bool {
+        use Family::{Awq, Gptq, GptqV2, Int, Mlx, Packed};
+        matches!(self, Gptq | GptqV2 | Awq | Packed | Int | Mlx)
+    }
+}
+
+/// What stands for zero in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Zero {
+    /// The code in the middle.
+    Middle,
+    /// A code of the group's own.
+    Code,
+    /// Nothing need to: a number is added to all values, stored like a scale.
+    Free,
 }
 
 /// A format as configuration files describe it.
@@ -38,13 +74,32 @@ pub struct Scheme {
     pub group: Option<usize>,
     /// The zero is in the middle of the codes.
     pub symmetric: bool,
-    /// F16, BF16 or F32.
+    /// F16, BF16 or F32; of 4-bit floats F8_E4M3 or U8.
     pub scales: Dtype,
 }
 
 impl Scheme {
     pub fn columns(&self, cols: usize) -> usize {
         self.group.unwrap_or(cols)
+    }
+
+    pub(super) fn zero(&self) -> Zero {
+        match (self.family, self.symmetric) {
+            (Family::Mlx, _) => Zero::Free,
+            (_, true) => Zero::Middle,
+            (_, false) => Zero::Code,
+        }
+    }
+
+    /// Bytes of a group's zero in [`Taken`].
+    fn zero_bytes(&self) -> usize {
+        if self.zero() == Zero::Free { self.scale_bytes() } else { 1 }
+    }
+
+    /// A scale under which zero is a value.
+    fn at_zero(&self, step: f32) -> Scale {
+        let zero = if self.zero() == Zero::Free { 0.0 } else { f32::from(self.middle()) };
+        Scale { step, zero, offset: 0.0 }
     }
 
     /// Scales of one row.
@@ -61,7 +116,7 @@ impl Scheme {
         (1 << self.bits) - 1
     }
 
-    fn scale_bytes(&self) -> usize {
+    pub fn scale_bytes(&self) -> usize {
         if self.scales == Dtype::F32 { 4 } else { 2 }
     }
 
@@ -75,7 +130,7 @@ impl Scheme {
         }
     }
 
-    fn write_scale(&self, scale: f32, bytes: &mut [u8]) {
+    pub fn write_scale(&self, scale: f32, bytes: &mut [u8]) {
         match self.scales {
             Dtype::F32 => bytes.copy_from_slice(&scale.to_le_bytes()),
             Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
@@ -90,6 +145,16 @@ impl Scheme {
             Dtype::F16 => f16::from_f32(scale).to_f32(),
             _ => bf16::from_f32(scale).to_f32(),
         }
+    }
+
+    /// The nearest scale that the format can hold, never zero nor infinite.
+    pub fn storable(&self, scale: f32) -> f32 {
+        let (smallest, largest) = match self.scales {
+            Dtype::F16 => (f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32()),
+            Dtype::BF16 => (bf16::MIN_POSITIVE.to_f32(), bf16::MAX.to_f32()),
+            _ => (f32::MIN_POSITIVE, f32::MAX),
+        };
+        self.stored(scale.abs().clamp(smallest, largest).copysign(scale))
     }
 
     pub fn scales_part(&self, name: &'static str, shape: Vec<usize>) -> Result<Part> {
@@ -112,7 +177,8 @@ impl Scheme {
     }
 }
 
-/// A matrix taken apart: `scales` as stored, `[rows][groups]`; `zeros` `[rows][groups]`; `codes` `[rows][cols]`.
+/// A matrix taken apart: `scales` as stored, `[rows][groups]`; `zeros` `[rows][groups]`, a byte each or, where they are free,
+/// as stored; `codes` `[rows][cols]`.
 pub struct Taken<'a> {
     pub scales: Vec<u8>,
     pub zeros: Vec<u8>,
@@ -152,17 +218,25 @@ impl<F> Clone for Row<F> {
 impl<F> Copy for Row<F> {}
 
 impl<F: Form> Row<F> {
-    /// Stored parameters of a group: the scale, then the zero if it is free.
-    fn write(&self, scale: f32, zero: u8, params: &mut [u8]) {
-        let (stored, rest) = params.split_at_mut(self.scheme.scale_bytes());
-        self.scheme.write_scale(scale, stored);
-        if let [stored] = rest {
-            *stored = zero;
+    /// Stored parameters of a group: the scale, then the zero unless it is in the middle.
+    fn write(&self, scale: Scale, params: &mut [u8]) {
+        let (step, zero) = params.split_at_mut(self.scheme.scale_bytes());
+        self.scheme.write_scale(scale.step, step);
+        match zero {
+            [] => {}
+            [zero] => *zero = scale.zero as u8,
+            offset => self.scheme.write_scale(scale.offset, offset),
         }
     }
 
-    fn zero(&self, params: &[u8]) -> u8 {
-        params.get(self.scheme.scale_bytes()).copied().unwrap_or(self.scheme.middle())
+    fn read(&self, params: &[u8]) -> Scale {
+        let (step, zero) = params.split_at(self.scheme.scale_bytes());
+        let step = self.scheme.read_scale(step, 0);
+        match zero {
+            [] => self.scheme.at_zero(step),
+            [zero] => Scale { step, zero: f32::from(*zero), offset: 0.0 },
+            offset => Scale { step, zero: 0.0, offset: self.scheme.read_scale(offset, 0) },
+        }
     }
 
     fn multiples(&self) -> Dims {
@@ -219,11 +293,11 @@ impl<F: Form> Codec for Row<F> {
             return None;
         }
         let (width, size) = (self.scheme.scale_bytes(), self.param_bytes());
-        let mut params = vec![0; zeros.len() * size];
-        for ((params, scale), zero) in params.chunks_exact_mut(size).zip(scales.chunks_exact(width)).zip(&zeros) {
-            let (stored, rest) = params.split_at_mut(width);
-            stored.copy_from_slice(scale);
-            rest.fill(*zero);
+        let mut params = vec![0; scales.len() / width * size];
+        let stored = scales.chunks_exact(width).zip(zeros.chunks_exact(self.scheme.zero_bytes()));
+        for (params, (scale, zero)) in params.chunks_exact_mut(size).zip(stored) {
+            params[..width].copy_from_slice(scale);
+            params[width..].copy_from_slice(&zero[..size - width]);
         }
         Some(Codes { params, codes: codes.into_owned() })
     }
@@ -243,7 +317,8 @@ impl<F: Form> Grid for Row<F> {
     }
 
     fn param_bytes(&self) -> usize {
-        self.scheme.scale_bytes() + usize::from(!self.scheme.symmetric)
+        let zero = if self.scheme.zero() == Zero::Middle { 0 } else { self.scheme.zero_bytes() };
+        self.scheme.scale_bytes() + zero
     }
 
     fn fit(&self, w: &[f32], cols: usize, importance: Option<&[f32]>, params: &mut [u8]) {
@@ -251,28 +326,39 @@ impl<F: Form> Grid for Row<F> {
         let per_row = cols / group;
         for (n, (w, params)) in w.chunks_exact(group).zip(params.chunks_exact_mut(self.param_bytes())).enumerate() {
             let importance = importance.map(|i| &i[n % per_row * group..][..group]);
-            let (scale, zero) = fit::group(&self.scheme, w, importance);
-            self.write(scale, zero, params);
+            self.write(fit::group(&self.scheme, w, importance), params);
         }
     }
 
     fn scales(&self, params: &[u8], out: &mut [Scale]) {
-        let zero = f32::from(self.zero(params));
-        out[0] = Scale { step: self.scheme.read_scale(params, 0), zero, offset: 0.0 };
+        out[0] = self.read(params);
     }
 
-    fn adopt(&self, scale: Scale, params: &mut [u8]) -> bool {
-        let zero = scale.zero - scale.offset / scale.step;
+    fn fit_largest(&self, w: &[f32], cols: usize, params: &mut [u8]) {
+        let group = self.scheme.columns(cols).max(1);
+        for (w, params) in w.chunks_exact(group).zip(params.chunks_exact_mut(self.param_bytes())) {
+            self.write(fit::largest(&self.scheme, w), params);
+        }
+    }
+
+    fn adopt(&self, scales: &[Scale], params: &mut [u8]) -> bool {
+        let &[scale] = scales else { return false };
+        let (step, middle) = (scale.step, f32::from(self.scheme.middle()));
+        let zero = scale.zero - scale.offset / step;
         let fits = zero == zero.trunc() && (0.0..=self.scheme.top() as f32).contains(&zero);
-        self.write(scale.step, if fits { zero as u8 } else { self.scheme.middle() }, params);
-        self.scheme.stored(scale.step) == scale.step
+        let offset = scale.offset - scale.zero * step;
+        // Where codes are to spare, another zero is as good; one in the middle is a power of two, which rounds nothing.
+        let offset = if self.scheme.stored(offset) == offset { offset } else { -middle * step };
+        self.write(Scale { step, zero: if fits { zero } else { middle }, offset }, params);
+        self.scheme.stored(step) == step
     }
 
     fn pack(&self, dims: Dims, params: &[u8], codes: &[u8]) -> Vec<Vec<u8>> {
+        let (width, middle) = (self.scheme.scale_bytes(), [self.scheme.middle()]);
         let params = || params.chunks_exact(self.param_bytes());
         let taken = Taken {
-            scales: params().flat_map(|p| &p[..self.scheme.scale_bytes()]).copied().collect(),
-            zeros: params().map(|p| self.zero(p)).collect(),
+            scales: params().flat_map(|p| &p[..width]).copied().collect(),
+            zeros: params().flat_map(|p| if p.len() > width { &p[width..] } else { &middle }).copied().collect(),
             codes: codes.into(),
         };
         F::pack(&self.scheme, dims, &taken)
@@ -280,12 +366,17 @@ impl<F: Form> Grid for Row<F> {
 }
 
 /// Groups that published artifacts use.
-const GROUPS: [Option<usize>; 8] = [Some(16), Some(32), Some(64), Some(128), Some(256), Some(512), Some(1024), None];
+pub(super) const GROUPS: &[Option<usize>; 8] =
+    &[Some(16), Some(32), Some(64), Some(128), Some(256), Some(512), Some(1024), None];
 
 const SCALES: [Dtype; 3] = [Dtype::F16, Dtype::BF16, Dtype::F32];
 
 /// Rows for one width and symmetry.
-pub(super) const VARIANTS: usize = GROUPS.len() * SCALES.len();
+pub(super) const VARIANTS: usize = variants(GROUPS);
+
+pub(super) const fn variants(groups: &[Option<usize>]) -> usize {
+    groups.len() * SCALES.len()
+}
 
 /// What the names of a family are made of: `gptq-4bit-g128`, `pack-4bit-g128-sym-f16`.
 pub(super) struct Naming {
@@ -295,23 +386,25 @@ pub(super) struct Naming {
     pub symmetry: bool,
     /// The type of scales that names do not mention.
     pub scales: Dtype,
+    pub groups: &'static [Option<usize>],
 }
 
 /// All formats of a family: each width and symmetry in each group size and type of scale. `N` is
-/// `widths.len() * symmetric.len() * VARIANTS`.
+/// `widths.len() * symmetric.len() * variants(groups)`.
 pub(super) const fn rows<F: Form, const N: usize>(naming: Naming, widths: &[usize], symmetric: &[bool]) -> [Row<F>; N] {
     let blank = Scheme { family: naming.family, bits: 4, group: None, symmetric: true, scales: naming.scales };
     let mut out = [Row { name: Name::EMPTY, scheme: blank, form: PhantomData }; N];
-    let (kinds, each) = (symmetric.len() * VARIANTS, GROUPS.len());
+    let (variants, each) = (variants(naming.groups), naming.groups.len());
+    let kinds = symmetric.len() * variants;
     assert!(N == widths.len() * kinds);
     let mut n = 0;
     while n < N {
         let scheme = Scheme {
             family: naming.family,
             bits: widths[n / kinds],
-            symmetric: symmetric[n % kinds / VARIANTS],
-            scales: SCALES[n % VARIANTS / each],
-            group: GROUPS[n % each],
+            symmetric: symmetric[n % kinds / variants],
+            scales: SCALES[n % variants / each],
+            group: naming.groups[n % each],
         };
         out[n] = Row { name: Name::of(&naming, &scheme), scheme, form: PhantomData };
         n += 1;
@@ -334,6 +427,34 @@ pub(super) const fn table<F: Form, const N: usize>(rows: &'static [Row<F>; N]) -
 pub(super) fn values(codes: &[u8], zero: u8, scale: f32, out: &mut [f32]) {
     for (out, code) in out.iter_mut().zip(codes) {
         *out = f32::from(i16::from(*code) - i16::from(zero)) * scale;
+    }
+}
+
+/// Codes of rows, each a stream of words.
+pub(super) fn pack_rows(codes: &[u8], cols: usize, bits: usize) -> Vec<u8> {
+    let across = bits::words(cols, bits);
+    let mut out = vec![0; codes.len() / cols.max(1) * across * 4];
+    for (row, codes) in codes.chunks_exact(cols.max(1)).enumerate() {
+        for (unit, from) in codes.chunks(UNIT).enumerate() {
+            let mut codes = [0; UNIT];
+            codes[..from.len()].copy_from_slice(from);
+            for (i, w) in bits::pack(bits, &codes)[..bits::words(from.len(), bits)].iter().enumerate() {
+                put(&mut out, row * across + unit * bits + i, *w);
+            }
+        }
+    }
+    out
+}
+
+/// Takes such a row apart.
+pub(super) fn unpack_row(part: &Bytes<'_>, row: usize, bits: usize, out: &mut [u8]) {
+    let across = bits::words(out.len(), bits);
+    for (unit, out) in out.chunks_mut(UNIT).enumerate() {
+        let mut words = [0; 8];
+        for (i, w) in words[..bits::words(out.len(), bits)].iter_mut().enumerate() {
+            *w = word(part, row * across + unit * bits + i);
+        }
+        out.copy_from_slice(&bits::unpack(bits, &words)[..out.len()]);
     }
 }
 
@@ -360,7 +481,11 @@ mod tests {
         for codec in codec::all() {
             let Some(scheme) = codec.scheme() else { continue };
             assert_eq!(codec::with_scheme(scheme).unwrap().name(), codec.name());
-            assert!(codec.name().contains(&format!("-{}bit-", scheme.bits)), "{}", codec.name());
+            assert!(
+                !scheme.family.is_integer() || codec.name().contains(&format!("-{}bit-", scheme.bits)),
+                "{}",
+                codec.name()
+            );
             seen += 1;
         }
         assert!(seen > 100);

@@ -41,7 +41,7 @@ fn layerless(stem: &str) -> Option<String> {
 }
 
 fn missing(arch: &Arch, spec: &ModelSpec, name: &str) -> Error {
-    let source = arch.hf_name(name, None).or_else(|| arch.hf_name(name, Some(0))).unwrap_or_default();
+    let source = arch.hf_name(name, Some(0)).or_else(|| arch.hf_name(name, None)).unwrap_or_default();
     let error = Error::input(format!("{source} is missing")).at(name);
     match name {
         "output.weight" => error.help("if the model ties its output to the embedding, config.json must say \"tie_word_embeddings\": true"),

@@ -1,13 +1,14 @@
-//! Weights in the parts of an integer format: which parts make one weight, and which format their shapes tell.
+//! Weights of several parts: which parts make one weight, and which format their types and shapes tell.
 
 use std::collections::HashMap;
 
+use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::place::Stored;
-use super::quantized::{Integers, Storage};
+use super::place::{Plane, Stored};
+use super::quantized::{Packing, Storage};
 use super::shards::{Located, Shard};
-use crate::codec::{self, Codec, Family, Part, Scheme, bits};
+use crate::codec::{self, Codec, Family, Part, Scheme, bits, fp8};
 use crate::container::Dropped;
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
@@ -21,9 +22,16 @@ pub struct Bundle {
     pub file: String,
     pub codec: &'static dyn Codec,
     pub dims: Dims,
-    /// In the order of the codec's layout.
-    pub parts: Vec<Stored>,
+    /// How many matrices of these `dims` it stacks, if it is a stack.
+    pub experts: Option<usize>,
+    pub planes: Vec<Plane>,
 }
+
+/// Tensors of a folder by name.
+pub type All = HashMap<String, Located>;
+
+/// Packed weights, the other tensors in their order, and what is left out.
+pub type Found = (Vec<Bundle>, Vec<Located>, Vec<Dropped>);
 
 /// The part by which a packed weight is known.
 const MARKS: &[(&str, Mark)] = &[(".qweight", Mark::Words), (".weight_packed", Mark::Rows), (".weight", Mark::Bytes)];
@@ -34,13 +42,14 @@ enum Mark {
     Words,
     /// compressed-tensors, packed.
     Rows,
-    /// compressed-tensors, a byte a weight.
+    /// compressed-tensors and ModelOpt, beside a scale.
     Bytes,
 }
 
 /// What lies beside weights without being part of them.
 const BESIDE: &[(&str, &str)] = &[
     (".input_scale", "a scale of activations"),
+    (".input_global_scale", "a scale of activations"),
     (".input_zero_point", "a zero of activations"),
     (".output_scale", "a scale of activations"),
     (".k_scale", "a scale of the KV cache"),
@@ -49,32 +58,48 @@ const BESIDE: &[(&str, &str)] = &[
 ];
 
 /// Parts that no weight claimed say that it is incomplete.
-const PARTS: &[&str] =
-    &[".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"];
+const PARTS: &[&str] = &[
+    ".qzeros",
+    ".scales",
+    ".biases",
+    ".g_idx",
+    ".weight_scale",
+    ".weight_scale_2",
+    ".weight_global_scale",
+    ".weight_zero_point",
+    ".weight_shape",
+    ".weight_g_idx",
+];
 
 /// A packed weight in a folder that does not say that it has any.
 pub fn undeclared<'a>(storage: &Storage, located: &'a [Located]) -> Option<&'a Located> {
-    let packed = |l: &&Located| MARKS.iter().any(|(mark, m)| *m != Mark::Bytes && l.entry.name.ends_with(mark));
-    located.iter().filter(|_| !matches!(storage, Storage::Integers(_))).find(packed)
+    let marked = |name: &str| MARKS.iter().any(|(mark, m)| *m != Mark::Bytes && name.ends_with(mark));
+    let packed = |l: &&Located| marked(&l.entry.name) || l.entry.dtype == Dtype::U32;
+    located.iter().filter(|_| !matches!(storage, Storage::Packed(_) | Storage::Mlx(_))).find(packed)
 }
 
 /// Takes all packed weights out of the tensors of a folder.
-pub fn bundles(
-    storage: &Integers,
+pub fn bundles(storage: &Packing, shards: &[Shard], located: Vec<Located>) -> Result<Found> {
+    collect(shards, located, |name, file, all| {
+        let (module, mark) = MARKS.iter().find_map(|(suffix, m)| Some((name.strip_suffix(suffix)?, *m)))?;
+        let packed = mark != Mark::Bytes || all.contains_key(&format!("{module}.weight_scale"));
+        packed.then(|| Module { storage, shards, module }.bundle(mark, file, all))
+    })
+}
+
+/// Takes what `bundle` makes of a tensor's name, its file and the tensors that are left, from which it removes the parts.
+pub fn collect(
     shards: &[Shard],
     located: Vec<Located>,
-) -> Result<(Vec<Bundle>, Vec<Located>, Vec<Dropped>)> {
+    bundle: impl Fn(&str, &str, &mut All) -> Option<Result<Bundle>>,
+) -> Result<Found> {
     let mut order: Vec<String> = located.iter().map(|l| l.entry.name.clone()).collect();
-    let mut all: HashMap<String, Located> = located.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
+    let mut all: All = located.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
     let (mut bundles, mut dropped) = (Vec::new(), Vec::new());
     for name in &order {
-        let Some((module, mark)) = MARKS.iter().find_map(|(suffix, m)| Some((name.strip_suffix(suffix)?, *m))) else {
-            continue;
-        };
-        let packed = mark != Mark::Bytes || all.contains_key(&format!("{module}.weight_scale"));
-        if let Some(first) = all.get(name).filter(|_| packed) {
-            let file = shards[first.shard].file.clone();
-            let bundle = Module { storage, shards, module }.bundle(mark, &file, &mut all);
+        let Some(first) = all.get(name) else { continue };
+        let file = shards[first.shard].file.as_str();
+        if let Some(bundle) = bundle(name, file, &mut all) {
             bundles.push(bundle.at(|| name.as_str()).at(|| file)?);
         }
     }
@@ -96,25 +121,30 @@ pub fn bundles(
 }
 
 struct Module<'a> {
-    storage: &'a Integers,
+    storage: &'a Packing,
     shards: &'a [Shard],
     module: &'a str,
 }
 
 impl Module<'_> {
-    fn bundle(&self, mark: Mark, file: &str, all: &mut HashMap<String, Located>) -> Result<Bundle> {
-        let (scheme, dims) = match mark {
-            Mark::Words => self.transposed(all)?,
-            Mark::Rows => self.rows(all)?,
-            Mark::Bytes => self.bytes(all)?,
+    fn bundle(&self, mark: Mark, file: &str, all: &mut All) -> Result<Bundle> {
+        let codes = if mark == Mark::Rows { "weight_packed" } else { "weight" };
+        let (scheme, dims) = match (mark, all.get(&format!("{}.{codes}", self.module)).map(|l| l.entry.dtype)) {
+            (Mark::Words, _) => self.transposed(all)?,
+            (_, Some(Dtype::U8)) => self.fours(all, codes)?,
+            (Mark::Rows, _) => self.rows(all)?,
+            (Mark::Bytes, Some(Dtype::F8_E4M3)) => self.eights(all)?,
+            (Mark::Bytes, _) => self.bytes(all)?,
         };
-        let codec = codec::with_scheme(&scheme).ok_or_else(|| {
+        let ragged = scheme.family == Family::Float8 && scheme.group.is_some_and(|g| !dims.cols.is_multiple_of(g));
+        let codec = if ragged { Some(&fp8::BLOCK_FP8 as &dyn Codec) } else { codec::with_scheme(&scheme) };
+        let codec = codec.ok_or_else(|| {
             let group = scheme.group.map_or_else(|| "whole rows".to_owned(), |g| format!("groups of {g}"));
             Error::unsupported(format!("{} bits in {group} with scales of {}", scheme.bits, scheme.scales))
         })?;
         // The shapes in a file are no request of anyone's.
         let layout = codec.layout(dims).map_err(|e| Error::input(e.message()))?;
-        let mut parts = layout.iter().map(|part| self.part(all, part)).collect::<Result<Vec<_>>>()?;
+        let mut parts = layout.iter().map(|part| take(self.module, all, part, None)).collect::<Result<Vec<_>>>()?;
         if let (Mark::Words, [_, zeros, _, index]) = (mark, parts.as_mut_slice()) {
             self.check_index(&scheme, dims.cols, index).at(|| format!("{}.g_idx", self.module))?;
             self.check_zeros(&scheme, zeros).at(|| format!("{}.qzeros", self.module))?;
@@ -125,30 +155,38 @@ impl Module<'_> {
         }
         let name = format!("{}.weight", self.module);
         let source = format!("{}.{}", self.module, layout[0].name);
-        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, parts })
+        let (scale, inputs) = self.tensor_scale(codec, all)?;
+        let planes = vec![Plane { parts, scale, inputs }];
+        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, experts: None, planes })
     }
 
-    fn find<'a>(&self, all: &'a HashMap<String, Located>, part: &str) -> Result<&'a Located> {
-        let name = format!("{}.{part}", self.module);
-        all.get(&name).ok_or_else(|| Error::input(format!("its part {name} is missing")))
+    /// The multipliers that lie beside the parts: of the weights, and of the inputs where the file has it.
+    fn tensor_scale(&self, codec: &dyn Codec, all: &mut All) -> Result<(f32, Option<f32>)> {
+        let Some(kind) = codec.tensor_scale() else { return Ok((1.0, None)) };
+        find(self.module, all, kind.weight)?;
+        let mut take = |suffix: &str| {
+            let name = format!("{}.{suffix}", self.module);
+            let located = all.remove(&name)?;
+            let number = number(&self.shards[located.shard].map[located.entry.bytes.clone()], located.entry.dtype);
+            let scale = number.map(|x| kind.turned(x)).filter(|s| s.is_finite() && *s > 0.0);
+            Some(scale.ok_or_else(|| {
+                let (shape, dtype) = (&located.entry.shape, located.entry.dtype);
+                let value = number.map_or_else(String::new, |x| format!(", {x:e}"));
+                Error::input(format!("a scale must be one positive number, this is {shape:?} of {dtype}{value}"))
+                    .at(name)
+            }))
+        };
+        Ok((take(kind.weight).transpose()?.unwrap_or(1.0), take(kind.input).transpose()?))
     }
 
     /// Two dimensions of a part.
-    fn shape(&self, all: &HashMap<String, Located>, part: &str) -> Result<[usize; 2]> {
-        let shape = &self.find(all, part)?.entry.shape;
+    fn shape(&self, all: &All, part: &str) -> Result<[usize; 2]> {
+        let shape = &find(self.module, all, part)?.entry.shape;
         match shape[..] {
             [rows, cols] if rows > 0 && cols > 0 => Ok([rows, cols]),
             // One scale a row.
             [rows] if rows > 0 => Ok([rows, 1]),
             _ => Err(Error::input(format!("{part} has shape {shape:?}"))),
-        }
-    }
-
-    fn scales(&self, all: &HashMap<String, Located>, part: &str) -> Result<Dtype> {
-        let dtype = self.find(all, part)?.entry.dtype;
-        match dtype {
-            Dtype::F16 | Dtype::BF16 | Dtype::F32 => Ok(dtype),
-            other => Err(Error::unsupported(format!("{part} has elements of type {other}"))),
         }
     }
 
@@ -168,10 +206,10 @@ impl Module<'_> {
     }
 
     /// GPTQ and AWQ: the matrix lies transposed.
-    fn transposed(&self, all: &HashMap<String, Located>) -> Result<(Scheme, Dims)> {
+    fn transposed(&self, all: &All) -> Result<(Scheme, Dims)> {
         let [down, across] = self.shape(all, "qweight")?;
         let [groups, _] = self.shape(all, "scales")?;
-        let scales = self.scales(all, "scales")?;
+        let scales = scales(self.module, all, "scales")?;
         let family = self.storage.family;
         if family == Family::Awq {
             let overflow = || Error::input("its shape overflows");
@@ -194,8 +232,8 @@ impl Module<'_> {
     }
 
     /// compressed-tensors, packed.
-    fn rows(&self, all: &HashMap<String, Located>) -> Result<(Scheme, Dims)> {
-        let shape = self.find(all, "weight_shape")?;
+    fn rows(&self, all: &All) -> Result<(Scheme, Dims)> {
+        let shape = find(self.module, all, "weight_shape")?;
         let bytes = &self.shards[shape.shard].map[shape.entry.bytes.clone()];
         let size = |n: usize| {
             let bytes: [u8; 8] = bytes.get(n * 8..n * 8 + 8)?.try_into().ok()?;
@@ -225,39 +263,51 @@ impl Module<'_> {
         };
         let [_, groups] = self.shape(all, "weight_scale")?;
         let symmetric = !all.contains_key(&format!("{}.weight_zero_point", self.module));
-        let (group, scales) = (self.group(dims.cols, groups)?, self.scales(all, "weight_scale")?);
+        let (group, scales) = (self.group(dims.cols, groups)?, scales(self.module, all, "weight_scale")?);
         Ok((Scheme { family: Family::Packed, bits, group, symmetric, scales }, dims))
     }
 
     /// compressed-tensors, a byte a weight.
-    fn bytes(&self, all: &HashMap<String, Located>) -> Result<(Scheme, Dims)> {
+    fn bytes(&self, all: &All) -> Result<(Scheme, Dims)> {
         let [rows, cols] = self.shape(all, "weight")?;
         let [_, groups] = self.shape(all, "weight_scale")?;
         let symmetric = !all.contains_key(&format!("{}.weight_zero_point", self.module));
         let bits = self.width(8, || format!("its codes have 8 bits, config.json says {:?}", self.storage.widths))?;
-        let (group, scales) = (self.group(cols, groups)?, self.scales(all, "weight_scale")?);
+        let (group, scales) = (self.group(cols, groups)?, scales(self.module, all, "weight_scale")?);
         Ok((Scheme { family: Family::Int, bits, group, symmetric, scales }, Dims::new(rows, cols)))
     }
 
-    /// Takes one part; its type and shape must be those of the layout.
-    fn part(&self, all: &mut HashMap<String, Located>, part: &Part) -> Result<Stored> {
-        let name = format!("{}.{}", self.module, part.name);
-        let Some(located) = all.remove(&name) else {
-            return match part.name {
-                // Tools that never reorder columns leave it out.
-                "g_idx" => Ok(Stored::Made(Vec::new())),
-                _ => Err(Error::input(format!("its part {name} is missing"))),
-            };
+    /// Floats of four bits.
+    fn fours(&self, all: &All, codes: &str) -> Result<(Scheme, Dims)> {
+        let [rows, bytes] = self.shape(all, codes)?;
+        let cols = bytes.checked_mul(2).ok_or_else(|| Error::input("its shape overflows"))?;
+        let scales = find(self.module, all, "weight_scale")?.entry.dtype;
+        let (family, group) = match (codes, scales) {
+            ("weight", Dtype::F8_E4M3) => (Family::ModelOptNvfp4, 16),
+            (_, Dtype::F8_E4M3) => (Family::Nvfp4, 16),
+            ("weight_packed", Dtype::U8) => (Family::Mxfp4, 32),
+            (_, other) => {
+                return Err(Error::unsupported(format!("4-bit floats in {codes} with weight_scale of type {other}")));
+            }
         };
-        let (have, shape) = (located.entry.dtype, &located.entry.shape);
-        let words = (have, part.dtype) == (Dtype::U32, Dtype::I32);
-        // A column of scales may be stored as a vector.
-        let column = part.shape.split_last().is_some_and(|(last, rest)| *last == 1 && rest == shape.as_slice());
-        if (have != part.dtype && !words) || (*shape != part.shape && !column) {
-            let message = format!("{shape:?} of {have} instead of {:?} of {}", part.shape, part.dtype);
-            return Err(Error::input(message).at(name));
-        }
-        Ok(Stored::Mapped { shard: located.shard, bytes: located.entry.bytes, widened: false })
+        Ok((Scheme { family, bits: 4, group: Some(group), symmetric: true, scales }, Dims::new(rows, cols)))
+    }
+
+    /// Floats of eight bits, under scales of rows, of squares or of the matrix.
+    fn eights(&self, all: &All) -> Result<(Scheme, Dims)> {
+        let [rows, cols] = self.shape(all, "weight")?;
+        let shape = &find(self.module, all, "weight_scale")?.entry.shape;
+        let squares = [rows.div_ceil(fp8::BLOCK), cols.div_ceil(fp8::BLOCK)];
+        let modelopt = self.storage.family == Family::ModelOptNvfp4;
+        let one = if modelopt { Family::ModelOptFloat8 } else { Family::Float8Tensor };
+        let (family, group) = match shape[..] {
+            [] | [1] => (one, None),
+            [r] | [r, 1] if r == rows => (Family::Float8, None),
+            [r, c] if [r, c] == squares => (Family::Float8, Some(fp8::BLOCK)),
+            _ => return Err(Error::input(format!("weight_scale has shape {shape:?} for {rows} x {cols} weights"))),
+        };
+        let scales = if family == one { Dtype::F32 } else { scales(self.module, all, "weight_scale")? };
+        Ok((Scheme { family, bits: 8, group, symmetric: true, scales }, Dims::new(rows, cols)))
     }
 
     /// Every column belongs to a group, and to the one that kernels take when they do not look here.
@@ -289,6 +339,55 @@ impl Module<'_> {
                 .help("convert it to checkpoint_format gptq_v2 with the tool that wrote it"));
         }
         Ok(())
+    }
+}
+
+pub fn find<'a>(module: &str, all: &'a All, part: &str) -> Result<&'a Located> {
+    let name = format!("{module}.{part}");
+    all.get(&name).ok_or_else(|| Error::input(format!("its part {name} is missing")))
+}
+
+/// The type of a part's scales.
+pub fn scales(module: &str, all: &All, part: &str) -> Result<Dtype> {
+    let dtype = find(module, all, part)?.entry.dtype;
+    match dtype {
+        Dtype::F16 | Dtype::BF16 | Dtype::F32 => Ok(dtype),
+        other => Err(Error::unsupported(format!("{part} has elements of type {other}"))),
+    }
+}
+
+/// Takes one part, of one matrix or of so many; its type and shape must be those of the layout.
+pub fn take(module: &str, all: &mut All, part: &Part, experts: Option<usize>) -> Result<Stored> {
+    // Of two names for one thing, compressed-tensors has the shorter.
+    let own = part.name.strip_suffix("_inv").unwrap_or(part.name);
+    let name = format!("{module}.{own}");
+    let Some(located) = all.remove(&name) else {
+        return match part.name {
+            // Tools that never reorder columns leave it out.
+            "g_idx" => Ok(Stored::Made(Vec::new())),
+            _ => Err(Error::input(format!("its part {name} is missing"))),
+        };
+    };
+    let expected: Vec<usize> = experts.into_iter().chain(part.shape.iter().copied()).collect();
+    let (have, shape) = (located.entry.dtype, &located.entry.shape);
+    let words = (have, part.dtype) == (Dtype::U32, Dtype::I32);
+    // A column of scales may be stored as a vector.
+    let column = expected.split_last().is_some_and(|(last, rest)| *last == 1 && rest == shape.as_slice());
+    let widened = (have, part.dtype) == (Dtype::BF16, Dtype::F32);
+    if (have != part.dtype && !words && !widened) || (*shape != expected && !column) {
+        let message = format!("{shape:?} of {have} instead of {expected:?} of {}", part.dtype);
+        return Err(Error::input(message).at(name));
+    }
+    Ok(Stored::Mapped { shard: located.shard, bytes: located.entry.bytes, widened })
+}
+
+/// The only number of a tensor.
+fn number(bytes: &[u8], dtype: Dtype) -> Option<f32> {
+    match (dtype, bytes) {
+        (Dtype::F32, &[a, b, c, d]) => Some(f32::from_le_bytes([a, b, c, d])),
+        (Dtype::BF16, &[a, b]) => Some(bf16::from_le_bytes([a, b]).to_f32()),
+        (Dtype::F16, &[a, b]) => Some(f16::from_le_bytes([a, b]).to_f32()),
+        _ => None,
     }
 }
 

@@ -21,8 +21,8 @@ pub struct NewTensor {
 /// Above it a shard ends, as transformers has it.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// The weight files and their index; one slot for each tensor, in the order given.
-pub fn layout(weights: &[Vec<NewTensor>], split: Option<u64>) -> Result<(Vec<NewFile>, Vec<Slot>)> {
+/// The weight files and their index; one slot for each tensor, in the order given. `format`: whose layout the tensors have.
+pub fn layout(weights: &[Vec<NewTensor>], split: Option<u64>, format: &str) -> Result<(Vec<NewFile>, Vec<Slot>)> {
     let all: Vec<&NewTensor> = weights.iter().flatten().collect();
     let mut names = HashSet::new();
     if let Some(twice) = all.iter().find(|t| !names.insert(t.name.as_str())) {
@@ -39,7 +39,7 @@ pub fn layout(weights: &[Vec<NewTensor>], split: Option<u64>) -> Result<(Vec<New
         // Widest elements first, so that all of them are aligned; by name among equals.
         let mut order: Vec<usize> = shard.clone().collect();
         order.sort_by(|a, b| (all[*b].dtype, &all[*a].name).cmp(&(all[*a].dtype, &all[*b].name)));
-        let header = header(order.iter().map(|i| all[*i]));
+        let header = header(order.iter().map(|i| all[*i]), format);
         let mut offset = header.len() as u64;
         for i in order {
             slots[i] = Slot { shard: no, offset, bytes: all[i].bytes };
@@ -79,10 +79,10 @@ fn ranges(weights: &[Vec<NewTensor>], limit: u64) -> Vec<std::ops::Range<usize>>
 }
 
 /// The length, the JSON, and blanks up to a multiple of eight bytes.
-fn header<'a>(tensors: impl Iterator<Item = &'a NewTensor>) -> Vec<u8> {
+fn header<'a>(tensors: impl Iterator<Item = &'a NewTensor>, format: &str) -> Vec<u8> {
     let mut entries = Map::new();
-    // Loaders ask which framework's layout the tensors have.
-    entries.insert("__metadata__".into(), json!({ "format": "pt" }));
+    // Loaders ask for it.
+    entries.insert("__metadata__".into(), json!({ "format": format }));
     let mut offset = 0u64;
     for t in tensors {
         let end = offset.saturating_add(t.bytes);
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn readers_find_every_tensor_where_its_slot_is() {
         for (split, count) in [(None, 1), (Some(60), 2), (Some(1), 3)] {
-            let (files, slots) = layout(&weights(), split).unwrap();
+            let (files, slots) = layout(&weights(), split, "pt").unwrap();
             let shards: Vec<&NewFile> = files.iter().filter(|f| f.path.extension().unwrap() == "safetensors").collect();
             assert_eq!((shards.len(), files.len()), (count, if count == 1 { 1 } else { count + 1 }));
             let mut seen = 0;
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_index_names_the_shard_of_every_tensor() {
-        let (files, _) = layout(&weights(), Some(60)).unwrap();
+        let (files, _) = layout(&weights(), Some(60), "pt").unwrap();
         let Start::Bytes(bytes) = &files.last().unwrap().start else { panic!() };
         let index: Value = serde_json::from_slice(bytes).unwrap();
         assert_eq!(index["metadata"]["total_size"], 2 * (24 + 6 + 16) + 10);

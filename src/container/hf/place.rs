@@ -6,6 +6,7 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use super::integers::{self, Bundle};
+use super::mlx;
 use super::quantized::Storage;
 use super::shards::{Located, Shard};
 use crate::arch::{Arch, ModelSpec, Part, Place, Placement, WeightId};
@@ -22,8 +23,16 @@ pub enum Content {
     Made(Vec<u8>),
 }
 
-/// One matrix: its parts, in the order of the codec's layout.
-pub type Plane = Vec<Stored>;
+/// One matrix.
+#[derive(Clone)]
+pub struct Plane {
+    /// In the order of the codec's layout.
+    pub parts: Vec<Stored>,
+    /// Multiplies what they decode to.
+    pub scale: f32,
+    /// What its inputs are divided by before they are rounded, where the file says so.
+    pub inputs: Option<f32>,
+}
 
 /// One part of a matrix.
 #[derive(Clone)]
@@ -35,6 +44,20 @@ pub enum Stored {
         widened: bool,
     },
     Made(Vec<u8>),
+}
+
+impl Stored {
+    /// The `n`th of equal pieces.
+    pub fn plane(&self, n: usize, size: usize) -> Stored {
+        let piece = n * size..(n + 1) * size;
+        match self {
+            Stored::Mapped { shard, bytes, widened } => {
+                let bytes = bytes.start + piece.start..bytes.start + piece.end;
+                Stored::Mapped { shard: *shard, bytes, widened: *widened }
+            }
+            Stored::Made(bytes) => Stored::Made(bytes[piece].to_vec()),
+        }
+    }
 }
 
 pub struct Placed {
@@ -79,25 +102,24 @@ pub fn place(
             .help("config.json lacks its quantization_config: download it again"));
     }
     let (bundles, located, dropped) = match storage {
-        Storage::Integers(integers) => {
-            let found = integers::bundles(integers, shards, located)?;
-            if found.0.is_empty() {
-                return Err(Error::input("config.json says that the weights are packed, and none is")
-                    .help("config.json is of another model: download it again"));
-            }
-            found
-        }
+        Storage::Packed(packing) => integers::bundles(packing, shards, located)?,
+        Storage::Mlx(mlx) => mlx::bundles(mlx, shards, located)?,
         _ => (Vec::new(), located, Vec::new()),
     };
+    if bundles.is_empty() && matches!(storage, Storage::Packed(_) | Storage::Mlx(_)) {
+        return Err(Error::input("config.json says that the weights are packed, and none is")
+            .help("config.json is of another model: download it again"));
+    }
     let is_scale = |l: &Located| *storage == Storage::Fp8Block && l.entry.name.ends_with(SCALE_SUFFIX);
     let (scales, mut weights): (Vec<_>, Vec<_>) = located.into_iter().partition(is_scale);
     let mut scales: HashMap<_, _> = scales.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
     let mut sorter = Sorter { arch, spec, storage, pieces: BTreeMap::new(), dropped };
+    let embedded = bundles.iter().any(|b| b.name.ends_with(EMBEDDING));
     for bundle in bundles {
         let (source, file) = (bundle.source.clone(), bundle.file.clone());
         sorter.put_bundle(bundle).at(|| source).at(|| file)?;
     }
-    let head_alone = spec.tied && !weights.iter().any(|w| w.entry.name.ends_with(EMBEDDING));
+    let head_alone = spec.tied && !embedded && !weights.iter().any(|w| w.entry.name.ends_with(EMBEDDING));
     for source in &mut weights {
         let file = &shards[source.shard].file;
         let scale = scales.remove(&format!("{}{SCALE_SUFFIX}", source.entry.name));
@@ -149,7 +171,7 @@ impl Sorter<'_> {
     }
 
     fn put_bundle(&mut self, bundle: Bundle) -> Result<()> {
-        let Bundle { name, source, file, codec, dims, parts } = bundle;
+        let Bundle { name, source, file, codec, dims, experts, planes } = bundle;
         let places = match self.arch.resolve(&name, self.spec)? {
             Placement::Place(places) => places,
             Placement::Drop(reason) => {
@@ -161,16 +183,21 @@ impl Sorter<'_> {
             if part != Part::Whole {
                 return Err(Error::unsupported("experts that are packed in one tensor"));
             }
+            if experts.is_some_and(|n| n != self.spec.experts() as usize || expert.is_some()) {
+                let message = format!("{} matrices, config.json says {} experts", planes.len(), self.spec.experts());
+                return Err(Error::input(message).help("config.json is of another model: download it again"));
+            }
             let tensor = Tensor {
                 id: WeightId::parse(&name),
-                shape: vec![dims.rows, dims.cols],
+                shape: experts.into_iter().chain([dims.rows, dims.cols]).collect(),
                 codec,
                 source: source.clone(),
                 file: file.clone(),
-                bytes: codec.bytes(dims)?,
+                // Parts of so many bytes are in the files.
+                bytes: codec.bytes(dims)? * planes.len(),
                 name: name.clone(),
             };
-            self.insert(name, expert, Piece { tensor, planes: vec![parts.clone()] })?;
+            self.insert(name, expert, Piece { tensor, planes: planes.clone() })?;
         }
         Ok(())
     }
@@ -202,7 +229,7 @@ impl Sorter<'_> {
             let start = entry.bytes.start + (p * rows + kept.start) * row;
             let scale = scale.map(|s| scale_of(s, &tensor, p, &kept)).transpose()?;
             let codes = Stored::Mapped { shard: source.shard, bytes: start..start + kept.len() * row, widened: false };
-            Ok(std::iter::once(codes).chain(scale).collect())
+            Ok(Plane { parts: std::iter::once(codes).chain(scale).collect(), scale: 1.0, inputs: None })
         };
         let planes: Vec<_> = (0..planes).map(plane).collect::<Result<_>>()?;
         if let [.., rows, _] = tensor.shape.as_mut_slice() {
@@ -235,7 +262,7 @@ fn codec_of(dtype: Dtype, scaled: bool, storage: &Storage) -> Result<&'static dy
         (Dtype::F8_E4M3, false, Storage::Fp8Block) => {
             return Err(Error::input(format!("an FP8 weight without its scale (..{SCALE_SUFFIX})")));
         }
-        (Dtype::I8, _, Storage::Integers(_)) => {
+        (Dtype::I8 | Dtype::F8_E4M3, _, Storage::Packed(_)) => {
             return Err(Error::input("a weight of bytes without its scale (weight_scale)"));
         }
         (_, true, _) => return Err(Error::input(format!("a scale (..{SCALE_SUFFIX}) beside a weight of {dtype}"))),

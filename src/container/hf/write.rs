@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::declare::{self, Module};
 use super::layout::{self, NewTensor};
-use super::{CONFIG, SIDECARS, json as files, quantized, shards};
-use crate::codec::{Codec, float};
+use super::{CONFIG, SIDECARS, json as files, mlx, quantized, shards};
+use crate::codec::{Activations, Codec, float};
 use crate::container::sink::{NewFile, Sink, Slot, Start};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
@@ -17,9 +17,11 @@ use crate::tensor::Dims;
 pub struct NewWeight {
     /// `model.layers.0.mlp.down_proj.weight`
     pub name: String,
-    /// `[rows, cols]` or `[n]`
+    /// `[experts, rows, cols]`, `[rows, cols]` or `[n]`
     pub shape: Vec<usize>,
     pub codec: &'static dyn Codec,
+    /// The scale of its inputs is stored as well.
+    pub inputs: bool,
 }
 
 /// All files of a folder, before one is written.
@@ -49,21 +51,28 @@ impl Folder {
 }
 
 /// Plans a folder of `weights`, for a model whose other files lie in `source`. `floats`: the element type that config.json shall
-/// name, if another than the source's. `split`: largest size of a weight file.
-pub fn folder(source: &Path, weights: &[NewWeight], floats: Option<Dtype>, split: Option<u64>) -> Result<Folder> {
+/// name, if another than the source's. `activations`: what it shall say of the inputs. `split`: largest size of a weight file.
+pub fn folder(
+    source: &Path,
+    weights: &[NewWeight],
+    floats: Option<Dtype>,
+    activations: Activations,
+    split: Option<u64>,
+) -> Result<Folder> {
     let tensors = weights.iter().map(stored).collect::<Result<Vec<_>>>()?;
-    let (mut files, slots) = layout::layout(&tensors, split)?;
-    let declared = declare::declare(&modules(weights))?;
+    let mlx = weights.iter().any(|w| mlx::owns(w.codec));
+    let (mut files, slots) = layout::layout(&tensors, split, if mlx { "mlx" } else { "pt" })?;
+    let declared = declare::declare(&modules(weights, mlx), activations)?;
     let mut config = files::config(source, CONFIG)?.ok_or_else(|| Error::input("no config.json"))?;
     forget(&mut config);
     if let Some(dtype) = floats {
         set_dtype(&mut config, dtype);
     }
     if let Some(declared) = declared {
-        if let Some(sidecar) = declared.sidecar {
-            files.push(layout::text(sidecar, &declared.config));
+        if let Some((name, sidecar)) = declared.sidecar {
+            files.push(layout::text(name, &sidecar));
         }
-        config["quantization_config"] = declared.config;
+        declared.keys.iter().for_each(|key| config[*key] = declared.config.clone());
     }
     files.push(layout::text(CONFIG, &config));
     files.extend(beside(source)?);
@@ -73,13 +82,13 @@ pub fn folder(source: &Path, weights: &[NewWeight], floats: Option<Dtype>, split
 
 /// The tensors that a weight becomes.
 fn stored(weight: &NewWeight) -> Result<Vec<NewTensor>> {
-    let NewWeight { name, shape, codec } = weight;
+    let NewWeight { name, shape, codec, inputs } = weight;
     if let Some(dtype) = float::dtype(*codec) {
         let bytes = codec.bytes(Dims::new(1, shape.iter().product())).at(|| name)?;
         return Ok(vec![NewTensor { name: name.clone(), dtype, shape: shape.clone(), bytes: bytes as u64 }]);
     }
-    let (module, dims) = match (name.strip_suffix(".weight"), &shape[..], codec.scheme()) {
-        (Some(module), &[rows, cols], Some(_)) => (module, Dims::new(rows, cols)),
+    let (module, experts, dims) = match (name.strip_suffix(".weight"), &shape[..], codec.scheme()) {
+        (Some(module), &[ref experts @ .., rows, cols], Some(_)) => (module, experts, Dims::new(rows, cols)),
         _ => {
             let message = format!("a Hugging Face folder cannot hold {shape:?} as {}", codec.name());
             return Err(Error::request(message).at(name).help("`quant list formats` shows what it can"));
@@ -89,15 +98,31 @@ fn stored(weight: &NewWeight) -> Result<Vec<NewTensor>> {
     let tensor = |part: crate::codec::Part| NewTensor {
         name: format!("{module}.{}", part.name),
         dtype: part.dtype,
-        shape: part.shape,
-        bytes: part.bytes as u64,
+        shape: [experts, &part.shape].concat(),
+        bytes: experts.iter().fold(part.bytes as u64, |bytes, n| bytes.saturating_mul(*n as u64)),
     };
-    Ok(parts.into_iter().map(tensor).collect())
+    let mut tensors: Vec<NewTensor> = parts.into_iter().map(tensor).collect();
+    for (suffix, shape) in beside_parts(*codec, *inputs) {
+        tensors.push(NewTensor {
+            name: format!("{module}.{suffix}"),
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            bytes: 4,
+        });
+    }
+    Ok(tensors)
 }
 
-/// The linear layers among the weights.
-fn modules(weights: &[NewWeight]) -> Vec<Module> {
-    let matrices = weights.iter().filter(|w| w.shape.len() == 2 && !w.name.contains("embed"));
+/// What lies beside the parts of a matrix: its scale, and that of its inputs.
+pub fn beside_parts(codec: &dyn Codec, inputs: bool) -> Vec<(&'static str, &'static [usize])> {
+    let Some(scale) = codec.tensor_scale() else { return Vec::new() };
+    let input = inputs.then_some((scale.input, scale.shape));
+    std::iter::once((scale.weight, scale.shape)).chain(input).collect()
+}
+
+/// The layers among the weights: linear ones, and for MLX every matrix.
+fn modules(weights: &[NewWeight], mlx: bool) -> Vec<Module> {
+    let matrices = weights.iter().filter(|w| mlx || w.shape.len() == 2 && !w.name.contains("embed"));
     let module = |w: &NewWeight| {
         Some(Module { name: w.name.strip_suffix(".weight")?.to_owned(), scheme: w.codec.scheme().copied() })
     };
@@ -106,7 +131,7 @@ fn modules(weights: &[NewWeight]) -> Vec<Module> {
 
 /// Takes out what described the source's own quantization.
 fn forget(config: &mut Value) {
-    for key in quantized::KEYS.iter().chain(&["quantization"]) {
+    for key in quantized::KEYS.iter().chain(&[mlx::KEY]) {
         if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
             text.shift_remove(*key);
         }

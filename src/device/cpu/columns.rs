@@ -2,6 +2,7 @@
 
 use super::kernel::{Kernel, Tile, WIDTH};
 use super::simd::widest;
+use crate::codec::fp8;
 use crate::codec::grid::{Levels, Scale};
 
 /// Rows that are solved side by side, one in each lane.
@@ -116,6 +117,10 @@ fn solve_body(block: &Block<'_>, carried: &[f32], errors: &mut [f32], codes: &mu
             }
             found
         }),
+        Levels::E4m3 => columns(block, carried, errors, codes, |level| {
+            let (code, level) = fp8::nearest(level);
+            (f32::from(code), level)
+        }),
     }
 }
 
@@ -181,7 +186,7 @@ mod tests {
     #[test]
     fn columns_see_the_errors_before_them() {
         let table: &'static [f32] = &[-3.0, -1.0, 0.0, 2.0];
-        for levels in [Levels::Integers { first: -4, count: 8 }, Levels::Table(table)] {
+        for levels in [Levels::Integers { first: -4, count: 8 }, Levels::Table(table), Levels::E4m3] {
             let (rows, cols, span) = (21, 320, 32);
             let stride = Feedback::stride(cols);
             let w = noise(rows * cols, 1);
