@@ -42,6 +42,11 @@ pub trait Grid: Send + Sync {
 
     fn levels(&self) -> Levels;
 
+    /// Those of a column, where columns differ.
+    fn levels_at(&self, _column: usize) -> Levels {
+        self.levels()
+    }
+
     /// Stored parameter bytes of one group.
     fn param_bytes(&self) -> usize;
 
@@ -59,6 +64,14 @@ pub trait Grid: Send + Sync {
     /// The stored parts of these rows, in the order of the codec's layout. `codes` is `[rows][cols]`, each below the number of
     /// levels; `params` as [`Grid::fit`] wrote them. Where words span rows, these are all rows of a matrix.
     fn pack(&self, dims: Dims, params: &[u8], codes: &[u8]) -> Vec<Vec<u8>>;
+}
+
+/// A format whose grid is made for one matrix: what its rows share, and the order of its columns, depend on all of it.
+pub trait Joint: Send + Sync {
+    /// What whole rows would have the shared parameters be; those of all rows together, one row after the other, make a grid.
+    fn wishes(&self, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Vec<f32>;
+
+    fn grid(&self, cols: usize, importance: Option<&[f32]>, wishes: &[f32]) -> Box<dyn Grid>;
 }
 
 impl Levels {

@@ -33,7 +33,7 @@ impl Plan {
         let sources: Vec<_> =
             source.tensors().iter().filter(|t| !made.contains(&t.name)).map(|t| described(t, recipe, kept)).collect();
         let tensors = planned_all(request, recipe, &facts, &sources, Convention::HuggingFace)?;
-        let packed = |t: &Planned| t.spec.codec.scheme().is_some();
+        let packed = |t: &Planned| t.spec.codec.packed();
         if let (Some(fallen), false) =
             (tensors.iter().find_map(|t| t.choice.fallback.as_ref()), tensors.iter().any(packed))
         {

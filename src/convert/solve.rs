@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::fold::Folded;
-use super::{Job, Progress, matrix_rows};
+use super::{Job, MatrixGrid, Planned, Progress, matrix_rows};
 use crate::calibrate::method::{self, awq, gptq};
 use crate::calibrate::stats::Gram;
 use crate::codec::grid::{Codes, Grid};
@@ -106,9 +106,10 @@ fn solve(
     let dims = weight.packed.dims;
     let codec = planned.spec.codec;
     let importance = job.importance((at.plan, at.output), t, at.plane)?;
-    let grid = codec.grid().ok_or_else(|| Error::unsupported(format!("{} is no grid", codec.name())).at(place()))?;
     let folded = job.folds[at.plan].get(&at.output);
-    let matrix = Matrix { weight: &weight, planned, folded, grid, importance: importance.as_deref() };
+    let importance = importance.as_deref();
+    let grid = grid(&weight, planned, folded, importance).at(place)?;
+    let matrix = Matrix { weight: &weight, planned, folded, grid: grid.as_ref(), importance };
 
     let scaled = folded.is_some_and(|f| f.columns.is_some());
     let mut solution = Solution {
@@ -151,10 +152,31 @@ fn solve(
     Ok(solution)
 }
 
+/// The grid of a matrix.
+fn grid(weight: &Weight<'_>, planned: &Planned, folded: Option<&Folded>, importance: Option<&[f32]>) -> Result<MatrixGrid> {
+    let (codec, Dims { rows, cols }) = (planned.spec.codec, weight.packed.dims);
+    if let Some(joint) = codec.joint() {
+        let wishes = parts(rows).map(|rows| {
+            let mut w = vec![0.0; rows.len() * cols];
+            matrix_rows(weight, planned, folded, rows, &mut w)?;
+            Ok(joint.wishes(&w, cols, importance))
+        });
+        let wishes: Vec<Vec<f32>> = wishes.collect::<Result<_>>()?;
+        return Ok(MatrixGrid::Made(joint.grid(cols, importance, &wishes.concat())));
+    }
+    let grid = codec.grid().map(MatrixGrid::Format);
+    grid.ok_or_else(|| Error::unsupported(format!("{} is no grid", codec.name())))
+}
+
+/// What jobs take of `rows` rows.
+fn parts(rows: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
+    (0..rows.div_ceil(ROWS)).into_par_iter().map(move |i| i * ROWS..rows.min((i + 1) * ROWS))
+}
+
 /// A matrix, its grid, and what is known of its inputs.
 struct Matrix<'a> {
     weight: &'a Weight<'a>,
-    planned: &'a super::Planned,
+    planned: &'a Planned,
     folded: Option<&'a Folded>,
     grid: &'a dyn Grid,
     /// Behind the fold.
@@ -206,7 +228,7 @@ impl Matrix<'_> {
     /// Chooses all codes and writes them: row by row, or at once where words span rows.
     fn write(&self, sink: &Sink, plane: usize, feedback: Option<&Feedback>) -> Result<()> {
         let (Dims { rows, cols }, codec) = (self.weight.packed.dims, self.planned.spec.codec);
-        let parts = (0..rows.div_ceil(ROWS)).into_par_iter().map(|i| i * ROWS..rows.min((i + 1) * ROWS));
+        let parts = parts(rows);
         if self.planned.whole() {
             let parts: Vec<Codes> = parts.map(|rows| self.codes(&self.rows(rows)?, feedback)).collect::<Result<_>>()?;
             let mut all = Codes::default();
