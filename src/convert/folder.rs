@@ -5,7 +5,8 @@ use std::path::Path;
 use super::plan::{Layout, Plan, Planned, Request, planned_all};
 use crate::arch::{Arch, OTHER_TOWER};
 use crate::codec::{Codec, float};
-use crate::container::hf::{self, NewWeight};
+use crate::calibrate::stats::Statistics;
+use crate::container::hf::{self, Calibration, NewWeight};
 use crate::container::{Checkpoint, Convention, Tensor};
 use crate::error::{At, Error, Result};
 use crate::recipe::{self, Recipe};
@@ -45,9 +46,18 @@ impl Plan {
             named(arch, source, planned, &mut weights)?;
         }
         let floats = recipe.floats.and_then(float::dtype);
-        let layout = hf::folder(folder, &weights, floats, request.split_max_bytes)?;
+        let calibration = request.statistics.and_then(calibration);
+        let layout = hf::folder(folder, &weights, floats, calibration.as_ref(), request.split_max_bytes)?;
         Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout: Layout::Folder(layout) })
     }
+}
+
+/// What the statistics were made of.
+fn calibration(statistics: &Statistics) -> Option<Calibration> {
+    let runs = &statistics.about().runs;
+    let names: Vec<&str> = runs.iter().flat_map(|r| &r.corpora).map(|c| c.name.as_str()).collect();
+    let rows = runs.iter().map(|r| r.sequences).sum();
+    Some(Calibration { rows, length: runs.iter().map(|r| r.length).max()?, dataset: names.join(", ") })
 }
 
 const FLOATS: [&dyn Codec; 3] = [&float::F32, &float::F16, &float::BF16];

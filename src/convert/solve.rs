@@ -104,7 +104,6 @@ fn solve(
     let place = || format!("{} ({} in {})", t.name, t.source, t.file);
     let weight = job.request.source.read(planned.source, at.plane).at(place)?;
     let dims = weight.packed.dims;
-    let codec = planned.spec.codec;
     let importance = job.importance((at.plan, at.output), t, at.plane)?;
     let folded = job.folds[at.plan].get(&at.output);
     let importance = importance.as_deref();

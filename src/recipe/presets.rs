@@ -18,6 +18,7 @@ embed! {
     "hf-f32" "hf-bf16" "hf-f16"
     "w8a16" "w8a8" "w4a16" "w4a16-asym" "w4a16-g32" "w3a16" "w2a16"
     "gptq-8bit" "gptq" "gptq-g64" "gptq-g32" "gptq-asym" "gptq-3bit" "gptq-2bit" "awq" "awq-g64" "awq-g32"
+    "exl2"
     "parts/hf" "parts/gptq" "parts/llama" "parts/large" "parts/large-q5" "parts/iq-low"
 }
 

@@ -27,15 +27,15 @@ use super::bits::{self, UNIT};
 use super::{Codec, Joint, Part};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
-pub use bands::{Bands, Group};
-pub use mix::{CODECS, Mix};
+pub use bands::{Bands, Group, order};
+pub use mix::{CODECS, Mix, with_bands};
 
 /// Outputs come in whole words of 4-bit scales, and in whole warps.
 pub const ROWS: usize = 32;
 /// Columns come in runs that fill whole words whatever their width.
 pub const COLS: usize = UNIT;
 
-const PATTERN: &str = "exl2-[8b5g32+]{2..8}b{5..95}+{2..8}b-{g32,g64,g128}";
+pub const PATTERN: &str = "exl2-[8b5g32+]{2..8}b{5..95}+{2..8}b-{g32,g64,g128}";
 const ABOUT: &str = "w = s (q - middle), columns by activity in bands of 8 to 2 bits (EXL2, exllamav2)";
 
 /// Weights in other bands than those of the table, as files have them: they can be read.
@@ -46,6 +46,10 @@ pub struct Other;
 impl Codec for Other {
     fn name(&self) -> &str {
         "exl2"
+    }
+
+    fn pattern(&self) -> &str {
+        PATTERN
     }
 
     fn about(&self) -> &'static str {
@@ -141,7 +145,7 @@ fn decode(packed: &Packed<'_>, rows: Range<usize>, out: &mut [f32]) {
     let [weight, scale, largest, groups, places] = &packed.parts[..] else { return out.fill(f32::NAN) };
     let across = all.next_multiple_of(ROWS);
     let bands = Bands::parse(groups, weight.len() / 4 / across.max(1), cols);
-    let (Ok(bands), Ok(order)) = (bands, bands::order(places)) else { return out.fill(f32::NAN) };
+    let (Ok(bands), Ok(order)) = (bands, order(places)) else { return out.fill(f32::NAN) };
     for first in rows.clone().step_by(SIDE) {
         let side = first..(first + SIDE).min(rows.end);
         for (g, group) in bands.groups.iter().enumerate() {

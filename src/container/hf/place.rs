@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
+use super::exl2;
 use super::integers::{self, Bundle};
 use super::quantized::Storage;
 use super::shards::{Located, Shard};
@@ -35,6 +36,16 @@ pub enum Stored {
         widened: bool,
     },
     Made(Vec<u8>),
+}
+
+impl Stored {
+    /// Its size in the file.
+    fn bytes(&self) -> usize {
+        match self {
+            Stored::Mapped { bytes, .. } => bytes.len(),
+            Stored::Made(bytes) => bytes.len(),
+        }
+    }
 }
 
 pub struct Placed {
@@ -78,12 +89,15 @@ pub fn place(
             .at(&shards[packed.shard].file)
             .help("config.json lacks its quantization_config: download it again"));
     }
+    let packed = exl2::is_here(&located);
     let (bundles, located, dropped) = match storage {
+        // Folders of the first versions do not say what they are.
+        Storage::Plain | Storage::Exl2 if packed => exl2::bundles(arch, spec, shards, located)?,
+        Storage::Exl2 => return Err(none_packed()),
         Storage::Integers(integers) => {
             let found = integers::bundles(integers, shards, located)?;
             if found.0.is_empty() {
-                return Err(Error::input("config.json says that the weights are packed, and none is")
-                    .help("config.json is of another model: download it again"));
+                return Err(none_packed());
             }
             found
         }
@@ -113,6 +127,11 @@ pub fn place(
     }
     let placed = sorter.pieces.into_iter().map(|(name, pieces)| stack(name, pieces, spec)).collect::<Result<_>>()?;
     Ok((placed, sorter.dropped))
+}
+
+fn none_packed() -> Error {
+    Error::input("config.json says that the weights are packed, and none is")
+        .help("config.json is of another model: download it again")
 }
 
 /// Collects pieces under canonical names and expert numbers.
@@ -167,7 +186,7 @@ impl Sorter<'_> {
                 codec,
                 source: source.clone(),
                 file: file.clone(),
-                bytes: codec.bytes(dims)?,
+                bytes: parts.iter().map(Stored::bytes).sum(),
                 name: name.clone(),
             };
             self.insert(name, expert, Piece { tensor, planes: vec![parts.clone()] })?;

@@ -15,6 +15,8 @@ pub enum Storage {
     Fp8Block,
     /// Weights that come in the parts of an integer format; the others are plain.
     Integers(Integers),
+    /// Weights that come in the parts of EXL2, which tell the rest.
+    Exl2,
 }
 
 /// What is said of all weights together. The shapes of a weight's parts tell the rest.
@@ -35,7 +37,7 @@ pub const SIDECARS: &[(&str, &str)] = &[
     ("quantize_config.json", "gptq"),
     ("quant_config.json", "awq"),
     ("hf_quant_config.json", "modelopt"),
-    ("quantization_config.json", "exl2"),
+    ("quantization_config.json", "exl3"),
 ];
 
 /// The keys of config.json that this module reads, of the whole and of a model inside it.
@@ -67,6 +69,7 @@ const METHODS: &[(&str, Read)] = &[
     ("awq", awq),
     ("auto-round", auto_round),
     ("compressed-tensors", compressed_tensors),
+    ("exl2", |_| Ok(Storage::Exl2)),
 ];
 
 fn fp8(q: &Value) -> Result<Storage> {
