@@ -175,7 +175,7 @@ fn block_fp8_weights_carry_their_scales() {
         assert!(up[..128 * HIDDEN].iter().all(|v| *v == 0.5) && up[128 * HIDDEN..].iter().all(|v| *v == 1.5));
     }
     let t = &model.tensors()[index(&model, "blk.0.ffn_up.weight")];
-    assert_eq!((t.codec.name(), t.bytes), ("fp8_block", 200 * HIDDEN + 8));
+    assert_eq!((t.codec.name(), t.bytes), ("deepseek-fp8", 200 * HIDDEN + 8));
 }
 
 #[test]

@@ -69,6 +69,8 @@ impl Convert {
             statistics: inputs.statistics.as_ref(),
             fold: inputs.method.folds,
             feedback: inputs.method.feedback,
+            search: inputs.method.search,
+            exact_llama: self.exact_llama,
             allow_requantize: self.allow_requantize,
             split_max_bytes: self.split_max_size.map(|s| s.0),
         };
@@ -218,7 +220,7 @@ impl Inputs {
             (Some(statistics), _) => Some((statistics.imatrix(), shown)),
             (None, path) => path.as_ref().map(|p| Imatrix::open(p)).transpose()?.map(|m| (m, shown)),
         };
-        Ok(Inputs { imatrix, statistics: statistics.filter(|_| method.needs == Needs::Gram), method })
+        Ok(Inputs { imatrix, statistics, method })
     }
 }
 

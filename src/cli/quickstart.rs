@@ -109,6 +109,8 @@ fn convert(model: &Model, targets: &[String], folder: &Path, threads: usize) -> 
         statistics: None,
         fold: false,
         feedback: false,
+        search: true,
+        exact_llama: false,
         allow_requantize: false,
         split_max_bytes: None,
     };

@@ -5,7 +5,7 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use super::grid::Grid;
-use super::{Codec, Part, float};
+use super::{Codec, Part, TensorScale, float};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 
@@ -51,12 +51,19 @@ pub struct Block {
     pub encode: Option<Encode>,
     /// The values that its weights may take.
     pub grid: Option<&'static dyn Grid>,
+    pub tensor_scale: Option<&'static TensorScale>,
 }
 
 impl Block {
     /// The same row, with its encoder.
     pub const fn written(mut self, encode: Encode) -> Block {
         self.encode = Some(encode);
+        self
+    }
+
+    /// The same row, under a scale of the whole matrix.
+    pub const fn under(mut self, scale: &'static TensorScale) -> Block {
+        self.tensor_scale = Some(scale);
         self
     }
 
@@ -100,5 +107,9 @@ impl Codec for Block {
 
     fn grid(&self) -> Option<&dyn Grid> {
         self.grid
+    }
+
+    fn tensor_scale(&self) -> Option<&'static TensorScale> {
+        self.tensor_scale
     }
 }

@@ -39,6 +39,7 @@ pub static F32: Block = Block {
     decode_plain: |b, out| each(b, out, f32::from_le_bytes),
     encode: same(|w, _, _, out| put(w, out, f32::to_le_bytes)),
     grid: None,
+    tensor_scale: None,
 };
 
 pub static F16: Block = Block {
@@ -58,6 +59,7 @@ pub static F16: Block = Block {
         plain: |w, _, _, out| put(w, out, half),
     }),
     grid: None,
+    tensor_scale: None,
 };
 
 pub static BF16: Block = Block {
@@ -70,6 +72,7 @@ pub static BF16: Block = Block {
     decode_plain: cpu::plain::<Bf16>,
     encode: same(|w, _, _, out| put(w, out, bf16)),
     grid: None,
+    tensor_scale: None,
 };
 
 pub static F64: Block = Block {
@@ -82,6 +85,7 @@ pub static F64: Block = Block {
     decode_plain: |b, out| each(b, out, |x| f64::from_le_bytes(x) as f32),
     encode: None,
     grid: None,
+    tensor_scale: None,
 };
 
 pub static I8: Block = int("i8", 24, 1, |b, out| each(b, out, |x| i8::from_le_bytes(x) as f32));
@@ -100,6 +104,7 @@ const fn int(name: &'static str, id: u32, bytes: usize, decode: DecodeFn) -> Blo
         decode_plain: decode,
         encode: None,
         grid: None,
+        tensor_scale: None,
     }
 }
 

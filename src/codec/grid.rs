@@ -1,6 +1,7 @@
 //! The numeric half of a scalar format: the values that a weight may take, given the parameters stored for its group. Methods
 //! choose among them; a format's byte half only packs what they chose.
 
+use super::fp8;
 use crate::tensor::Dims;
 
 /// `value = (level - zero) * step + offset`, in this order, in f32: the arithmetic of the format's decoder.
@@ -24,6 +25,8 @@ pub enum Levels {
     Integers { first: i32, count: usize },
     /// At most 16 of them, in any order.
     Table(&'static [f32]),
+    /// 8-bit floats: a code is its own bits.
+    E4m3,
 }
 
 /// Whole rows as a grid stores them: `params` `[rows][cols / group][param_bytes]`, `codes` `[rows][cols]`.
@@ -40,6 +43,11 @@ pub trait Grid: Send + Sync {
     /// Columns under one [`Scale`]; divides `group`.
     fn span(&self, cols: usize) -> usize;
 
+    /// Rows that share stored parameters: from a multiple of these on, they are fitted together.
+    fn rows(&self) -> usize {
+        1
+    }
+
     fn levels(&self) -> Levels;
 
     /// Those of a column, where columns differ.
@@ -47,19 +55,24 @@ pub trait Grid: Send + Sync {
         self.levels()
     }
 
-    /// Stored parameter bytes of one group.
+    /// Stored parameter bytes of one group; 0 where a scale of the whole matrix says all.
     fn param_bytes(&self) -> usize;
 
     /// Chooses parameters for whole rows: `w` is `[rows][cols]`, `importance` has `cols` mean squares of the inputs, `params`
     /// is `[rows][cols / group][param_bytes]`.
     fn fit(&self, w: &[f32], cols: usize, importance: Option<&[f32]>, params: &mut [u8]);
 
+    /// The same from the largest magnitude alone, without a search: what the formats' own descriptions do.
+    fn fit_largest(&self, w: &[f32], cols: usize, params: &mut [u8]) {
+        self.fit(w, cols, None, params);
+    }
+
     /// What the stored parameters of one group say: `out.len() == group / span`.
     fn scales(&self, params: &[u8], out: &mut [Scale]);
 
-    /// Stores a scale that another format has, in one group: exactly its step, and zero and offset as near as the format comes.
-    /// False if it cannot hold the step, or has no such parameters.
-    fn adopt(&self, scale: Scale, params: &mut [u8]) -> bool;
+    /// Stores the scales that another format has, one for each span of one group: exactly their steps, and zero and offset as
+    /// near as the format comes. False if it cannot hold the steps, or has no such parameters.
+    fn adopt(&self, scales: &[Scale], params: &mut [u8]) -> bool;
 
     /// The stored parts of these rows, in the order of the codec's layout. `codes` is `[rows][cols]`, each below the number of
     /// levels; `params` as [`Grid::fit`] wrote them. Where words span rows, these are all rows of a matrix.
@@ -74,11 +87,67 @@ pub trait Joint: Send + Sync {
     fn grid(&self, cols: usize, importance: Option<&[f32]>, wishes: &[f32]) -> Box<dyn Grid>;
 }
 
+/// A grid whose parameters are the plain ones.
+pub struct Unsearched<'a>(pub &'a dyn Grid);
+
+impl Grid for Unsearched<'_> {
+    fn group(&self, cols: usize) -> usize {
+        self.0.group(cols)
+    }
+
+    fn span(&self, cols: usize) -> usize {
+        self.0.span(cols)
+    }
+
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    fn levels(&self) -> Levels {
+        self.0.levels()
+    }
+
+    fn levels_at(&self, column: usize) -> Levels {
+        self.0.levels_at(column)
+    }
+
+    fn param_bytes(&self) -> usize {
+        self.0.param_bytes()
+    }
+
+    fn fit(&self, w: &[f32], cols: usize, _: Option<&[f32]>, params: &mut [u8]) {
+        self.0.fit_largest(w, cols, params);
+    }
+
+    fn scales(&self, params: &[u8], out: &mut [Scale]) {
+        self.0.scales(params, out);
+    }
+
+    fn adopt(&self, scales: &[Scale], params: &mut [u8]) -> bool {
+        self.0.adopt(scales, params)
+    }
+
+    fn pack(&self, dims: Dims, params: &[u8], codes: &[u8]) -> Vec<Vec<u8>> {
+        self.0.pack(dims, params, codes)
+    }
+}
+
+/// The scales of `weights` weights in rows of `cols`: one for each span.
+pub fn scales(grid: &dyn Grid, cols: usize, weights: usize, params: &[u8]) -> Vec<Scale> {
+    let (group, span, bytes) = (grid.group(cols).max(1), grid.span(cols).max(1), grid.param_bytes());
+    let mut out = vec![Scale::default(); weights / span];
+    for (n, out) in out.chunks_exact_mut(group / span).enumerate() {
+        grid.scales(&params[n * bytes..(n + 1) * bytes], out);
+    }
+    out
+}
+
 impl Levels {
     pub fn count(self) -> usize {
         match self {
             Levels::Integers { count, .. } => count,
             Levels::Table(table) => table.len(),
+            Levels::E4m3 => 256,
         }
     }
 
@@ -86,6 +155,7 @@ impl Levels {
         match self {
             Levels::Integers { first, .. } => (first + i32::from(code)) as f32,
             Levels::Table(table) => table[usize::from(code)],
+            Levels::E4m3 => fp8::value(code),
         }
     }
 
@@ -110,6 +180,7 @@ impl Levels {
                 }
                 best.1
             }
+            Levels::E4m3 => fp8::nearest(level).0,
         }
     }
 
@@ -149,21 +220,16 @@ mod tests {
             let mut params = vec![0; dims.len() / grid.group(cols) * grid.param_bytes()];
             grid.fit(&w, cols, Some(&importance), &mut params);
             let levels = grid.levels();
-            let mut scales = vec![Scale::default(); grid.group(cols) / grid.span(cols)];
             let (mut codes, mut values) = (Vec::new(), Vec::new());
-            for (params, w) in params.chunks_exact(grid.param_bytes()).zip(w.chunks_exact(grid.group(cols))) {
-                grid.scales(params, &mut scales);
-                for (scale, w) in scales.iter().zip(w.chunks_exact(grid.span(cols))) {
-                    for w in w {
-                        let code = levels.nearest(*w, *scale);
-                        let value = |code: u8| scale.value(levels.level(code));
-                        let best =
-                            (0..levels.count()).map(|c| (value(c as u8) - w).abs()).fold(f32::INFINITY, f32::min);
-                        let error = (value(code) - w).abs();
-                        assert!(error <= best * 1.0001 + 1e-6, "{}: {w} is {error} off, not {best}", codec.name());
-                        codes.push(code);
-                        values.push(value(code));
-                    }
+            for (scale, w) in scales(grid, cols, w.len(), &params).iter().zip(w.chunks_exact(grid.span(cols))) {
+                for w in w {
+                    let code = levels.nearest(*w, *scale);
+                    let value = |code: u8| scale.value(levels.level(code));
+                    let best = (0..levels.count()).map(|c| (value(c as u8) - w).abs()).fold(f32::INFINITY, f32::min);
+                    let error = (value(code) - w).abs();
+                    assert!(error <= best * 1.0001 + 1e-6, "{}: {w} is {error} off, not {best}", codec.name());
+                    codes.push(code);
+                    values.push(value(code));
                 }
             }
             let parts = grid.pack(dims, &params, &codes);

@@ -8,6 +8,7 @@ pub mod block;
 mod cpu;
 pub mod exl2;
 pub mod float;
+pub mod fp4;
 pub mod fp8;
 pub mod ggml;
 mod gptq;
@@ -41,6 +42,71 @@ impl Part {
         let bytes = shape.iter().try_fold(dtype.bitsize() / 8, |n, d| n.checked_mul(*d));
         let bytes = bytes.ok_or_else(|| Error::input(format!("{shape:?} of {dtype} overflow")))?;
         Ok(Part { name, dtype, shape, bytes })
+    }
+}
+
+/// What a runtime is told to do with the inputs of quantized weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// To round them to the weights' format, by their own magnitude.
+    Dynamic,
+    /// The same, by a scale that was measured beforehand.
+    Static,
+    /// `Static` where it was measured, else `Plain`.
+    Measured,
+}
+
+/// A number for a whole matrix that lies beside its parts: a multiplier of its weights. Another one is for its inputs: what
+/// runtimes that round them divide them by, where it is fixed beforehand.
+#[derive(Debug)]
+pub struct TensorScale {
+    /// Suffixes of their stored names; both are F32.
+    pub weight: &'static str,
+    pub input: &'static str,
+    pub shape: &'static [usize],
+    /// What is stored divides.
+    pub divides: bool,
+    /// The largest magnitude of weights under a multiplier of 1, and that of inputs.
+    pub reach: f32,
+    pub input_reach: f32,
+    /// The share of `reach` that a search for scales may want to leave free.
+    pub room: f32,
+    pub power_of_two: bool,
+}
+
+impl TensorScale {
+    /// The multiplier for weights up to `largest`. 1 for a matrix of zeros.
+    ///
+    /// Errors: one that no float holds.
+    pub fn of(&self, largest: f32, searched: bool) -> Result<f32> {
+        let exact = f64::from(largest) / f64::from(self.reach);
+        let scale = match (largest == 0.0, searched) {
+            (true, _) => 1.0,
+            (_, true) if self.power_of_two => (exact * f64::from(self.room)).log2().ceil().exp2(),
+            _ => exact,
+        };
+        Self::stored(scale)
+    }
+
+    /// What inputs up to `largest` are divided by.
+    pub fn of_inputs(&self, largest: f32) -> Result<f32> {
+        Self::stored(f64::from(largest) / f64::from(self.input_reach))
+    }
+
+    fn stored(scale: f64) -> Result<f32> {
+        let usable = |x: f32| x.is_normal() && x.recip().is_normal();
+        Some(scale as f32).filter(|s| usable(*s)).ok_or_else(|| {
+            Error::request(format!("its scale would be {scale:e}, which single precision does not hold"))
+                .help("keep this weight, or give it a format without a scale of the whole matrix")
+        })
+    }
+
+    /// From the multiplier to what is stored, and back.
+    pub fn turned(&self, scale: f32) -> f32 {
+        if self.divides { scale.recip() } else { scale }
     }
 }
 
@@ -89,8 +155,13 @@ pub trait Codec: Send + Sync {
         self.scheme().is_some()
     }
 
-    /// What configuration files say about it, where its weights are integers of a Hugging Face folder.
+    /// What configuration files say about it, where it is one of Hugging Face folders.
     fn scheme(&self) -> Option<&Scheme> {
+        None
+    }
+
+    /// The scale of the whole matrix that lies beside its parts. What is decoded must be multiplied with it.
+    fn tensor_scale(&self) -> Option<&'static TensorScale> {
         None
     }
 
@@ -118,8 +189,18 @@ impl std::fmt::Debug for dyn Codec {
 }
 
 /// Every format that `quant` reads or writes.
-pub static CODECS: &[&[&dyn Codec]] =
-    &[float::CODECS, fp8::CODECS, ggml::CODECS, &gptq::V1, &gptq::V2, &awq::CODECS, &packed::PACKED, &packed::INT, &exl2::CODECS];
+pub static CODECS: &[&[&dyn Codec]] = &[
+    float::CODECS,
+    fp8::CODECS,
+    ggml::CODECS,
+    &gptq::V1,
+    &gptq::V2,
+    &awq::CODECS,
+    &packed::PACKED,
+    &packed::INT,
+    fp4::CODECS,
+    &exl2::CODECS,
+];
 
 pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
     CODECS.iter().flat_map(|group| group.iter().copied())
@@ -140,7 +221,8 @@ pub fn ggml_type(id: u32) -> Option<&'static dyn Codec> {
 
 /// `codec` with scales of the model's own type, in formats that follow the model. `model`: what its weights are stored as.
 pub fn suited(codec: &'static dyn Codec, model: &dyn Codec) -> &'static dyn Codec {
-    let Some(scheme) = codec.scheme().filter(|s| matches!(s.family, Family::Packed | Family::Int)) else {
+    let Some(scheme) = codec.scheme().filter(|s| matches!(s.family, Family::Packed | Family::Int | Family::Float8))
+    else {
         return codec;
     };
     let own = model.scheme().map(|s| s.scales).or_else(|| float::dtype(model).filter(|d| *d == Dtype::F16));
@@ -163,7 +245,7 @@ pub fn bits_per_weight(codec: &dyn Codec) -> Option<f64> {
     Some(bytes as f64 * 8.0 / (side * side) as f64)
 }
 
-/// The integer format that a configuration file describes.
+/// The format that a configuration file describes.
 pub fn with_scheme(scheme: &Scheme) -> Option<&'static dyn Codec> {
     all().find(|c| c.scheme() == Some(scheme))
 }

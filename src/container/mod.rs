@@ -60,8 +60,10 @@ impl Tensor {
 pub struct Weight<'a> {
     pub codec: &'static dyn Codec,
     pub packed: Packed<'a>,
-    /// Multiplies every decoded value: NVFP4's tensor scale (`.scale` in GGUF); 1 elsewhere.
+    /// Multiplies every decoded value: see [`crate::codec::TensorScale`]; 1 elsewhere.
     pub scale: f32,
+    /// What runtimes divide its inputs by before they round them, where the file says so.
+    pub inputs: Option<f32>,
 }
 
 /// A source tensor that has no counterpart in a converted file, and why.

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::{Layout, Plan, Planned, Request, matrix_rows};
+use super::{Factor, Layout, Plan, Planned, Request, matrix_rows, scale as tensor_scale};
 use crate::arch::{Arch, FOLDS, Fold, Role};
 use crate::calibrate::method::awq::{self, Reader};
 use crate::codec::float;
@@ -114,6 +114,12 @@ fn scale(
     if readers.is_empty() || writes != stats.columns {
         return Ok(None);
     }
+    let kinds = fold.readers.iter().filter_map(find).filter_map(|p| p.spec.codec.tensor_scale().filter(|_| p.scaled));
+    if let Some(kind) = kinds.last() {
+        let rows: Vec<&[f32]> = readers.iter().map(|r| r.rows.as_slice()).collect();
+        let over = tensor_scale::roomy(kind, &rows);
+        readers.iter_mut().flat_map(|r| &mut r.rows).for_each(|w| *w /= over);
+    }
     let Some(scale) = awq::search(&readers, &stats) else { return Ok(None) };
     storable(request.source, writer, scale, added(arch, plan, writer)).map(Some)
 }
@@ -156,7 +162,8 @@ fn sample(source: &dyn Checkpoint, planned: &Planned) -> Result<Vec<f32>> {
     let mut out = vec![0.0; count * dims.cols];
     for (i, row) in out.chunks_exact_mut(dims.cols.max(1)).enumerate() {
         let from = i * dims.rows / count;
-        matrix_rows(&weight, planned, None, from..from + 1, row)?;
+        let factor = Factor::source(source, planned, &weight);
+        matrix_rows(&weight, planned, None, factor, from..from + 1, row)?;
     }
     Ok(out)
 }

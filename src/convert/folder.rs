@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::plan::{Layout, Plan, Planned, Request, planned_all};
 use crate::arch::{Arch, OTHER_TOWER};
-use crate::codec::{Codec, float};
 use crate::calibrate::stats::Statistics;
+use crate::codec::{Activations, Codec, float};
 use crate::container::hf::{self, Calibration, NewWeight};
 use crate::container::{Checkpoint, Convention, Tensor};
 use crate::error::{At, Error, Result};
@@ -47,7 +47,12 @@ impl Plan {
         }
         let floats = recipe.floats.and_then(float::dtype);
         let calibration = request.statistics.and_then(calibration);
-        let layout = hf::folder(folder, &weights, floats, calibration.as_ref(), request.split_max_bytes)?;
+        let activations = match recipe.activations {
+            Activations::Measured if weights.iter().any(|w| w.inputs) => Activations::Static,
+            Activations::Measured => Activations::Plain,
+            stated => stated,
+        };
+        let layout = hf::folder(folder, &weights, floats, activations, calibration.as_ref(), request.split_max_bytes)?;
         Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout: Layout::Folder(layout) })
     }
 }
@@ -84,7 +89,12 @@ fn named(arch: &Arch, source: &dyn Checkpoint, planned: &Planned, out: &mut Vec<
         let name = arch
             .hf_name(&t.name, expert)
             .ok_or_else(|| Error::unsupported("no name in Hugging Face layout is known for this tensor"));
-        out.push(NewWeight { name: name.at(|| t.name.as_str())?, shape: shape.clone(), codec: planned.spec.codec });
+        out.push(NewWeight {
+            name: name.at(|| t.name.as_str())?,
+            shape: shape.clone(),
+            codec: planned.spec.codec,
+            inputs: planned.inputs,
+        });
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 mod fold;
 mod folder;
 pub mod plan;
+mod scale;
 mod solve;
 pub mod verify;
 
@@ -17,7 +18,7 @@ use half::f16;
 
 use crate::arch::RowOrder;
 use crate::calibrate::method::{self, awq};
-use crate::codec::grid::{Codes, Grid};
+use crate::codec::grid::{Codes, Grid, Unsearched};
 use crate::codec::{float, transcode};
 use crate::container::{self, Checkpoint, Sink, Tensor, Weight};
 use crate::device::cpu;
@@ -62,7 +63,10 @@ pub fn run(request: &Request<'_>, plans: &[Plan], threads: usize, progress: Prog
     let folds = pool.install(|| plans.iter().map(|p| fold::search(request, p)).collect::<Result<Vec<_>>>())?;
     let outputs = outputs_by_source(request.source, plans);
     let again = plans.iter().map(|p| p.tensors.iter().map(|_| AtomicBool::new(false)).collect()).collect();
-    let job = Job { request, plans, sinks: &sinks, folds, outputs, again };
+    let scales = pool
+        .install(|| plans.iter().zip(&folds).map(|(p, f)| scale::choose(request, p, f)).collect::<Result<Vec<_>>>())?;
+    let job = Job { request, plans, sinks: &sinks, folds, scales, outputs, again };
+    job.write_scales()?;
     each_unit(&job.units(), threads, |unit, scratch| {
         job.convert(unit, scratch)?;
         let t = &request.source.tensors()[unit.tensor];
@@ -169,6 +173,7 @@ struct Job<'a> {
     sinks: &'a [Sink],
     /// For each plan.
     folds: Vec<Folds>,
+    scales: Vec<scale::All>,
     /// For every source tensor the (plan, output tensor) pairs made from it.
     outputs: Vec<Vec<(usize, usize)>>,
     /// For every output tensor whether codes that should have gone over as they are had to be chosen anew.
@@ -176,6 +181,38 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// Writes the scales that lie beside matrices.
+    fn write_scales(&self) -> Result<()> {
+        for (p, plan) in self.plans.iter().enumerate() {
+            for (output, scales) in &self.scales[p] {
+                let planned = &plan.tensors[*output];
+                let Some(kind) = planned.spec.codec.tensor_scale() else { continue };
+                for (n, values) in [&scales.weights, &scales.inputs].into_iter().enumerate() {
+                    for (plane, value) in values.iter().enumerate() {
+                        let (slot, offset) = planned.slot_beside(plane, n);
+                        self.sinks[p].write_at(slot, offset, &kind.turned(*value).to_le_bytes())?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// From values of the source to those that an output's grid sees.
+    fn factor(&self, at: (usize, usize), weight: &Weight<'_>, plane: usize) -> Factor {
+        let planned = &self.plans[at.0].tensors[at.1];
+        let over = self.scales[at.0].get(&at.1).map_or(1.0, |s| s.weights[plane]);
+        Factor { over, ..Factor::source(self.request.source, planned, weight) }
+    }
+
+    /// Codes that are nearest to the weights.
+    fn chosen(&self, grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Codes {
+        match self.request.search {
+            true => method::nearest(grid, w, cols, importance),
+            false => method::nearest(&Unsearched(grid), w, cols, None),
+        }
+    }
+
     /// Rows that one thread takes: whole matrices where an output needs them.
     fn units(&self) -> Vec<Unit> {
         let whole = |tensor: usize| self.outputs[tensor].iter().any(|(p, o)| self.plans[*p].tensors[*o].whole());
@@ -263,9 +300,10 @@ impl Job<'_> {
         let (codec, cols) = (target.planned.spec.codec, weight.packed.dims.cols);
         let Some(joint) = codec.joint() else { return Ok(codec.grid().map(MatrixGrid::Format)) };
         let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
+        let factor = self.factor((target.p, target.o), weight, target.unit.plane);
         let mut wishes = Vec::new();
         for rows in steps(target.unit.rows.clone(), step(target.t)) {
-            wishes.extend(joint.wishes(decoded(target, weight, rows, &mut scratch.source)?, cols, importance.as_deref()));
+            wishes.extend(joint.wishes(decoded(target, weight, factor, rows, &mut scratch.source)?, cols, importance.as_deref()));
         }
         Ok(Some(MatrixGrid::Made(joint.grid(cols, importance.as_deref(), &wishes))))
     }
@@ -275,9 +313,10 @@ impl Job<'_> {
         let (rows, cols) = (target.unit.rows.clone(), weight.packed.dims.cols);
         let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
         let mut all = Codes::default();
-        for rows in steps(rows, step(target.t)) {
-            let w = decoded(target, weight, rows, &mut scratch.source)?;
-            let Codes { params, codes } = method::nearest(grid, w, cols, importance.as_deref());
+        for rows in steps(rows, step(target.t).next_multiple_of(grid.rows())) {
+            let factor = self.factor((target.p, target.o), weight, target.unit.plane);
+            let w = decoded(target, weight, factor, rows, &mut scratch.source)?;
+            let Codes { params, codes } = self.chosen(grid, w, cols, importance.as_deref());
             all.params.extend(params);
             all.codes.extend(codes);
         }
@@ -293,7 +332,6 @@ impl Job<'_> {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let dims = weight.packed.dims;
-        // A weight's own `scale` is not applied: it is a tensor too, goes over as such, and multiplies what is written here.
         let decode = |rows: Range<usize>, out: &mut [f32]| weight.codec.decode(&weight.packed, rows, out);
         scratch.source.resize(rows.len() * dims.cols, 0.0);
         decode(rows.clone(), &mut scratch.source);
@@ -308,15 +346,26 @@ impl Job<'_> {
                 target.sink.write_at(slot, offset, bytes)?;
                 continue;
             }
-            let weights = if planned.transform.is_identity() && target.folded.is_none() {
+            let factor = self.factor((target.p, target.o), weight, target.unit.plane);
+            let same = planned.transform.is_identity() && target.folded.is_none() && factor == Factor::ONE;
+            let weights = if same {
                 &scratch.source
             } else {
-                moved(target, weight, rows.clone(), &scratch.source, &mut scratch.moved)?;
+                moved(target, weight, factor, rows.clone(), &scratch.source, &mut scratch.moved)?;
                 &scratch.moved
             };
-            scratch.encoded.resize(row_bytes * rows.len(), 0);
             let importance = self.importance((target.p, target.o), t, target.unit.plane)?;
-            encode(planned, weights, dims.cols, importance.as_deref(), &mut scratch.encoded)?;
+            match planned.spec.codec.grid().filter(|_| planned.on_grid()) {
+                Some(grid) => {
+                    let found = self.chosen(grid, weights, dims.cols, importance.as_deref());
+                    let dims = Dims::new(rows.len(), dims.cols);
+                    scratch.encoded = grid.pack(dims, &found.params, &found.codes).concat();
+                }
+                None => {
+                    scratch.encoded.resize(row_bytes * rows.len(), 0);
+                    encode(planned, weights, dims.cols, importance.as_deref(), &mut scratch.encoded)?;
+                }
+            }
             if matches!(self.plans[target.p].layout, Layout::Folder(_)) {
                 check_halves(planned, weights, dims.cols, rows.start)?;
             }
@@ -382,20 +431,38 @@ fn carried(planned: &Planned, weight: &Weight<'_>, grid: &dyn Grid) -> Option<Co
 fn decoded<'a>(
     target: &Target<'_>,
     weight: &Weight<'_>,
+    factor: Factor,
     rows: Range<usize>,
     out: &'a mut Vec<f32>,
 ) -> Result<&'a [f32]> {
     out.resize(rows.len() * weight.packed.dims.cols, 0.0);
-    matrix_rows(weight, target.planned, target.folded, rows, out)?;
-    out.iter_mut().for_each(|w| *w *= weight.scale);
+    matrix_rows(weight, target.planned, target.folded, factor, rows, out)?;
     Ok(out)
 }
 
-/// Rows of a matrix as the output has them; a weight's own `scale` is not applied.
+/// What a weight's decoded values are multiplied with, and divided by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Factor {
+    by: f32,
+    over: f32,
+}
+
+impl Factor {
+    const ONE: Factor = Factor { by: 1.0, over: 1.0 };
+
+    /// To the values of the source. The scale of a GGUF weight is a tensor too, goes over as such, and multiplies what is written.
+    fn source(source: &dyn Checkpoint, planned: &Planned, weight: &Weight<'_>) -> Factor {
+        let apart = || plan::own_scale(source, &source.tensors()[planned.source]).is_some();
+        Factor { by: if weight.scale == 1.0 || apart() { 1.0 } else { weight.scale }, over: 1.0 }
+    }
+}
+
+/// Rows of a matrix as the output's grid sees them.
 fn matrix_rows(
     weight: &Weight<'_>,
     planned: &Planned,
     folded: Option<&Folded>,
+    factor: Factor,
     rows: Range<usize>,
     out: &mut [f32],
 ) -> Result<()> {
@@ -409,11 +476,17 @@ fn matrix_rows(
         }
     }
     check_finite(out, cols, rows.start)?;
+    if factor.by != 1.0 {
+        out.iter_mut().for_each(|w| *w *= factor.by);
+    }
     if transform.add != 0.0 {
         out.iter_mut().for_each(|w| *w += transform.add);
     }
     if let Some(folded) = folded {
         folded.matrix(out, cols, rows.start);
+    }
+    if factor.over != 1.0 {
+        out.iter_mut().for_each(|w| *w /= factor.over);
     }
     Ok(())
 }
@@ -422,6 +495,7 @@ fn matrix_rows(
 fn moved(
     target: &Target<'_>,
     weight: &Weight<'_>,
+    factor: Factor,
     rows: Range<usize>,
     source: &[f32],
     out: &mut Vec<f32>,
@@ -429,7 +503,7 @@ fn moved(
     out.resize(source.len(), 0.0);
     let transform = target.planned.transform;
     if target.t.shape.len() > 1 {
-        return matrix_rows(weight, target.planned, target.folded, rows, out);
+        return matrix_rows(weight, target.planned, target.folded, factor, rows, out);
     }
     // Biases follow the rows of their weights.
     out.iter_mut().enumerate().for_each(|(i, out)| *out = source[transform.source_row(i)] + transform.add);

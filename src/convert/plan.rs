@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use crate::arch::{self, Role, Transform};
 use crate::calibrate::imatrix::Imatrix;
 use crate::calibrate::stats::Statistics;
-use crate::codec::{self, Codec, Importance, transcode};
+use crate::codec::{self, Activations, Codec, Importance, transcode};
 use crate::container::gguf::{self, TensorSpec};
 use crate::container::{Checkpoint, Convention, Sink, Tensor, hf};
 use crate::error::{At, Error, Result};
 use crate::metadata::{Metadata, Value};
 use crate::recipe::{self, Choice, Recipe};
 
-use super::CHUNK_WEIGHTS;
+use super::{CHUNK_WEIGHTS, scale};
 
 /// One tensor of the output.
 #[derive(Debug)]
@@ -33,6 +33,9 @@ pub struct Planned {
     pub weighted: bool,
     /// Its codes are solved for, site by site, once all else is written.
     pub solve: bool,
+    /// It gets a scale of the whole matrix, and one of its inputs.
+    pub scaled: bool,
+    pub inputs: bool,
     slots: Slots,
 }
 
@@ -41,8 +44,8 @@ pub struct Planned {
 enum Slots {
     /// All planes lie in one.
     One { slot: usize, plane: u64 },
-    /// One for each part of each plane.
-    Each { first: usize, parts: usize },
+    /// One for each part of each plane, and for each scale beside them.
+    Each { first: usize, parts: usize, beside: usize },
 }
 
 impl Planned {
@@ -50,8 +53,38 @@ impl Planned {
     pub fn slot(&self, plane: usize, part: usize) -> (usize, u64) {
         match self.slots {
             Slots::One { slot, plane: bytes } => (slot, plane as u64 * bytes),
-            Slots::Each { first, parts } => (first + plane * parts + part, 0),
+            Slots::Each { first, parts, beside } => (first + plane * (parts + beside) + part, 0),
         }
+    }
+
+    /// The slot of a scale that lies beside the parts: 0 is that of the weights, 1 that of the inputs.
+    pub fn slot_beside(&self, plane: usize, scale: usize) -> (usize, u64) {
+        match self.slots {
+            Slots::One { slot, .. } => (slot + 1 + scale, plane as u64 * 4),
+            Slots::Each { parts, .. } => self.slot(plane, parts + scale),
+        }
+    }
+
+    /// The GGUF tensors that it becomes: itself and its scales.
+    fn specs(&self) -> Vec<TensorSpec> {
+        let mut specs = vec![self.spec.clone()];
+        let stem = self.spec.name.strip_suffix("weight").unwrap_or(&self.spec.name);
+        for suffix in self.suffixes() {
+            let shape = vec![planes(&self.spec.shape) as usize];
+            specs.push(TensorSpec { name: format!("{stem}{suffix}"), shape, codec: &codec::float::F32 });
+        }
+        specs
+    }
+
+    /// Of the scales beside it.
+    fn suffixes(&self) -> Vec<&'static str> {
+        let Some(kind) = self.spec.codec.tensor_scale().filter(|_| self.scaled) else { return Vec::new() };
+        std::iter::once(kind.weight).chain(self.inputs.then_some(kind.input)).collect()
+    }
+
+    /// Whether its codes are chosen from its grid, not by the encoder that ggml has.
+    pub fn on_grid(&self) -> bool {
+        self.whole() || self.scaled
     }
 
     /// Whether a matrix must be whole before it is written: words may span its rows.
@@ -105,6 +138,10 @@ pub struct Request<'a> {
     pub fold: bool,
     /// Choose codes against each other's errors (GPTQ).
     pub feedback: bool,
+    /// Look for scales that lose less than those that the largest weights ask for.
+    pub search: bool,
+    /// Nothing that llama.cpp's quantizer would not do.
+    pub exact_llama: bool,
     pub allow_requantize: bool,
     pub split_max_bytes: Option<u64>,
 }
@@ -135,7 +172,7 @@ impl Plan {
         if let Some((imatrix, file)) = request.imatrix {
             imatrix.metadata(file).into_iter().for_each(|(key, value)| replace(&mut metadata, key, value));
         }
-        let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec.clone()).collect();
+        let specs: Vec<TensorSpec> = tensors.iter().flat_map(Planned::specs).collect();
         let layout = gguf::layout(&metadata, &specs, request.split_max_bytes)?;
         let layout = Layout::Gguf { metadata, layout };
         Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout })
@@ -145,11 +182,16 @@ impl Plan {
     pub fn create(&self, split: Option<u64>, inputs: &[PathBuf]) -> Result<Sink> {
         match &self.layout {
             Layout::Gguf { metadata, .. } => {
-                let specs: Vec<_> = self.tensors.iter().map(|t| t.spec.clone()).collect();
+                let specs = self.specs();
                 gguf::create(&self.path, metadata, &specs, split, inputs)
             }
             Layout::Folder(folder) => folder.create(&self.path, inputs),
         }
+    }
+
+    /// Every tensor of a GGUF file, in its order.
+    pub fn specs(&self) -> Vec<TensorSpec> {
+        self.tensors.iter().flat_map(Planned::specs).collect()
     }
 
     /// Weights in the model, norms and biases included.
@@ -214,20 +256,26 @@ pub(super) fn planned_all(
     let mut slot = 0;
     for choice in choices {
         let source = index[choice.name.as_str()];
-        let mut planned = planned(request, source, choice, convention)?;
+        let mut planned = planned(request, recipe, source, choice, convention)?;
         let t = &request.source.tensors()[source];
-        let parts = planned.spec.codec.layout(t.dims())?.len();
+        let (parts, beside) = (planned.spec.codec.layout(t.dims())?.len(), planned.suffixes().len());
         planned.slots = match convention {
             Convention::Gguf => Slots::One { slot, plane: (planned.bytes / t.planes().max(1)) as u64 },
-            Convention::HuggingFace => Slots::Each { first: slot, parts },
+            Convention::HuggingFace => Slots::Each { first: slot, parts, beside },
         };
-        slot += if convention == Convention::Gguf { 1 } else { parts * t.planes() };
+        slot += if convention == Convention::Gguf { 1 + beside } else { (parts + beside) * t.planes() };
         tensors.push(planned);
     }
     Ok(tensors)
 }
 
-fn planned(request: &Request<'_>, index: usize, choice: Choice, convention: Convention) -> Result<Planned> {
+fn planned(
+    request: &Request<'_>,
+    recipe: &Recipe,
+    index: usize,
+    choice: Choice,
+    convention: Convention,
+) -> Result<Planned> {
     let t = &request.source.tensors()[index];
     let place = || format!("{} ({} in {})", t.name, t.source, t.file);
     let transform = request.source.transform(&t.name, convention);
@@ -236,7 +284,12 @@ fn planned(request: &Request<'_>, index: usize, choice: Choice, convention: Conv
     let bytes = if t.shape.len() > 1 { codec.bytes(t.dims())? * t.planes() } else { choice.size.bytes as usize };
     // What is taken apart is checked on the way: columns out of order would have to be declared.
     let copied = t.codec == codec && transform.is_identity() && !codec.packed();
-    let carried = transcode::possible(t.codec, codec, t.dims().cols);
+    // A scale that goes over as a tensor of its own multiplies whatever is written here; llama.cpp has none for the embedding.
+    let scaled = codec.tensor_scale().is_some()
+        && !copied
+        && own_scale(request.source, t).is_none()
+        && (convention == Convention::HuggingFace || !request.exact_llama && t.id.layer.is_some());
+    let carried = transcode::possible(t.codec, codec, t.dims().cols) && t.codec.tensor_scale().is_some() == scaled;
     if !copied && !carried {
         refuse_requantize(request, t.codec, codec).at(place)?;
     }
@@ -253,8 +306,43 @@ fn planned(request: &Request<'_>, index: usize, choice: Choice, convention: Conv
     }
     let spec = TensorSpec { name: t.name.clone(), shape: t.shape.clone(), codec };
     let solve = !copied && !carried && t.shape.len() > 1 && has_grid(codec) && has_gram(request, t);
-    let slots = Slots::Each { first: 0, parts: 0 };
-    Ok(Planned { source: index, spec, choice, transform, bytes, copied, carried, weighted, solve, slots })
+    let slots = Slots::Each { first: 0, parts: 0, beside: 0 };
+    let inputs = false;
+    let mut out = Planned {
+        source: index,
+        spec,
+        choice,
+        transform,
+        bytes,
+        copied,
+        carried,
+        weighted,
+        solve,
+        scaled,
+        inputs,
+        slots,
+    };
+    if scaled {
+        out.inputs = stores_inputs(request, recipe, &out, convention).at(place)?;
+    }
+    Ok(out)
+}
+
+/// Whether the scales of inputs are stored; they are all there, or this is an error.
+fn stores_inputs(request: &Request<'_>, recipe: &Recipe, planned: &Planned, convention: Convention) -> Result<bool> {
+    let planes = request.source.tensors()[planned.source].planes();
+    let found = || (0..planes).try_for_each(|plane| scale::inputs(request, planned, plane, None).map(|_| ()));
+    match (convention, recipe.activations) {
+        (Convention::Gguf, _) => Ok(planned.carried && request.source.read(planned.source, 0)?.inputs.is_some()),
+        (_, Activations::Static) => found().map(|()| true),
+        (_, Activations::Measured) if request.statistics.is_some() => found().map(|()| true),
+        _ => Ok(false),
+    }
+}
+
+/// The scale of a GGUF weight, where it is a tensor of its own.
+pub(super) fn own_scale(source: &dyn Checkpoint, t: &Tensor) -> Option<usize> {
+    source.find(&format!("{}.scale", t.name.strip_suffix(".weight")?))
 }
 
 /// llama.cpp's rule: quantizing what was quantized before costs more than anyone expects. The integers of a Hugging Face folder
@@ -275,7 +363,8 @@ fn has_grid(codec: &dyn Codec) -> bool {
 
 /// Whether the site that reads a weight was measured for solving.
 fn has_gram(request: &Request<'_>, t: &Tensor) -> bool {
-    let Some(statistics) = request.statistics.filter(|s| s.about().gram) else { return false };
+    let wanted = request.fold || request.feedback;
+    let Some(statistics) = request.statistics.filter(|s| wanted && s.about().gram) else { return false };
     let experts = if t.shape.len() > 2 { (0..t.planes() as u32).map(Some).collect() } else { vec![None] };
     experts.iter().any(|e| statistics.site(t.id.layer, &t.id.role, *e).is_some_and(|s| s.gram.is_some()))
 }

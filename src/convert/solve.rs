@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::fold::Folded;
-use super::{Job, MatrixGrid, Planned, Progress, matrix_rows};
+use super::{Factor, Job, MatrixGrid, Planned, Progress, matrix_rows};
 use crate::calibrate::method::{self, awq, gptq};
 use crate::calibrate::stats::Gram;
 use crate::codec::grid::{Codes, Grid};
@@ -106,9 +106,10 @@ fn solve(
     let dims = weight.packed.dims;
     let importance = job.importance((at.plan, at.output), t, at.plane)?;
     let folded = job.folds[at.plan].get(&at.output);
+    let factor = job.factor((at.plan, at.output), &weight, at.plane);
     let importance = importance.as_deref();
-    let grid = grid(&weight, planned, folded, importance).at(place)?;
-    let matrix = Matrix { weight: &weight, planned, folded, grid: grid.as_ref(), importance };
+    let grid = grid(&weight, planned, folded, factor, importance).at(place)?;
+    let matrix = Matrix { weight: &weight, planned, folded, factor, grid: grid.as_ref(), importance };
 
     let scaled = folded.is_some_and(|f| f.columns.is_some());
     let mut solution = Solution {
@@ -152,12 +153,18 @@ fn solve(
 }
 
 /// The grid of a matrix.
-fn grid(weight: &Weight<'_>, planned: &Planned, folded: Option<&Folded>, importance: Option<&[f32]>) -> Result<MatrixGrid> {
+fn grid(
+    weight: &Weight<'_>,
+    planned: &Planned,
+    folded: Option<&Folded>,
+    factor: Factor,
+    importance: Option<&[f32]>,
+) -> Result<MatrixGrid> {
     let (codec, Dims { rows, cols }) = (planned.spec.codec, weight.packed.dims);
     if let Some(joint) = codec.joint() {
-        let wishes = parts(rows).map(|rows| {
+        let wishes = parts(rows, ROWS).map(|rows| {
             let mut w = vec![0.0; rows.len() * cols];
-            matrix_rows(weight, planned, folded, rows, &mut w)?;
+            matrix_rows(weight, planned, folded, factor, rows, &mut w)?;
             Ok(joint.wishes(&w, cols, importance))
         });
         let wishes: Vec<Vec<f32>> = wishes.collect::<Result<_>>()?;
@@ -167,9 +174,9 @@ fn grid(weight: &Weight<'_>, planned: &Planned, folded: Option<&Folded>, importa
     grid.ok_or_else(|| Error::unsupported(format!("{} is no grid", codec.name())))
 }
 
-/// What jobs take of `rows` rows.
-fn parts(rows: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
-    (0..rows.div_ceil(ROWS)).into_par_iter().map(move |i| i * ROWS..rows.min((i + 1) * ROWS))
+/// `rows`, `step` at a time.
+fn parts(rows: usize, step: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
+    (0..rows.div_ceil(step)).into_par_iter().map(move |i| i * step..rows.min((i + 1) * step))
 }
 
 /// A matrix, its grid, and what is known of its inputs.
@@ -177,6 +184,7 @@ struct Matrix<'a> {
     weight: &'a Weight<'a>,
     planned: &'a Planned,
     folded: Option<&'a Folded>,
+    factor: Factor,
     grid: &'a dyn Grid,
     /// Behind the fold.
     importance: Option<&'a [f32]>,
@@ -189,7 +197,7 @@ impl Matrix<'_> {
 
     fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         let mut w = vec![0.0; rows.len() * self.cols()];
-        matrix_rows(self.weight, self.planned, self.folded, rows, &mut w)?;
+        matrix_rows(self.weight, self.planned, self.folded, self.factor, rows, &mut w)?;
         Ok(w)
     }
 
@@ -227,7 +235,7 @@ impl Matrix<'_> {
     /// Chooses all codes and writes them: row by row, or at once where words span rows.
     fn write(&self, sink: &Sink, plane: usize, feedback: Option<&Feedback>) -> Result<()> {
         let (Dims { rows, cols }, codec) = (self.weight.packed.dims, self.planned.spec.codec);
-        let parts = parts(rows);
+        let parts = parts(rows, ROWS.next_multiple_of(self.grid.rows()));
         if self.planned.whole() {
             let parts: Vec<Codes> = parts.map(|rows| self.codes(&self.rows(rows)?, feedback)).collect::<Result<_>>()?;
             let mut all = Codes::default();
@@ -246,7 +254,8 @@ impl Matrix<'_> {
         parts.try_for_each(|rows| {
             let w = self.rows(rows.clone())?;
             let dims = Dims::new(rows.len(), cols);
-            let bytes = match (feedback, codec.block().and_then(|b| b.encode)) {
+            let own = codec.block().and_then(|b| b.encode).filter(|_| !self.planned.on_grid());
+            let bytes = match (feedback, own) {
                 // Without feedback the format's own encoder does the same, faster.
                 (None, Some(encode)) => {
                     let mut out = vec![0; row_bytes * rows.len()];

@@ -77,8 +77,8 @@ pub fn structure(artifact: &dyn Checkpoint, plan: &Plan) -> Result<()> {
         }
     }
     // A folder's reader adds what it computes from config.json.
-    let planned: HashSet<&str> = plan.tensors.iter().map(|p| p.spec.name.as_str()).collect();
-    match artifact.tensors().iter().find(|t| !planned.contains(t.name.as_str()) && t.file != hf::CONFIG) {
+    let planned: HashSet<String> = plan.specs().into_iter().map(|spec| spec.name).collect();
+    match artifact.tensors().iter().find(|t| !planned.contains(&t.name) && t.file != hf::CONFIG) {
         Some(extra) => Err(Error::input(format!("{} was not planned", extra.name))),
         None => Ok(()),
     }
@@ -177,7 +177,15 @@ fn accounted(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<Strin
             return Err(Error::input(format!("{} is {:?}, its source {:?}", t.name, found.shape, t.shape)));
         }
     }
-    if let Some(new) = artifact.tensors().iter().find(|t| source.find(&t.name).is_none()) {
+    // Scales that `read` applies are part of their weights.
+    let scales: HashSet<String> = artifact
+        .tensors()
+        .iter()
+        .filter_map(|t| Some((t.name.strip_suffix("weight")?, t.codec.tensor_scale()?)))
+        .flat_map(|(stem, kind)| [kind.weight, kind.input].map(|suffix| format!("{stem}{suffix}")))
+        .collect();
+    let new = |t: &&Tensor| source.find(&t.name).is_none() && !scales.contains(&t.name);
+    if let Some(new) = artifact.tensors().iter().find(new) {
         return Err(Error::input(format!("{} is not in the source", new.name)));
     }
     let dropped: Vec<String> = source.dropped().iter().map(|d| format!("{} ({})", d.source, d.reason)).collect();

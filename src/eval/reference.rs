@@ -166,7 +166,7 @@ impl Cached {
     pub fn head(&self) -> Head<'_> {
         let parts = self.parts.iter().map(|p| self.map[p.clone()].into()).collect();
         let packed = Packed { dims: self.dims, parts };
-        Head { weight: Weight { codec: self.codec, packed, scale: self.scale }, softcap: self.softcap }
+        Head { weight: Weight { codec: self.codec, packed, scale: self.scale, inputs: None }, softcap: self.softcap }
     }
 }
 

@@ -10,7 +10,7 @@ use toml::Spanned;
 use super::kind::{KINDS, Kind};
 use super::layers::Layers;
 use super::rule::{Count, Pattern, Rule, Target, When};
-use crate::codec::{self, Codec};
+use crate::codec::{self, Activations, Codec};
 use crate::error::{Error, Result};
 
 #[derive(Deserialize, Default)]
@@ -22,6 +22,7 @@ pub(super) struct File {
     pub about: Option<String>,
     pub container: Option<String>,
     pub floats: Option<Spanned<String>>,
+    pub activations: Option<Spanned<String>>,
     pub file_type: Option<u32>,
     pub default: Option<Spanned<String>>,
     pub pure: Option<bool>,
@@ -243,6 +244,18 @@ fn kind(name: &str) -> Result<Kind> {
 /// A codec's name in any case.
 pub(super) fn find(name: &str) -> Result<&'static dyn Codec> {
     codec::find(&name.to_ascii_lowercase())
+}
+
+pub(super) fn activations(name: &str) -> Result<Activations> {
+    match name {
+        "plain" => Ok(Activations::Plain),
+        "dynamic" => Ok(Activations::Dynamic),
+        "static" => Ok(Activations::Static),
+        "measured" => Ok(Activations::Measured),
+        _ => {
+            Err(Error::request(format!("unknown activations {name:?}")).help("known: plain, dynamic, static, measured"))
+        }
+    }
 }
 
 pub(super) fn target(name: &str) -> Result<Target> {

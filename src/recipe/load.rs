@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::file::{File, Text, find, target};
+use super::file::{File, Text, activations, find, target};
 use super::presets::{EMBEDDED, PARTS};
 use super::rule::{Pattern, Target};
 use super::{Budget, Keep, Named, Recipe};
@@ -190,6 +190,9 @@ fn apply(recipe: &mut Recipe, file: &File, text: Text<'_>) -> Result<()> {
     }
     if let Some(floats) = &file.floats {
         recipe.floats = Some(text.read(floats, |name| find(name))?);
+    }
+    if let Some(name) = &file.activations {
+        recipe.activations = text.read(name, |name| activations(name))?;
     }
     recipe.file_type = file.file_type.or(recipe.file_type);
     recipe.pure = file.pure.unwrap_or(recipe.pure);

@@ -20,7 +20,7 @@ pub use kind::{KINDS, order};
 pub use load::{Preset, list};
 pub use size::Size;
 
-use crate::codec::Codec;
+use crate::codec::{Activations, Codec};
 use budget::Budget;
 use rule::{Pattern, Rule, Target};
 
@@ -35,6 +35,8 @@ pub struct Recipe {
     pub container: String,
     /// What weights that stay floats become in a Hugging Face folder; `None`: as they are.
     pub floats: Option<&'static dyn Codec>,
+    /// What runtimes are told to do with the inputs of quantized weights.
+    pub activations: Activations,
     /// GGUF's `general.file_type`; `None` leaves the source's.
     pub file_type: Option<u32>,
     default: Target,
@@ -62,6 +64,7 @@ impl Default for Recipe {
             about: String::new(),
             container: "gguf".to_owned(),
             floats: None,
+            activations: Activations::Plain,
             file_type: None,
             default: Target::Keep,
             pure: false,

@@ -16,7 +16,7 @@ fn product(c: &mut Criterion) {
         let bytes = codec.bytes(DIMS).expect("2048 is a multiple of every block");
         // Small bytes: no float is a NaN or subnormal.
         let packed = Packed::one(DIMS, (0..bytes).map(|i| (i * 31 % 61) as u8).collect::<Vec<_>>());
-        let weight = Weight { codec, packed, scale: 1.0 };
+        let weight = Weight { codec, packed, scale: 1.0, inputs: None };
         for tokens in [1, 512] {
             let x = vec![0.5; tokens * DIMS.cols];
             let mut out = vec![0.0; tokens * DIMS.rows];

@@ -4,7 +4,7 @@ pub mod awq;
 pub mod gptq;
 
 use crate::calibrate::stats::Gram;
-use crate::codec::grid::{Codes, Grid, Levels, Scale};
+use crate::codec::grid::{self, Codes, Grid, Levels, Scale};
 use crate::device::cpu::{self, Feedback};
 
 /// What a method must know of the inputs of a weight.
@@ -38,16 +38,27 @@ pub struct Method {
     pub folds: bool,
     /// Codes see each other's errors.
     pub feedback: bool,
+    /// Scales are looked for that lose less than those that the largest weights ask for.
+    pub search: bool,
 }
 
 /// From the simplest to the best.
 pub static METHODS: &[Method] = &[
+    Method {
+        name: "largest",
+        about: "scales from the largest weights alone, as the formats describe themselves: the baseline",
+        needs: Needs::Nothing,
+        folds: false,
+        feedback: false,
+        search: false,
+    },
     Method {
         name: "rtn",
         about: "round to nearest: looks at the weights alone",
         needs: Needs::Nothing,
         folds: false,
         feedback: false,
+        search: true,
     },
     Method {
         name: "imatrix",
@@ -55,6 +66,7 @@ pub static METHODS: &[Method] = &[
         needs: Needs::MeanSquares,
         folds: false,
         feedback: false,
+        search: true,
     },
     Method {
         name: "awq",
@@ -62,6 +74,7 @@ pub static METHODS: &[Method] = &[
         needs: Needs::Gram,
         folds: true,
         feedback: false,
+        search: true,
     },
     Method {
         name: "gptq",
@@ -69,8 +82,9 @@ pub static METHODS: &[Method] = &[
         needs: Needs::Gram,
         folds: false,
         feedback: true,
+        search: true,
     },
-    Method { name: "awq+gptq", about: "both", needs: Needs::Gram, folds: true, feedback: true },
+    Method { name: "awq+gptq", about: "both", needs: Needs::Gram, folds: true, feedback: true, search: true },
 ];
 
 /// The best that these statistics suffice for.
@@ -108,24 +122,13 @@ fn fit(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> (
     if groups > 0 {
         grid.fit(w, cols, importance, &mut params);
     }
-    let scales = scales(grid, cols, &params);
+    let scales = grid::scales(grid, cols, w.len(), &params);
     (params, scales)
-}
-
-/// One for each `span` weights.
-fn scales(grid: &dyn Grid, cols: usize, params: &[u8]) -> Vec<Scale> {
-    let per_group = grid.group(cols).checked_div(grid.span(cols)).unwrap_or(0);
-    let groups = params.len() / grid.param_bytes().max(1);
-    let mut out = vec![Scale::default(); groups * per_group];
-    for (params, out) in params.chunks_exact(grid.param_bytes()).zip(out.chunks_exact_mut(per_group.max(1))) {
-        grid.scales(params, out);
-    }
-    out
 }
 
 /// `w - value` of every weight.
 pub fn errors(grid: &dyn Grid, w: &[f32], cols: usize, found: &Codes) -> Vec<f32> {
-    let (span, scales) = (grid.span(cols), scales(grid, cols, &found.params));
+    let (span, scales) = (grid.span(cols), grid::scales(grid, cols, w.len(), &found.params));
     let value = |(i, code): (usize, &u8)| scales[i / span].value(grid.levels_at(i % cols).level(*code));
     let values = found.codes.iter().enumerate().map(value);
     w.iter().zip(values).map(|(w, value)| w - value).collect()

@@ -1,9 +1,6 @@
 //! The scale and zero of a group: candidates from the group's range, shrunk step by step, then the least-squares scale of the
 //! best one's codes. Every candidate is judged as it will be stored, by its weighted squared error.
 
-use half::{bf16, f16};
-use safetensors::Dtype;
-
 use super::Scheme;
 
 /// How far the range may shrink: cutting off an outlier can pay for finer steps.
@@ -29,6 +26,20 @@ pub fn group(scheme: &Scheme, w: &[f32], importance: Option<&[f32]>) -> (f32, u8
     }
     search.refine();
     (search.best.1, search.best.2)
+}
+
+/// The same from the range alone.
+pub fn largest(scheme: &Scheme, w: &[f32]) -> (f32, u8) {
+    let (low, high) = w.iter().fold((0f32, 0f32), |(low, high), w| (low.min(*w), high.max(*w)));
+    let top = scheme.top() as f32;
+    match (low == high, scheme.symmetric) {
+        (true, _) => (1.0, scheme.middle()),
+        (false, true) => (scheme.storable(high.max(-low) / (top / 2.0)), scheme.middle()),
+        (false, false) => {
+            let scale = scheme.storable((high - low) / top);
+            (scale, (-low / scale).round_ties_even().clamp(0.0, top) as u8)
+        }
+    }
 }
 
 struct Search<'a> {
@@ -61,7 +72,7 @@ impl Search<'_> {
     }
 
     fn candidate(&mut self, scale: f32, zero: u8) {
-        let scale = storable(self.scheme, scale);
+        let scale = self.scheme.storable(scale);
         let error = self.error(scale, zero);
         if error < self.best.0 {
             self.best = (error, scale, zero);
@@ -116,18 +127,10 @@ fn code(w: f32, inverse: f32, zero: u8, top: usize) -> f32 {
     (code + WHOLE) - WHOLE
 }
 
-/// The nearest scale that the format can hold, never zero nor infinite.
-fn storable(scheme: &Scheme, scale: f32) -> f32 {
-    let (smallest, largest) = match scheme.scales {
-        Dtype::F16 => (f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32()),
-        Dtype::BF16 => (bf16::MIN_POSITIVE.to_f32(), bf16::MAX.to_f32()),
-        _ => (f32::MIN_POSITIVE, f32::MAX),
-    };
-    scheme.stored(scale.abs().clamp(smallest, largest).copysign(scale))
-}
-
 #[cfg(test)]
 mod tests {
+    use safetensors::Dtype;
+
     use super::*;
     use crate::codec::affine::Family;
 

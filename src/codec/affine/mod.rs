@@ -27,6 +27,24 @@ pub enum Family {
     Packed,
     /// compressed-tensors `int-quantized`
     Int,
+    /// compressed-tensors `float-quantized`: E4M3 under a scale a row or a square
+    Float8,
+    /// The same under one scale for the matrix
+    Float8Tensor,
+    /// ModelOpt's FP8, the same
+    ModelOptFloat8,
+    /// compressed-tensors `nvfp4-pack-quantized`
+    Nvfp4,
+    ModelOptNvfp4,
+    /// compressed-tensors `mxfp4-pack-quantized`
+    Mxfp4,
+}
+
+impl Family {
+    /// Codes are whole numbers, not bits of floats.
+    pub fn is_integer(self) -> bool {
+        matches!(self, Family::Gptq | Family::GptqV2 | Family::Awq | Family::Packed | Family::Int)
+    }
 }
 
 /// A format as configuration files describe it.
@@ -38,7 +56,7 @@ pub struct Scheme {
     pub group: Option<usize>,
     /// The zero is in the middle of the codes.
     pub symmetric: bool,
-    /// F16, BF16 or F32.
+    /// F16, BF16 or F32; of 4-bit floats F8_E4M3 or U8.
     pub scales: Dtype,
 }
 
@@ -61,7 +79,7 @@ impl Scheme {
         (1 << self.bits) - 1
     }
 
-    fn scale_bytes(&self) -> usize {
+    pub fn scale_bytes(&self) -> usize {
         if self.scales == Dtype::F32 { 4 } else { 2 }
     }
 
@@ -75,7 +93,7 @@ impl Scheme {
         }
     }
 
-    fn write_scale(&self, scale: f32, bytes: &mut [u8]) {
+    pub fn write_scale(&self, scale: f32, bytes: &mut [u8]) {
         match self.scales {
             Dtype::F32 => bytes.copy_from_slice(&scale.to_le_bytes()),
             Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
@@ -90,6 +108,16 @@ impl Scheme {
             Dtype::F16 => f16::from_f32(scale).to_f32(),
             _ => bf16::from_f32(scale).to_f32(),
         }
+    }
+
+    /// The nearest scale that the format can hold, never zero nor infinite.
+    pub fn storable(&self, scale: f32) -> f32 {
+        let (smallest, largest) = match self.scales {
+            Dtype::F16 => (f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32()),
+            Dtype::BF16 => (bf16::MIN_POSITIVE.to_f32(), bf16::MAX.to_f32()),
+            _ => (f32::MIN_POSITIVE, f32::MAX),
+        };
+        self.stored(scale.abs().clamp(smallest, largest).copysign(scale))
     }
 
     pub fn scales_part(&self, name: &'static str, shape: Vec<usize>) -> Result<Part> {
@@ -261,7 +289,16 @@ impl<F: Form> Grid for Row<F> {
         out[0] = Scale { step: self.scheme.read_scale(params, 0), zero, offset: 0.0 };
     }
 
-    fn adopt(&self, scale: Scale, params: &mut [u8]) -> bool {
+    fn fit_largest(&self, w: &[f32], cols: usize, params: &mut [u8]) {
+        let group = self.scheme.columns(cols).max(1);
+        for (w, params) in w.chunks_exact(group).zip(params.chunks_exact_mut(self.param_bytes())) {
+            let (scale, zero) = fit::largest(&self.scheme, w);
+            self.write(scale, zero, params);
+        }
+    }
+
+    fn adopt(&self, scales: &[Scale], params: &mut [u8]) -> bool {
+        let &[scale] = scales else { return false };
         let zero = scale.zero - scale.offset / scale.step;
         let fits = zero == zero.trunc() && (0.0..=self.scheme.top() as f32).contains(&zero);
         self.write(scale.step, if fits { zero as u8 } else { self.scheme.middle() }, params);
@@ -360,7 +397,11 @@ mod tests {
         for codec in codec::all() {
             let Some(scheme) = codec.scheme() else { continue };
             assert_eq!(codec::with_scheme(scheme).unwrap().name(), codec.name());
-            assert!(codec.name().contains(&format!("-{}bit-", scheme.bits)), "{}", codec.name());
+            assert!(
+                !scheme.family.is_integer() || codec.name().contains(&format!("-{}bit-", scheme.bits)),
+                "{}",
+                codec.name()
+            );
             seen += 1;
         }
         assert!(seen > 100);

@@ -167,7 +167,7 @@ impl Grid for Sorted {
         }
     }
 
-    fn adopt(&self, _: Scale, _: &mut [u8]) -> bool {
+    fn adopt(&self, _: &[Scale], _: &mut [u8]) -> bool {
         false
     }
 

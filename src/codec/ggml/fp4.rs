@@ -6,10 +6,12 @@ use bytemuck::{Pod, Zeroable};
 use super::{Values, fill, planes, scalar};
 use crate::codec::block::Block;
 use crate::codec::cpu::Cpu;
+use crate::codec::fp4;
 
 pub static MXFP4: Block = scalar::<BlockMxfp4, 32>("mxfp4", 39, "E2M1 floats, 32 a power-of-two scale (OCP MX, ggml)");
 pub static NVFP4: Block =
-    scalar::<BlockNvfp4, 64>("nvfp4", 40, "E2M1 floats, 16 an E4M3 scale, under a tensor scale (NVIDIA, ggml)");
+    scalar::<BlockNvfp4, 64>("nvfp4", 40, "E2M1 floats, 16 an E4M3 scale, under a tensor scale (NVIDIA, ggml)")
+        .under(&fp4::GGML_NVFP4_SCALE);
 
 /// E2M1 values, doubled to be whole; the scales below are halved to match. Bit 3 is the sign; minus zero reads as zero.
 pub const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];

@@ -70,6 +70,7 @@ const fn block<B: Values<N>, const N: usize>(
         decode_plain: cpu::plain::<Blocks<B, N>>,
         encode,
         grid: None,
+        tensor_scale: None,
     }
 }
 

@@ -9,7 +9,8 @@ use super::iq4::{BlockIq4Nl, BlockIq4Xs};
 use super::k::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, q3_scales, scales_and_mins};
 use super::simple::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 use super::{encode, iq4};
-use crate::codec::block::Encode;
+use crate::codec::block::{Encode, EncodeFn as FitFn};
+use crate::codec::fp4;
 use crate::codec::grid::{Grid, Levels, Scale};
 use crate::tensor::Dims;
 
@@ -22,8 +23,10 @@ pub trait Scalar<const N: usize>: Pod + Send + Sync + 'static {
     /// One for each `SPAN` weights.
     fn scales(&self, out: &mut [Scale]);
     fn set(&mut self, codes: &[u8; N]);
-    /// Stores the step of a scale and, in formats with a minimum, the value of level 0. False if they do not fit exactly.
-    const ADOPT: Option<fn(&mut Self, Scale) -> bool> = None;
+    /// Stores the steps of scales and, in formats with a minimum, the value of level 0. False if they do not fit exactly.
+    const ADOPT: Option<fn(&mut Self, &[Scale]) -> bool> = None;
+    /// Chooses parameters, where ggml's encoder is not the best that can be done.
+    const FIT: Option<FitFn> = None;
 
     /// The same, for the table.
     const GRID: &'static dyn Grid = &BlockGrid::<Self, N>(PhantomData);
@@ -50,17 +53,21 @@ impl<B: Scalar<N>, const N: usize> Grid for BlockGrid<B, N> {
     }
 
     fn fit(&self, w: &[f32], cols: usize, importance: Option<&[f32]>, params: &mut [u8]) {
-        (B::ENCODE.run)(w, cols, importance, params);
+        B::FIT.unwrap_or(B::ENCODE.run)(w, cols, importance, params);
+    }
+
+    fn fit_largest(&self, w: &[f32], cols: usize, params: &mut [u8]) {
+        (B::ENCODE.run)(w, cols, None, params);
     }
 
     fn scales(&self, params: &[u8], out: &mut [Scale]) {
         bytemuck::pod_read_unaligned::<B>(params).scales(out);
     }
 
-    fn adopt(&self, scale: Scale, params: &mut [u8]) -> bool {
+    fn adopt(&self, scales: &[Scale], params: &mut [u8]) -> bool {
         let Some(adopt) = B::ADOPT else { return false };
         let mut block = B::zeroed();
-        let exact = adopt(&mut block, scale);
+        let exact = adopt(&mut block, scales);
         params.copy_from_slice(bytemuck::bytes_of(&block));
         exact
     }
@@ -118,7 +125,7 @@ impl Scalar<32> for BlockQ4_0 {
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(-8, 16);
     const ENCODE: Encode = encode::Q4_0;
-    const ADOPT: Option<fn(&mut Self, Scale) -> bool> = Some(|block, scale| put_half(scale.step, &mut block.d));
+    const ADOPT: Option<fn(&mut Self, &[Scale]) -> bool> = Some(|block, scales| put_half(scales[0].step, &mut block.d));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = one(half(self.d));
     }
@@ -131,8 +138,8 @@ impl Scalar<32> for BlockQ4_1 {
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(0, 16);
     const ENCODE: Encode = encode::Q4_1;
-    const ADOPT: Option<fn(&mut Self, Scale) -> bool> =
-        Some(|block, scale| put_half(scale.step, &mut block.d) & put_half(minimum(scale), &mut block.m));
+    const ADOPT: Option<fn(&mut Self, &[Scale]) -> bool> =
+        Some(|block, scales| put_half(scales[0].step, &mut block.d) & put_half(minimum(scales[0]), &mut block.m));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = Scale { step: half(self.d), zero: 0.0, offset: half(self.m) };
     }
@@ -145,7 +152,7 @@ impl Scalar<32> for BlockQ5_0 {
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(-16, 32);
     const ENCODE: Encode = encode::Q5_0;
-    const ADOPT: Option<fn(&mut Self, Scale) -> bool> = Some(|block, scale| put_half(scale.step, &mut block.d));
+    const ADOPT: Option<fn(&mut Self, &[Scale]) -> bool> = Some(|block, scales| put_half(scales[0].step, &mut block.d));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = one(half(self.d));
     }
@@ -159,8 +166,8 @@ impl Scalar<32> for BlockQ5_1 {
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(0, 32);
     const ENCODE: Encode = encode::Q5_1;
-    const ADOPT: Option<fn(&mut Self, Scale) -> bool> =
-        Some(|block, scale| put_half(scale.step, &mut block.d) & put_half(minimum(scale), &mut block.m));
+    const ADOPT: Option<fn(&mut Self, &[Scale]) -> bool> =
+        Some(|block, scales| put_half(scales[0].step, &mut block.d) & put_half(minimum(scales[0]), &mut block.m));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = Scale { step: half(self.d), zero: 0.0, offset: half(self.m) };
     }
@@ -179,7 +186,7 @@ impl Scalar<32> for BlockQ8_0 {
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(-128, 256);
     const ENCODE: Encode = encode::Q8_0;
-    const ADOPT: Option<fn(&mut Self, Scale) -> bool> = Some(|block, scale| put_half(scale.step, &mut block.d));
+    const ADOPT: Option<fn(&mut Self, &[Scale]) -> bool> = Some(|block, scales| put_half(scales[0].step, &mut block.d));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = one(half(self.d));
     }
@@ -310,20 +317,15 @@ impl Scalar<256> for BlockIq4Xs {
     }
 }
 
-const E2M1: Levels = Levels::Table(&{
-    let mut out = [0.0; 16];
-    let mut i = 0;
-    while i < 16 {
-        out[i] = super::fp4::E2M1_DOUBLED[i] as f32;
-        i += 1;
-    }
-    out
-});
-
 impl Scalar<32> for BlockMxfp4 {
     const SPAN: usize = 32;
-    const LEVELS: Levels = E2M1;
+    const LEVELS: Levels = fp4::LEVELS;
     const ENCODE: Encode = encode::MXFP4;
+    const FIT: Option<FitFn> = Some(|w, cols, importance, params| {
+        fp4::fit::<fp4::PowerOfTwo>(w, cols, importance, params.iter_mut().step_by(size_of::<BlockMxfp4>()));
+    });
+    const ADOPT: Option<fn(&mut Self, &[Scale]) -> bool> =
+        Some(|block, scales| <fp4::PowerOfTwo as fp4::ByteScale>::store(scales[0].step, &mut block.e));
     fn scales(&self, out: &mut [Scale]) {
         out[0] = one(half_e8m0(self.e));
     }
@@ -334,8 +336,15 @@ impl Scalar<32> for BlockMxfp4 {
 
 impl Scalar<64> for BlockNvfp4 {
     const SPAN: usize = 16;
-    const LEVELS: Levels = E2M1;
+    const LEVELS: Levels = fp4::LEVELS;
     const ENCODE: Encode = encode::NVFP4;
+    const FIT: Option<FitFn> = Some(|w, cols, importance, params| {
+        let stored = params.chunks_exact_mut(size_of::<BlockNvfp4>()).flat_map(|block| &mut block[..4]);
+        fp4::fit::<fp4::SmallFloat>(w, cols, importance, stored);
+    });
+    const ADOPT: Option<fn(&mut Self, &[Scale]) -> bool> = Some(|block, scales| {
+        scales.iter().zip(&mut block.d).all(|(scale, d)| <fp4::SmallFloat as fp4::ByteScale>::store(scale.step, d))
+    });
     fn scales(&self, out: &mut [Scale]) {
         for (out, d) in out.iter_mut().zip(self.d) {
             *out = one(HALF_UE4M3[usize::from(d)]);

@@ -41,6 +41,8 @@ struct Place {
     offset: usize,
     /// One value per plane, where the weight has a `.scale` companion.
     scales: Option<Vec<f32>>,
+    /// The same of its `.input_scale`.
+    inputs: Option<Vec<f32>>,
 }
 
 impl Gguf {
@@ -78,7 +80,7 @@ impl Gguf {
                     let message = format!("this tensor is also in {}", tensors[twin].file);
                     return Err(Error::input(message).at(info.name).at(shard.path.display().to_string()));
                 }
-                places.push(Place { shard: no, offset: info.offset, scales: None });
+                places.push(Place { shard: no, offset: info.offset, scales: None, inputs: None });
                 tensors.push(describe(info, &file));
             }
             shards.push(shard);
@@ -93,13 +95,14 @@ impl Gguf {
     fn attach_scales(&mut self, by_name: &HashMap<String, usize>) -> Result<()> {
         for weight in 0..self.tensors.len() {
             let Some(stem) = self.tensors[weight].name.strip_suffix(".weight") else { continue };
-            let Some(&companion) = by_name.get(&format!("{stem}.scale")) else { continue };
-            let path = &self.shards[self.places[companion].shard].path;
-            let scales = self
-                .scales(weight, companion)
-                .at(|| self.tensors[companion].name.as_str())
-                .at(|| path.display().to_string())?;
-            self.places[weight].scales = Some(scales);
+            let [scales, inputs] = ["scale", "input_scale"].map(|suffix| {
+                let companion = *by_name.get(&format!("{stem}.{suffix}"))?;
+                let path = &self.shards[self.places[companion].shard].path;
+                let scales = self.scales(weight, companion).at(|| self.tensors[companion].name.as_str());
+                Some(scales.at(|| path.display().to_string()))
+            });
+            let (scales, inputs) = (scales.transpose()?, inputs.transpose()?);
+            (self.places[weight].scales, self.places[weight].inputs) = (scales, inputs);
         }
         Ok(())
     }
@@ -167,12 +170,12 @@ impl Checkpoint for Gguf {
     fn read(&self, tensor: usize, plane: usize) -> Result<Weight<'_>> {
         let info = self.tensors.get(tensor).filter(|t| plane < t.planes());
         let info = info.ok_or_else(|| Error::request(format!("no plane {plane} of tensor {tensor}")))?;
-        let scale = match self.places[tensor].scales.as_deref() {
-            None => 1.0,
-            Some([scale]) => *scale,
-            Some(scales) => scales[plane],
+        let of = |scales: &Option<Vec<f32>>| match scales.as_deref()? {
+            [scale] => Some(*scale),
+            scales => Some(scales[plane]),
         };
-        Ok(Weight { codec: info.codec, packed: self.packed(tensor, plane), scale })
+        let (scale, inputs) = (of(&self.places[tensor].scales).unwrap_or(1.0), of(&self.places[tensor].inputs));
+        Ok(Weight { codec: info.codec, packed: self.packed(tensor, plane), scale, inputs })
     }
 
     fn metadata(&self) -> Result<Metadata> {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::codec::{Family, Scheme};
+use crate::codec::{Activations, Family, Scheme};
 use crate::error::{Error, Result};
 
 /// A linear layer of the model and how its matrix is stored, if packed.
@@ -15,22 +15,27 @@ pub struct Module {
 /// What goes into config.json, and the file that older tools read instead, where there is one.
 pub struct Declaration {
     pub config: Value,
-    pub sidecar: Option<&'static str>,
+    pub sidecar: Option<(&'static str, Value)>,
 }
 
 /// Says how all modules are stored; `None` if none is packed.
 ///
 /// Errors: formats of several methods, or settings that a method has for all weights alike.
-pub fn declare(modules: &[Module]) -> Result<Option<Declaration>> {
+pub fn declare(modules: &[Module], activations: Activations) -> Result<Option<Declaration>> {
     let Some(first) = modules.iter().find_map(|m| m.scheme) else { return Ok(None) };
     let plain: Vec<&str> = modules.iter().filter(|m| m.scheme.is_none()).map(|m| m.name.as_str()).collect();
-    let (config, sidecar) = match first.family {
-        Family::Gptq | Family::GptqV2 => (gptq(&alike(modules)?, &plain), Some("quantize_config.json")),
-        Family::Awq => (awq(&alike(modules)?, &plain), None),
-        Family::Packed | Family::Int => (compressed_tensors(modules, &plain)?, None),
+    let alone = |config| Declaration { config, sidecar: None };
+    let declared = match first.family {
+        Family::Gptq | Family::GptqV2 => {
+            let config = gptq(&alike(modules)?, &plain);
+            Declaration { sidecar: Some(("quantize_config.json", config.clone())), config }
+        }
+        Family::Awq => alone(awq(&alike(modules)?, &plain)),
+        Family::ModelOptFloat8 | Family::ModelOptNvfp4 => modelopt(&alike(modules)?, &plain, activations),
+        _ => alone(compressed_tensors(modules, &plain, activations)?),
     };
     fused_alike(modules)?;
-    Ok(Some(Declaration { config, sidecar }))
+    Ok(Some(declared))
 }
 
 /// The scheme of all packed modules.
@@ -39,9 +44,11 @@ fn alike(modules: &[Module]) -> Result<Scheme> {
     let (_, first) = packed.next().ok_or_else(|| Error::request("no weight is packed"))?;
     match packed.find(|(_, scheme)| *scheme != first) {
         None => Ok(first),
-        Some((name, _)) => Err(Error::request("GPTQ and AWQ folders have one format for all their packed weights")
-            .at(name)
-            .help("give it that format or \"keep\", or use a recipe of compressed-tensors formats (w4a16)")),
+        Some((name, _)) => {
+            Err(Error::request("folders of GPTQ, AWQ and ModelOpt have one format for all their packed weights")
+                .at(name)
+                .help("give it that format or \"keep\", or use a recipe of compressed-tensors formats (w4a16)"))
+        }
     }
 }
 
@@ -93,61 +100,142 @@ fn awq(scheme: &Scheme, plain: &[&str]) -> Value {
 
 const HEAD: &str = "lm_head";
 
-fn compressed_tensors(modules: &[Module], plain: &[&str]) -> Result<Value> {
+/// Of a tied model the head is no tensor, but a layer all the same.
+fn with_head<'a>(plain: &[&'a str]) -> Vec<&'a str> {
+    let head = (!plain.contains(&HEAD)).then_some(HEAD);
+    plain.iter().copied().chain(head).collect()
+}
+
+/// The names of compressed-tensors.
+const FORMATS: &[(Family, &str)] = &[
+    (Family::Packed, "pack-quantized"),
+    (Family::Int, "int-quantized"),
+    (Family::Float8, "float-quantized"),
+    (Family::Float8Tensor, "float-quantized"),
+    (Family::Nvfp4, "nvfp4-pack-quantized"),
+    (Family::Mxfp4, "mxfp4-pack-quantized"),
+];
+
+fn compressed_tensors(modules: &[Module], plain: &[&str], activations: Activations) -> Result<Value> {
     // The most frequent scheme stands for all linear layers; others name theirs.
-    let mut kinds: Vec<(Value, Family, Vec<&str>)> = Vec::new();
+    let mut kinds: Vec<(Value, &str, Vec<&str>)> = Vec::new();
     for module in modules {
         let Some(scheme) = &module.scheme else { continue };
-        if !matches!(scheme.family, Family::Packed | Family::Int) {
-            return Err(
-                Error::request("GPTQ, AWQ and compressed-tensors formats cannot share a folder").at(&module.name)
-            );
-        }
-        let weights = weights(scheme);
-        match kinds.iter_mut().find(|(w, family, _)| (w, *family) == (&weights, scheme.family)) {
+        let Some((_, format)) = FORMATS.iter().find(|(family, _)| *family == scheme.family) else {
+            let message = "formats of compressed-tensors and of others cannot share a folder";
+            return Err(Error::request(message).at(&module.name));
+        };
+        let kind = json!({ "weights": weights(scheme), "input_activations": inputs(scheme, activations) });
+        match kinds.iter_mut().find(|(k, f, _)| (k, *f) == (&kind, *format)) {
             Some((_, _, names)) => names.push(&module.name),
-            None => kinds.push((weights, scheme.family, vec![&module.name])),
+            None => kinds.push((kind, format, vec![&module.name])),
         }
     }
     kinds.sort_by_key(|(_, _, names)| std::cmp::Reverse(names.len()));
-    let format = |family: Family| if family == Family::Int { "int-quantized" } else { "pack-quantized" };
-    let mixed = kinds.iter().any(|(_, family, _)| *family != kinds[0].1);
+    let mixed = kinds.iter().any(|(_, format, _)| *format != kinds[0].1);
     let mut groups = Map::new();
-    for (n, (weights, family, names)) in kinds.iter().enumerate() {
-        let targets = if n == 0 { json!(["Linear"]) } else { json!(names) };
-        let mut group =
-            json!({ "targets": targets, "weights": weights, "input_activations": null, "output_activations": null });
-        if *family == Family::Int {
-            // What such files are for: products of bytes, the activations rounded token by token as they come.
-            group["input_activations"] =
-                json!({ "num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic": true });
-        }
+    for (n, (kind, format, names)) in kinds.iter().enumerate() {
+        let mut group = kind.clone();
+        group["targets"] = if n == 0 { json!(["Linear"]) } else { json!(names) };
+        group["output_activations"] = Value::Null;
         if mixed {
-            group["format"] = json!(format(*family));
+            group["format"] = json!(format);
         }
         groups.insert(format!("group_{n}"), group);
     }
-    let mut ignore = plain.to_vec();
-    if !ignore.contains(&HEAD) {
-        // Of a tied model it is no tensor, but a layer all the same.
-        ignore.push(HEAD);
-    }
     Ok(json!({
-        "quant_method": "compressed-tensors", "format": if mixed { "mixed-precision" } else { format(kinds[0].1) },
-        "quantization_status": "compressed", "config_groups": groups, "ignore": ignore, "kv_cache_scheme": null
+        "quant_method": "compressed-tensors", "format": if mixed { "mixed-precision" } else { kinds[0].1 },
+        "quantization_status": "compressed", "config_groups": groups, "ignore": with_head(plain), "kv_cache_scheme": null
     }))
 }
 
 fn weights(scheme: &Scheme) -> Value {
-    let mut out = json!({ "num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, "dynamic": false });
-    match scheme.group {
-        Some(group) => {
-            out["strategy"] = json!("group");
-            out["group_size"] = json!(group);
+    let kind = if scheme.family.is_integer() { "int" } else { "float" };
+    let mut out = json!({ "num_bits": scheme.bits, "type": kind, "symmetric": scheme.symmetric, "dynamic": false });
+    let (strategy, group) = match (scheme.family, scheme.group) {
+        (Family::Float8Tensor, _) => ("tensor", None),
+        (Family::Float8, Some(side)) => {
+            out["block_structure"] = json!([side, side]);
+            ("block", None)
         }
-        None => out["strategy"] = json!("channel"),
+        (Family::Nvfp4, group) => ("tensor_group", group),
+        (_, None) => ("channel", None),
+        (_, group) => ("group", group),
+    };
+    out["strategy"] = json!(strategy);
+    if let Some(group) = group {
+        out["group_size"] = json!(group);
+    }
+    if let Some(dtype) = scale_dtype(scheme) {
+        out["scale_dtype"] = json!(dtype);
+        out["zp_dtype"] = json!(dtype);
     }
     out
+}
+
+/// Of formats whose scales are not of the model's own type.
+fn scale_dtype(scheme: &Scheme) -> Option<&'static str> {
+    match scheme.family {
+        Family::Nvfp4 => Some("torch.float8_e4m3fn"),
+        Family::Mxfp4 => Some("torch.uint8"),
+        _ => None,
+    }
+}
+
+/// What becomes of the inputs at run time.
+fn inputs(scheme: &Scheme, activations: Activations) -> Value {
+    let mut out = json!({ "num_bits": scheme.bits, "type": "float", "symmetric": true });
+    match (scheme.family, activations) {
+        // What such files are for: products of bytes, the activations rounded token by token as they come.
+        (Family::Int, _) => {
+            return json!({ "num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic": true });
+        }
+        (Family::Packed, _) | (_, Activations::Plain) => return Value::Null,
+        (Family::Nvfp4, _) => {
+            out["strategy"] = json!("tensor_group");
+            out["group_size"] = json!(scheme.group);
+            // The scale of the tensor is given, those of its groups are not.
+            out["dynamic"] = json!("local");
+            out["scale_dtype"] = json!(scale_dtype(scheme));
+        }
+        (Family::Float8Tensor, Activations::Static) => {
+            out["strategy"] = json!("tensor");
+            out["dynamic"] = json!(false);
+        }
+        _ => {
+            out["strategy"] = json!(if scheme.group.is_some() { "group" } else { "token" });
+            if let Some(group) = scheme.group {
+                out["group_size"] = json!(group);
+            }
+            out["dynamic"] = json!(true);
+        }
+    }
+    out
+}
+
+/// Source: ModelOpt `export/convert_hf_config.py`; the version is that of the layout.
+fn modelopt(scheme: &Scheme, plain: &[&str], activations: Activations) -> Declaration {
+    let producer = json!({ "name": "modelopt", "version": "0.47.0" });
+    let algorithm = match (scheme.family, activations) {
+        (Family::ModelOptFloat8, _) => "FP8",
+        (_, Activations::Plain) => "W4A16_NVFP4",
+        _ => "NVFP4",
+    };
+    let mut kind = json!({ "num_bits": scheme.bits, "type": "float", "dynamic": false });
+    let mut sidecar =
+        json!({ "quant_algo": algorithm, "kv_cache_quant_algo": null, "exclude_modules": with_head(plain) });
+    if let Some(group) = scheme.group {
+        kind["group_size"] = json!(group);
+        sidecar["group_size"] = json!(group);
+    }
+    let inputs = if activations == Activations::Plain { Value::Null } else { kind.clone() };
+    let groups = json!({ "group_0": { "weights": kind, "input_activations": inputs, "targets": ["Linear"] } });
+    let config = json!({
+        "quant_method": "modelopt", "quant_algo": algorithm, "config_groups": groups, "ignore": with_head(plain),
+        "producer": producer
+    });
+    let sidecar = json!({ "producer": producer, "quantization": sidecar });
+    Declaration { config, sidecar: Some(("hf_quant_config.json", sidecar)) }
 }
 
 #[cfg(test)]
@@ -155,7 +243,7 @@ mod tests {
     use safetensors::Dtype;
 
     use super::*;
-    use crate::container::hf::quantized::{Integers, Storage, method};
+    use crate::container::hf::quantized::{Packing, Storage, method};
 
     fn module(name: &str, family: Family, bits: usize, group: Option<usize>) -> Module {
         let symmetric = family == Family::Gptq;
@@ -176,19 +264,19 @@ mod tests {
             (Family::Int, 8, Some(128)),
         ] {
             let modules = [module("a.x", family, bits, group), module("a.y", family, bits, group), plain("lm_head")];
-            let config = declare(&modules).unwrap().unwrap().config;
+            let config = declare(&modules, Activations::Plain).unwrap().unwrap().config;
             let read = method(&config, config["quant_method"].as_str().unwrap()).unwrap();
             let family = if family == Family::Int { Family::Packed } else { family };
-            let expected = Integers { family, widths: vec![bits], channel: group.is_none(), permuted: false };
-            assert_eq!(read, Storage::Integers(expected));
+            let expected = Packing { family, widths: vec![bits], channel: group.is_none(), permuted: false };
+            assert_eq!(read, Storage::Packed(expected));
         }
-        assert!(declare(&[plain("a")]).unwrap().is_none());
+        assert!(declare(&[plain("a")], Activations::Plain).unwrap().is_none());
     }
 
     #[test]
     fn layers_that_stay_are_listed() {
         let modules = |f| [module("l.0.mlp.x", f, 4, Some(32)), plain("l.0.mlp.gate"), plain("lm_head")];
-        let config = |f| declare(&modules(f)).unwrap().unwrap().config;
+        let config = |f| declare(&modules(f), Activations::Plain).unwrap().unwrap().config;
         assert_eq!(config(Family::Packed)["ignore"], json!(["l.0.mlp.gate", "lm_head"]));
         assert_eq!(config(Family::Awq)["modules_to_not_convert"], json!(["l.0.mlp.gate", "lm_head"]));
         assert_eq!(config(Family::Gptq)["dynamic"], json!({ r"-:^l\.0\.mlp\.gate$": {} }));
@@ -201,13 +289,13 @@ mod tests {
             module("a.o", Family::Packed, 4, Some(128)),
             module("b.o", Family::Packed, 4, Some(128)),
         ];
-        let config = declare(&modules).unwrap().unwrap().config;
+        let config = declare(&modules, Activations::Plain).unwrap().unwrap().config;
         assert_eq!(config["format"], "pack-quantized");
         assert_eq!(config["config_groups"]["group_0"]["weights"]["num_bits"], 4);
         assert_eq!(config["config_groups"]["group_0"]["targets"], json!(["Linear"]));
         assert_eq!(config["config_groups"]["group_1"]["targets"], json!(["a.down"]));
         let mixed = [module("a", Family::Packed, 4, None), module("b", Family::Int, 8, None)];
-        let config = declare(&mixed).unwrap().unwrap().config;
+        let config = declare(&mixed, Activations::Plain).unwrap().unwrap().config;
         assert_eq!(config["format"], "mixed-precision");
         assert_eq!(config["config_groups"]["group_1"]["format"], "int-quantized");
     }
@@ -220,7 +308,7 @@ mod tests {
             ([module("a.q_proj", Family::Packed, 4, None), module("a.k_proj", Family::Packed, 8, None)], "fuse"),
             ([module("a.gate_proj", Family::Packed, 4, None), plain("a.up_proj")], "fuse"),
         ] {
-            let error = declare(&modules).err().unwrap();
+            let error = declare(&modules, Activations::Plain).err().unwrap();
             assert!(error.message().contains(message), "{error}");
         }
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::check;
 use super::declare::Declaration;
 use super::integers::Bundle;
-use super::place::Stored;
+use super::place::{Plane, Stored};
 use super::shards::{Located, Shard};
 use super::write::{Calibration, NewWeight};
 use crate::arch::{Arch, ModelSpec, Placement, Role, WeightId};
@@ -126,7 +126,7 @@ impl Module<'_> {
             file: file.to_owned(),
             codec: exl2::with_bands(&bands, cols).unwrap_or(&exl2::OTHER),
             dims,
-            parts: parts.into_iter().map(stored).collect(),
+            plane: Plane { parts: parts.into_iter().map(stored).collect(), scale: 1.0, inputs: None },
         })
     }
 

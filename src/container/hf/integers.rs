@@ -1,13 +1,14 @@
-//! Weights in the parts of an integer format: which parts make one weight, and which format their shapes tell.
+//! Weights of several parts: which parts make one weight, and which format their types and shapes tell.
 
 use std::collections::HashMap;
 
+use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::place::Stored;
-use super::quantized::{Integers, Storage};
+use super::place::{Plane, Stored};
+use super::quantized::{Packing, Storage};
 use super::shards::{Located, Shard};
-use crate::codec::{self, Codec, Family, Part, Scheme, bits};
+use crate::codec::{self, Codec, Family, Part, Scheme, bits, fp8};
 use crate::container::Dropped;
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
@@ -21,8 +22,7 @@ pub struct Bundle {
     pub file: String,
     pub codec: &'static dyn Codec,
     pub dims: Dims,
-    /// In the order of the codec's layout.
-    pub parts: Vec<Stored>,
+    pub plane: Plane,
 }
 
 /// The part by which a packed weight is known.
@@ -34,13 +34,14 @@ enum Mark {
     Words,
     /// compressed-tensors, packed.
     Rows,
-    /// compressed-tensors, a byte a weight.
+    /// compressed-tensors and ModelOpt, beside a scale.
     Bytes,
 }
 
 /// What lies beside weights without being part of them.
 const BESIDE: &[(&str, &str)] = &[
     (".input_scale", "a scale of activations"),
+    (".input_global_scale", "a scale of activations"),
     (".input_zero_point", "a zero of activations"),
     (".output_scale", "a scale of activations"),
     (".k_scale", "a scale of the KV cache"),
@@ -49,18 +50,27 @@ const BESIDE: &[(&str, &str)] = &[
 ];
 
 /// Parts that no weight claimed say that it is incomplete.
-const PARTS: &[&str] =
-    &[".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape", ".weight_g_idx"];
+const PARTS: &[&str] = &[
+    ".qzeros",
+    ".scales",
+    ".g_idx",
+    ".weight_scale",
+    ".weight_scale_2",
+    ".weight_global_scale",
+    ".weight_zero_point",
+    ".weight_shape",
+    ".weight_g_idx",
+];
 
 /// A packed weight in a folder that does not say that it has any.
 pub fn undeclared<'a>(storage: &Storage, located: &'a [Located]) -> Option<&'a Located> {
     let packed = |l: &&Located| MARKS.iter().any(|(mark, m)| *m != Mark::Bytes && l.entry.name.ends_with(mark));
-    located.iter().filter(|_| !matches!(storage, Storage::Integers(_))).find(packed)
+    located.iter().filter(|_| !matches!(storage, Storage::Packed(_))).find(packed)
 }
 
 /// Takes all packed weights out of the tensors of a folder.
 pub fn bundles(
-    storage: &Integers,
+    storage: &Packing,
     shards: &[Shard],
     located: Vec<Located>,
 ) -> Result<(Vec<Bundle>, Vec<Located>, Vec<Dropped>)> {
@@ -96,19 +106,24 @@ pub fn bundles(
 }
 
 struct Module<'a> {
-    storage: &'a Integers,
+    storage: &'a Packing,
     shards: &'a [Shard],
     module: &'a str,
 }
 
 impl Module<'_> {
     fn bundle(&self, mark: Mark, file: &str, all: &mut HashMap<String, Located>) -> Result<Bundle> {
-        let (scheme, dims) = match mark {
-            Mark::Words => self.transposed(all)?,
-            Mark::Rows => self.rows(all)?,
-            Mark::Bytes => self.bytes(all)?,
+        let codes = if mark == Mark::Rows { "weight_packed" } else { "weight" };
+        let (scheme, dims) = match (mark, all.get(&format!("{}.{codes}", self.module)).map(|l| l.entry.dtype)) {
+            (Mark::Words, _) => self.transposed(all)?,
+            (_, Some(Dtype::U8)) => self.fours(all, codes)?,
+            (Mark::Rows, _) => self.rows(all)?,
+            (Mark::Bytes, Some(Dtype::F8_E4M3)) => self.eights(all)?,
+            (Mark::Bytes, _) => self.bytes(all)?,
         };
-        let codec = codec::with_scheme(&scheme).ok_or_else(|| {
+        let ragged = scheme.family == Family::Float8 && scheme.group.is_some_and(|g| !dims.cols.is_multiple_of(g));
+        let codec = if ragged { Some(&fp8::BLOCK_FP8 as &dyn Codec) } else { codec::with_scheme(&scheme) };
+        let codec = codec.ok_or_else(|| {
             let group = scheme.group.map_or_else(|| "whole rows".to_owned(), |g| format!("groups of {g}"));
             Error::unsupported(format!("{} bits in {group} with scales of {}", scheme.bits, scheme.scales))
         })?;
@@ -125,7 +140,27 @@ impl Module<'_> {
         }
         let name = format!("{}.weight", self.module);
         let source = format!("{}.{}", self.module, layout[0].name);
-        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, parts })
+        let (scale, inputs) = self.tensor_scale(codec, all)?;
+        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, plane: Plane { parts, scale, inputs } })
+    }
+
+    /// The multipliers that lie beside the parts: of the weights, and of the inputs where the file has it.
+    fn tensor_scale(&self, codec: &dyn Codec, all: &mut HashMap<String, Located>) -> Result<(f32, Option<f32>)> {
+        let Some(kind) = codec.tensor_scale() else { return Ok((1.0, None)) };
+        self.find(all, kind.weight)?;
+        let mut take = |suffix: &str| {
+            let name = format!("{}.{suffix}", self.module);
+            let located = all.remove(&name)?;
+            let number = number(&self.shards[located.shard].map[located.entry.bytes.clone()], located.entry.dtype);
+            let scale = number.map(|x| kind.turned(x)).filter(|s| s.is_finite() && *s > 0.0);
+            Some(scale.ok_or_else(|| {
+                let (shape, dtype) = (&located.entry.shape, located.entry.dtype);
+                let value = number.map_or_else(String::new, |x| format!(", {x:e}"));
+                Error::input(format!("a scale must be one positive number, this is {shape:?} of {dtype}{value}"))
+                    .at(name)
+            }))
+        };
+        Ok((take(kind.weight).transpose()?.unwrap_or(1.0), take(kind.input).transpose()?))
     }
 
     fn find<'a>(&self, all: &'a HashMap<String, Located>, part: &str) -> Result<&'a Located> {
@@ -239,9 +274,44 @@ impl Module<'_> {
         Ok((Scheme { family: Family::Int, bits, group, symmetric, scales }, Dims::new(rows, cols)))
     }
 
+    /// Floats of four bits.
+    fn fours(&self, all: &HashMap<String, Located>, codes: &str) -> Result<(Scheme, Dims)> {
+        let [rows, bytes] = self.shape(all, codes)?;
+        let cols = bytes.checked_mul(2).ok_or_else(|| Error::input("its shape overflows"))?;
+        let scales = self.find(all, "weight_scale")?.entry.dtype;
+        let (family, group) = match (codes, scales) {
+            ("weight", Dtype::F8_E4M3) => (Family::ModelOptNvfp4, 16),
+            (_, Dtype::F8_E4M3) => (Family::Nvfp4, 16),
+            ("weight_packed", Dtype::U8) => (Family::Mxfp4, 32),
+            (_, other) => {
+                return Err(Error::unsupported(format!("4-bit floats in {codes} with weight_scale of type {other}")));
+            }
+        };
+        Ok((Scheme { family, bits: 4, group: Some(group), symmetric: true, scales }, Dims::new(rows, cols)))
+    }
+
+    /// Floats of eight bits, under scales of rows, of squares or of the matrix.
+    fn eights(&self, all: &HashMap<String, Located>) -> Result<(Scheme, Dims)> {
+        let [rows, cols] = self.shape(all, "weight")?;
+        let shape = &self.find(all, "weight_scale")?.entry.shape;
+        let squares = [rows.div_ceil(fp8::BLOCK), cols.div_ceil(fp8::BLOCK)];
+        let modelopt = self.storage.family == Family::ModelOptNvfp4;
+        let one = if modelopt { Family::ModelOptFloat8 } else { Family::Float8Tensor };
+        let (family, group) = match shape[..] {
+            [] | [1] => (one, None),
+            [r] | [r, 1] if r == rows => (Family::Float8, None),
+            [r, c] if [r, c] == squares => (Family::Float8, Some(fp8::BLOCK)),
+            _ => return Err(Error::input(format!("weight_scale has shape {shape:?} for {rows} x {cols} weights"))),
+        };
+        let scales = if family == one { Dtype::F32 } else { self.scales(all, "weight_scale")? };
+        Ok((Scheme { family, bits: 8, group, symmetric: true, scales }, Dims::new(rows, cols)))
+    }
+
     /// Takes one part; its type and shape must be those of the layout.
     fn part(&self, all: &mut HashMap<String, Located>, part: &Part) -> Result<Stored> {
-        let name = format!("{}.{}", self.module, part.name);
+        // Of two names for one thing, compressed-tensors has the shorter.
+        let own = part.name.strip_suffix("_inv").unwrap_or(part.name);
+        let name = format!("{}.{own}", self.module);
         let Some(located) = all.remove(&name) else {
             return match part.name {
                 // Tools that never reorder columns leave it out.
@@ -253,11 +323,12 @@ impl Module<'_> {
         let words = (have, part.dtype) == (Dtype::U32, Dtype::I32);
         // A column of scales may be stored as a vector.
         let column = part.shape.split_last().is_some_and(|(last, rest)| *last == 1 && rest == shape.as_slice());
-        if (have != part.dtype && !words) || (*shape != part.shape && !column) {
+        let widened = (have, part.dtype) == (Dtype::BF16, Dtype::F32);
+        if (have != part.dtype && !words && !widened) || (*shape != part.shape && !column) {
             let message = format!("{shape:?} of {have} instead of {:?} of {}", part.shape, part.dtype);
             return Err(Error::input(message).at(name));
         }
-        Ok(Stored::Mapped { shard: located.shard, bytes: located.entry.bytes, widened: false })
+        Ok(Stored::Mapped { shard: located.shard, bytes: located.entry.bytes, widened })
     }
 
     /// Every column belongs to a group, and to the one that kernels take when they do not look here.
@@ -289,6 +360,16 @@ impl Module<'_> {
                 .help("convert it to checkpoint_format gptq_v2 with the tool that wrote it"));
         }
         Ok(())
+    }
+}
+
+/// The only number of a tensor.
+fn number(bytes: &[u8], dtype: Dtype) -> Option<f32> {
+    match (dtype, bytes) {
+        (Dtype::F32, &[a, b, c, d]) => Some(f32::from_le_bytes([a, b, c, d])),
+        (Dtype::BF16, &[a, b]) => Some(bf16::from_le_bytes([a, b]).to_f32()),
+        (Dtype::F16, &[a, b]) => Some(f16::from_le_bytes([a, b]).to_f32()),
+        _ => None,
     }
 }
 

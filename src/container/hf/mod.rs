@@ -29,7 +29,7 @@ use place::{Content, Placed, Stored};
 pub use quantized::{SIDECARS, Storage};
 pub use shards::INDEX;
 use shards::Shard;
-pub use write::{Calibration, Folder, NewWeight, folder};
+pub use write::{Calibration, Folder, NewWeight, beside_parts, folder};
 
 pub const CONFIG: &str = "config.json";
 
@@ -138,12 +138,16 @@ impl Checkpoint for HfFolder {
         let (Some(t), Some(content)) = (self.tensors.get(tensor), self.contents.get(tensor)) else {
             return Err(Error::request(format!("there is no tensor {tensor}")));
         };
-        let parts = match content {
-            Content::Stored(planes) => planes.get(plane).map(|p| p.iter().map(|part| self.part(part)).collect()),
-            Content::Made(bytes) => (plane == 0).then(|| vec![Cow::Borrowed(&bytes[..])]),
+        let missing = || Error::request(format!("there is no matrix {plane}")).at(&t.name);
+        let (parts, scale, inputs) = match content {
+            Content::Stored(planes) => {
+                let plane = planes.get(plane).ok_or_else(missing)?;
+                (plane.parts.iter().map(|part| self.part(part)).collect(), plane.scale, plane.inputs)
+            }
+            Content::Made(bytes) if plane == 0 => (vec![Cow::Borrowed(&bytes[..])], 1.0, None),
+            Content::Made(_) => return Err(missing()),
         };
-        let parts = parts.ok_or_else(|| Error::request(format!("there is no matrix {plane}")).at(&t.name))?;
-        Ok(Weight { codec: t.codec, packed: Packed { dims: t.dims(), parts }, scale: 1.0 })
+        Ok(Weight { codec: t.codec, packed: Packed { dims: t.dims(), parts }, scale, inputs })
     }
 
     fn family(&self) -> Option<(&'static Arch, &ModelSpec)> {

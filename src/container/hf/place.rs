@@ -23,8 +23,16 @@ pub enum Content {
     Made(Vec<u8>),
 }
 
-/// One matrix: its parts, in the order of the codec's layout.
-pub type Plane = Vec<Stored>;
+/// One matrix.
+#[derive(Clone)]
+pub struct Plane {
+    /// In the order of the codec's layout.
+    pub parts: Vec<Stored>,
+    /// Multiplies what they decode to.
+    pub scale: f32,
+    /// What its inputs are divided by before they are rounded, where the file says so.
+    pub inputs: Option<f32>,
+}
 
 /// One part of a matrix.
 #[derive(Clone)]
@@ -94,7 +102,7 @@ pub fn place(
         // Folders of the first versions do not say what they are.
         Storage::Plain | Storage::Exl2 if packed => exl2::bundles(arch, spec, shards, located)?,
         Storage::Exl2 => return Err(none_packed()),
-        Storage::Integers(integers) => {
+        Storage::Packed(integers) => {
             let found = integers::bundles(integers, shards, located)?;
             if found.0.is_empty() {
                 return Err(none_packed());
@@ -168,7 +176,7 @@ impl Sorter<'_> {
     }
 
     fn put_bundle(&mut self, bundle: Bundle) -> Result<()> {
-        let Bundle { name, source, file, codec, dims, parts } = bundle;
+        let Bundle { name, source, file, codec, dims, plane } = bundle;
         let places = match self.arch.resolve(&name, self.spec)? {
             Placement::Place(places) => places,
             Placement::Drop(reason) => {
@@ -186,10 +194,10 @@ impl Sorter<'_> {
                 codec,
                 source: source.clone(),
                 file: file.clone(),
-                bytes: parts.iter().map(Stored::bytes).sum(),
+                bytes: plane.parts.iter().map(Stored::bytes).sum(),
                 name: name.clone(),
             };
-            self.insert(name, expert, Piece { tensor, planes: vec![parts.clone()] })?;
+            self.insert(name, expert, Piece { tensor, planes: vec![plane.clone()] })?;
         }
         Ok(())
     }
@@ -221,7 +229,7 @@ impl Sorter<'_> {
             let start = entry.bytes.start + (p * rows + kept.start) * row;
             let scale = scale.map(|s| scale_of(s, &tensor, p, &kept)).transpose()?;
             let codes = Stored::Mapped { shard: source.shard, bytes: start..start + kept.len() * row, widened: false };
-            Ok(std::iter::once(codes).chain(scale).collect())
+            Ok(Plane { parts: std::iter::once(codes).chain(scale).collect(), scale: 1.0, inputs: None })
         };
         let planes: Vec<_> = (0..planes).map(plane).collect::<Result<_>>()?;
         if let [.., rows, _] = tensor.shape.as_mut_slice() {
@@ -254,7 +262,7 @@ fn codec_of(dtype: Dtype, scaled: bool, storage: &Storage) -> Result<&'static dy
         (Dtype::F8_E4M3, false, Storage::Fp8Block) => {
             return Err(Error::input(format!("an FP8 weight without its scale (..{SCALE_SUFFIX})")));
         }
-        (Dtype::I8, _, Storage::Integers(_)) => {
+        (Dtype::I8 | Dtype::F8_E4M3, _, Storage::Packed(_)) => {
             return Err(Error::input("a weight of bytes without its scale (weight_scale)"));
         }
         (_, true, _) => return Err(Error::input(format!("a scale (..{SCALE_SUFFIX}) beside a weight of {dtype}"))),

@@ -13,18 +13,18 @@ pub enum Storage {
     Plain,
     /// `X` of F8_E4M3 comes with `X_scale_inv`, one multiplier per 128 x 128 block (DeepSeek-V3).
     Fp8Block,
-    /// Weights that come in the parts of an integer format; the others are plain.
-    Integers(Integers),
+    /// Weights that come in several parts; the others are plain.
+    Packed(Packing),
     /// Weights that come in the parts of EXL2, which tell the rest.
     Exl2,
 }
 
 /// What is said of all weights together. The shapes of a weight's parts tell the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Integers {
-    /// Packed and Int may occur together.
+pub struct Packing {
+    /// Of compressed-tensors `Packed`, of ModelOpt either: what the parts look like tells them apart.
     pub family: Family,
-    /// Widths that occur; empty if single weights may have any.
+    /// Widths of integers that occur; empty if single weights may have any.
     pub widths: Vec<usize>,
     /// Whole rows may share a scale.
     pub channel: bool,
@@ -70,6 +70,7 @@ const METHODS: &[(&str, Read)] = &[
     ("auto-round", auto_round),
     ("compressed-tensors", compressed_tensors),
     ("exl2", |_| Ok(Storage::Exl2)),
+    ("modelopt", modelopt),
 ];
 
 fn fp8(q: &Value) -> Result<Storage> {
@@ -81,7 +82,22 @@ fn fp8(q: &Value) -> Result<Storage> {
             let sizes: Vec<_> = sizes.iter().map(Value::to_string).collect();
             Err(refuse(&format!("fp8 with blocks of {}", sizes.join(" x "))))
         }
-        None => Err(refuse("fp8 with one scale a tensor")),
+        None => Ok(floats(Family::Float8)),
+    }
+}
+
+/// The parts say all there is to know.
+fn floats(family: Family) -> Storage {
+    Storage::Packed(Packing { family, widths: Vec::new(), channel: true, permuted: false })
+}
+
+/// config.json says it plainly, hf_quant_config.json one level down.
+fn modelopt(q: &Value) -> Result<Storage> {
+    const READ: &[&str] = &["FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "W4A16_NVFP4", "MIXED_PRECISION"];
+    let inner = q.get("quantization").unwrap_or(q);
+    match word(inner, &["quant_algo"]).unwrap_or("unnamed") {
+        algorithm if READ.contains(&algorithm) => Ok(floats(Family::ModelOptNvfp4)),
+        other => Err(refuse(&format!("modelopt {other}"))),
     }
 }
 
@@ -103,7 +119,7 @@ fn gptq(q: &Value) -> Result<Storage> {
         return Err(refuse(&format!("gptq with {bits} bits")));
     }
     let own = q.get("dynamic").and_then(Value::as_object).is_some_and(|rules| !rules.is_empty());
-    Ok(Storage::Integers(Integers {
+    Ok(Storage::Packed(Packing {
         family,
         widths: if own { Vec::new() } else { vec![bits] },
         channel: q.get("group_size").and_then(Value::as_i64).is_none_or(|g| g <= 0),
@@ -120,7 +136,7 @@ fn awq(q: &Value) -> Result<Storage> {
     }
     let group = ["group_size", "q_group_size"].iter().find_map(|key| q.get(*key)?.as_i64());
     let channel = group.is_none_or(|g| g <= 0);
-    Ok(Storage::Integers(Integers { family: Family::Awq, widths: vec![4], channel, permuted: false }))
+    Ok(Storage::Packed(Packing { family: Family::Awq, widths: vec![4], channel, permuted: false }))
 }
 
 /// AutoRound writes the layouts of others.
@@ -135,26 +151,43 @@ fn auto_round(q: &Value) -> Result<Storage> {
 fn compressed_tensors(q: &Value) -> Result<Storage> {
     let name = word(q, &["format"]).unwrap_or("unnamed");
     let refuse = |what: &str| Err(refuse(&format!("compressed-tensors {what}")));
-    if !["pack-quantized", "int-quantized", "naive-quantized", "mixed-precision"].contains(&name) {
+    const READ: &[&str] = &[
+        "pack-quantized",
+        "int-quantized",
+        "float-quantized",
+        "naive-quantized",
+        "nvfp4-pack-quantized",
+        "mxfp4-pack-quantized",
+        "mixed-precision",
+    ];
+    if !READ.contains(&name) {
         return refuse(name);
     }
     if q.get("sparsity_config").and_then(|s| s.get("format")).is_some_and(|f| f != "dense") {
         return refuse("with sparse weights");
     }
-    let mut out = Integers { family: Family::Packed, widths: Vec::new(), channel: false, permuted: false };
+    let mut out = Packing { family: Family::Packed, widths: Vec::new(), channel: false, permuted: false };
     let groups = q.get("config_groups").and_then(Value::as_object);
-    for weights in groups.into_iter().flatten().filter_map(|(_, g)| g.get("weights")).filter(|w| !w.is_null()) {
-        let strategy = word(weights, &["strategy"]).unwrap_or("tensor");
-        if word(weights, &["type"]).is_some_and(|t| t != "int") || !["group", "channel"].contains(&strategy) {
-            return refuse(&format!("{name} of type {} by {strategy}", word(weights, &["type"]).unwrap_or("int")));
+    let mut weights = groups.into_iter().flatten().filter_map(|(_, g)| g.get("weights")).filter(|w| !w.is_null());
+    let mut described = false;
+    for weights in &mut weights {
+        let (kind, strategy) =
+            (word(weights, &["type"]).unwrap_or("int"), word(weights, &["strategy"]).unwrap_or("tensor"));
+        let bits = width(weights, &["num_bits"])?;
+        match (kind, bits, strategy) {
+            ("int", _, "group" | "channel") => {
+                out.widths.push(bits);
+                out.channel |= strategy == "channel";
+            }
+            ("float", 8, "tensor" | "channel" | "block") | ("float", 4, "tensor_group" | "group") => {}
+            _ => return refuse(&format!("{name} of type {kind} with {bits} bits by {strategy}")),
         }
-        out.widths.push(width(weights, &["num_bits"])?);
-        out.channel |= strategy == "channel";
+        described = true;
     }
-    if out.widths.is_empty() {
+    if !described {
         return Err(Error::input("config_groups describe no weights"));
     }
-    Ok(Storage::Integers(out))
+    Ok(Storage::Packed(out))
 }
 
 fn word<'a>(q: &'a Value, keys: &[&str]) -> Option<&'a str> {
@@ -191,36 +224,41 @@ mod tests {
         assert_eq!(storage(&json!({})).unwrap(), Storage::Plain);
         assert_eq!(storage(&json!({ "quantization_config": null })).unwrap(), Storage::Plain);
         assert_eq!(stored(json!({ "quant_method": "fp8", "weight_block_size": [128, 128] })), Storage::Fp8Block);
-        let gptq = Integers { family: Family::Gptq, widths: vec![4], channel: false, permuted: false };
+        let gptq = Packing { family: Family::Gptq, widths: vec![4], channel: false, permuted: false };
         let q = json!({ "quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true });
-        assert_eq!(stored(q.clone()), Storage::Integers(gptq.clone()));
-        assert_eq!(storage(&json!({ "text_config": { "quantization_config": q } })).unwrap(), Storage::Integers(gptq));
+        assert_eq!(stored(q.clone()), Storage::Packed(gptq.clone()));
+        assert_eq!(storage(&json!({ "text_config": { "quantization_config": q } })).unwrap(), Storage::Packed(gptq));
         let q = json!({ "quant_method": "gptq", "bits": 3, "group_size": -1, "desc_act": true, "checkpoint_format": "gptq_v2",
             "dynamic": { "+:.*": { "bits": 8 } } });
-        let v2 = Integers { family: Family::GptqV2, widths: vec![], channel: true, permuted: true };
-        assert_eq!(stored(q), Storage::Integers(v2));
-        let awq = Integers { family: Family::Awq, widths: vec![4], channel: false, permuted: false };
+        let v2 = Packing { family: Family::GptqV2, widths: vec![], channel: true, permuted: true };
+        assert_eq!(stored(q), Storage::Packed(v2));
+        let awq = Packing { family: Family::Awq, widths: vec![4], channel: false, permuted: false };
         let old = json!({ "zero_point": true, "q_group_size": 128, "w_bit": 4, "version": "GEMM" });
-        assert_eq!(method(&old, "awq").unwrap(), Storage::Integers(awq));
+        assert_eq!(method(&old, "awq").unwrap(), Storage::Packed(awq));
         let weights =
             |bits: u32, strategy: &str| json!({ "weights": { "num_bits": bits, "type": "int", "strategy": strategy } });
         let q = json!({ "quant_method": "compressed-tensors", "format": "mixed-precision",
             "config_groups": { "a": weights(4, "group"), "b": weights(8, "channel") } });
-        let mixed = Integers { family: Family::Packed, widths: vec![4, 8], channel: true, permuted: false };
-        assert_eq!(storage(&json!({ "compression_config": q })).unwrap(), Storage::Integers(mixed));
+        let mixed = Packing { family: Family::Packed, widths: vec![4, 8], channel: true, permuted: false };
+        assert_eq!(storage(&json!({ "compression_config": q })).unwrap(), Storage::Packed(mixed));
+        let nested = json!({ "producer": {}, "quantization": { "quant_algo": "FP8" } });
+        assert_eq!(method(&nested, "modelopt").unwrap(), floats(Family::ModelOptNvfp4));
+        assert_eq!(stored(json!({ "quant_method": "fp8" })), floats(Family::Float8));
     }
 
     #[test]
     fn what_cannot_be_read_is_named() {
         let q = |extra: Value| json!({ "quantization_config": extra });
-        let floats = json!({ "g": { "weights": { "num_bits": 8, "type": "float", "strategy": "channel" } } });
+        let floats = json!({ "g": { "weights": { "num_bits": 8, "type": "float", "strategy": "group" } } });
         for (config, named) in [
             (q(json!({ "quant_method": "bitsandbytes" })), "(bitsandbytes)"),
             (q(json!({ "load_in_4bit": true })), "(unnamed)"),
             (q(json!({ "quant_method": "fp8", "weight_block_size": [64, 128] })), "(fp8 with blocks of 64 x 128)"),
-            (q(json!({ "quant_method": "fp8" })), "(fp8 with one scale a tensor)"),
             (json!({ "quantization": { "bits": 4, "group_size": 64 } }), "(mlx)"),
-            (json!({ "text_config": { "quantization_config": { "quant_method": "modelopt" } } }), "(modelopt)"),
+            (
+                json!({ "text_config": { "quantization_config": { "quant_method": "modelopt", "quant_algo": "NVFP4_AWQ" } } }),
+                "(modelopt NVFP4_AWQ)",
+            ),
             (
                 q(json!({ "quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin" })),
                 "(gptq in the layout marlin)",
@@ -228,14 +266,14 @@ mod tests {
             (q(json!({ "quant_method": "gptq", "bits": 5 })), "(gptq with 5 bits)"),
             (q(json!({ "quant_method": "awq", "bits": 4, "version": "gemv" })), "(awq, version gemv, 4 bits)"),
             (
-                q(json!({ "quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized" })),
-                "nvfp4-pack-quantized",
+                q(json!({ "quant_method": "compressed-tensors", "format": "mxfp6-pack-quantized" })),
+                "mxfp6-pack-quantized",
             ),
             (
                 q(
                     json!({ "quant_method": "compressed-tensors", "format": "naive-quantized", "config_groups": floats }),
                 ),
-                "of type float by channel",
+                "of type float with 8 bits by group",
             ),
         ] {
             let error = storage(&config).unwrap_err();

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::declare::{self, Module};
 use super::layout::{self, NewTensor};
 use super::{CONFIG, SIDECARS, exl2, json as files, quantized, shards};
-use crate::codec::{Codec, float};
+use crate::codec::{Activations, Codec, float};
 use crate::container::sink::{NewFile, Sink, Slot, Start};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
@@ -20,6 +20,8 @@ pub struct NewWeight {
     /// `[rows, cols]` or `[n]`
     pub shape: Vec<usize>,
     pub codec: &'static dyn Codec,
+    /// The scale of its inputs is stored as well.
+    pub inputs: bool,
 }
 
 /// All files of a folder, before one is written.
@@ -56,18 +58,19 @@ pub struct Calibration {
 }
 
 /// Plans a folder of `weights`, for a model whose other files lie in `source`. `floats`: the element type that config.json shall
-/// name, if another than the source's. `split`: largest size of a weight file.
+/// name, if another than the source's. `activations`: what it shall say of the inputs. `split`: largest size of a weight file.
 pub fn folder(
     source: &Path,
     weights: &[NewWeight],
     floats: Option<Dtype>,
+    activations: Activations,
     calibration: Option<&Calibration>,
     split: Option<u64>,
 ) -> Result<Folder> {
     let tensors = weights.iter().map(stored).collect::<Result<Vec<_>>>()?;
     let (declared, names) = match exl2::declare(weights, calibration)? {
         Some(declared) => (Some(declared), layout::OUTPUT),
-        None => (declare::declare(&modules(weights))?, layout::MODEL),
+        None => (declare::declare(&modules(weights), activations)?, layout::MODEL),
     };
     let (mut files, slots) = layout::layout(&tensors, names, split)?;
     let mut config = files::config(source, CONFIG)?.ok_or_else(|| Error::input("no config.json"))?;
@@ -76,8 +79,8 @@ pub fn folder(
         set_dtype(&mut config, dtype);
     }
     if let Some(declared) = declared {
-        if let Some(sidecar) = declared.sidecar {
-            files.push(layout::text(sidecar, &declared.config));
+        if let Some((name, sidecar)) = declared.sidecar {
+            files.push(layout::text(name, &sidecar));
         }
         config["quantization_config"] = declared.config;
     }
@@ -89,7 +92,7 @@ pub fn folder(
 
 /// The tensors that a weight becomes.
 fn stored(weight: &NewWeight) -> Result<Vec<NewTensor>> {
-    let NewWeight { name, shape, codec } = weight;
+    let NewWeight { name, shape, codec, inputs } = weight;
     if let Some(dtype) = float::dtype(*codec) {
         let bytes = codec.bytes(Dims::new(1, shape.iter().product())).at(|| name)?;
         return Ok(vec![NewTensor { name: name.clone(), dtype, shape: shape.clone(), bytes: bytes as u64 }]);
@@ -108,7 +111,23 @@ fn stored(weight: &NewWeight) -> Result<Vec<NewTensor>> {
         shape: part.shape,
         bytes: part.bytes as u64,
     };
-    Ok(parts.into_iter().map(tensor).collect())
+    let mut tensors: Vec<NewTensor> = parts.into_iter().map(tensor).collect();
+    for (suffix, shape) in beside_parts(*codec, *inputs) {
+        tensors.push(NewTensor {
+            name: format!("{module}.{suffix}"),
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            bytes: 4,
+        });
+    }
+    Ok(tensors)
+}
+
+/// What lies beside the parts of a matrix: its scale, and that of its inputs.
+pub fn beside_parts(codec: &dyn Codec, inputs: bool) -> Vec<(&'static str, &'static [usize])> {
+    let Some(scale) = codec.tensor_scale() else { return Vec::new() };
+    let input = inputs.then_some((scale.input, scale.shape));
+    std::iter::once((scale.weight, scale.shape)).chain(input).collect()
 }
 
 /// The linear layers among the weights.

@@ -2,6 +2,7 @@
 
 use super::kernel::{Kernel, Tile, WIDTH};
 use super::simd::widest;
+use crate::codec::fp8;
 use crate::codec::grid::{Levels, Scale};
 
 /// Rows that are solved side by side, one in each lane.
@@ -109,6 +110,10 @@ fn solve_body(block: &Block<'_>, carried: &[f32], errors: &mut [f32], codes: &mu
             }
             found
         }),
+        Some(Levels::E4m3) => columns(block, carried, errors, codes, |_, level| {
+            let (code, level) = fp8::nearest(level);
+            (f32::from(code), level)
+        }),
         _ => columns(block, carried, errors, codes, |ends, level| {
             let (first, last) = ends;
             let code = (level - first).round_ties_even();
@@ -124,7 +129,7 @@ fn solve_body(block: &Block<'_>, carried: &[f32], errors: &mut [f32], codes: &mu
 fn ends(levels: Levels) -> (f32, f32) {
     match levels {
         Levels::Integers { first, count } => (first as f32, (count - 1) as f32),
-        Levels::Table(_) => (0.0, 0.0),
+        Levels::Table(_) | Levels::E4m3 => (0.0, 0.0),
     }
 }
 
@@ -191,7 +196,7 @@ mod tests {
     #[test]
     fn columns_see_the_errors_before_them() {
         let table: &'static [f32] = &[-3.0, -1.0, 0.0, 2.0];
-        for levels in [Levels::Integers { first: -4, count: 8 }, Levels::Table(table)] {
+        for levels in [Levels::Integers { first: -4, count: 8 }, Levels::Table(table), Levels::E4m3] {
             let (rows, cols, span) = (21, 320, 32);
             let stride = Feedback::stride(cols);
             let w = noise(rows * cols, 1);

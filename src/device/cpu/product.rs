@@ -155,7 +155,7 @@ mod tests {
             let x: Vec<f32> = (0..300 * cols).map(|i| ((i * 104_729) % 997) as f32 / 997.0 - 0.5).collect();
             let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
             let codec: &'static dyn codec::Codec = &float::F32;
-            let weight = Weight { codec, packed: Packed::one(Dims::new(rows, cols), bytes), scale: 2.0 };
+            let weight = Weight { codec, packed: Packed::one(Dims::new(rows, cols), bytes), scale: 2.0, inputs: None };
             let bias: Vec<f32> = (0..rows).map(|r| r as f32).collect();
             let mut all = vec![f32::NAN; 300 * rows];
             linear(&weight, 0..rows, Some(&bias), &x, &mut all);

@@ -100,7 +100,7 @@ def main():
             scales = RNG.uniform(1e-4, 1e-2, (-(-rows // 128), -(-cols // 128))).astype(np.float32)
             wide = np.repeat(np.repeat(scales, 128, axis=0), 128, axis=1)[:rows, :cols]
             values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * wide
-            write("fp8_block", rows, cols, [codes, scales], values)
+            write("deepseek-fp8", rows, cols, [codes, scales], values)
 
 
 main()
