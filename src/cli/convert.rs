@@ -105,7 +105,8 @@ impl Convert {
     /// One path per target.
     fn paths(&self, recipes: &[Recipe], name: &str, beside: &Path) -> Result<Vec<PathBuf>> {
         let file = |(target, recipe): (&String, &Recipe)| {
-            let stem = Path::new(target).file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+            let file = Path::new(target).file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+            let stem = file.strip_suffix(".toml").unwrap_or(&file);
             if is_folder(recipe) { format!("{name}-{stem}") } else { format!("{name}-{stem}.gguf") }
         };
         let all = || self.to.iter().zip(recipes);

@@ -76,7 +76,7 @@ fn formats() -> Vec<Vec<String>> {
         let importance = match encode.map(|e| e.importance) {
             Some(Importance::Used) => "used",
             Some(Importance::Required) => "required",
-            None if c.scheme().is_some() => "used",
+            None if c.packed() => "used",
             _ => "",
         };
         let weights = block.map_or(String::new(), |b| b.weights.to_string());

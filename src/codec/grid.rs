@@ -50,6 +50,11 @@ pub trait Grid: Send + Sync {
 
     fn levels(&self) -> Levels;
 
+    /// Those of a column, where columns differ.
+    fn levels_at(&self, _column: usize) -> Levels {
+        self.levels()
+    }
+
     /// Stored parameter bytes of one group; 0 where a scale of the whole matrix says all.
     fn param_bytes(&self) -> usize;
 
@@ -74,6 +79,14 @@ pub trait Grid: Send + Sync {
     fn pack(&self, dims: Dims, params: &[u8], codes: &[u8]) -> Vec<Vec<u8>>;
 }
 
+/// A format whose grid is made for one matrix: what its rows share, and the order of its columns, depend on all of it.
+pub trait Joint: Send + Sync {
+    /// What whole rows would have the shared parameters be; those of all rows together, one row after the other, make a grid.
+    fn wishes(&self, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Vec<f32>;
+
+    fn grid(&self, cols: usize, importance: Option<&[f32]>, wishes: &[f32]) -> Box<dyn Grid>;
+}
+
 /// A grid whose parameters are the plain ones.
 pub struct Unsearched<'a>(pub &'a dyn Grid);
 
@@ -92,6 +105,10 @@ impl Grid for Unsearched<'_> {
 
     fn levels(&self) -> Levels {
         self.0.levels()
+    }
+
+    fn levels_at(&self, column: usize) -> Levels {
+        self.0.levels_at(column)
     }
 
     fn param_bytes(&self) -> usize {

@@ -6,6 +6,7 @@ mod awq;
 pub mod bits;
 pub mod block;
 mod cpu;
+pub mod exl2;
 pub mod float;
 pub mod fp4;
 pub mod fp8;
@@ -24,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 pub use affine::{Family, Scheme};
 pub use block::{Block, Encode, Importance};
-pub use grid::{Codes, Grid};
+pub use grid::{Codes, Grid, Joint};
 
 /// One stored part of a weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +146,16 @@ pub trait Codec: Send + Sync {
         None
     }
 
+    /// How its grid comes about, where each matrix has one of its own.
+    fn joint(&self) -> Option<&dyn Joint> {
+        None
+    }
+
+    /// Its weights are several tensors of a Hugging Face folder.
+    fn packed(&self) -> bool {
+        self.scheme().is_some()
+    }
+
     /// What configuration files say about it, where it is one of Hugging Face folders.
     fn scheme(&self) -> Option<&Scheme> {
         None
@@ -190,6 +201,7 @@ pub static CODECS: &[&[&dyn Codec]] = &[
     &packed::INT,
     &mlx::CODECS,
     fp4::CODECS,
+    &exl2::CODECS,
 ];
 
 pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
@@ -222,7 +234,7 @@ pub fn suited(codec: &'static dyn Codec, model: &dyn Codec) -> &'static dyn Code
 
 /// Whether weights can be put into this format.
 pub fn is_written(codec: &dyn Codec) -> bool {
-    codec.scheme().is_some() || codec.block().is_some_and(|b| b.encode.is_some())
+    codec.scheme().is_some() || codec.joint().is_some() || codec.block().is_some_and(|b| b.encode.is_some())
 }
 
 /// Bits per weight of large matrices, scales and all.

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use super::plan::{Layout, Plan, Planned, Request, planned_all};
 use crate::arch::{Arch, OTHER_TOWER};
+use crate::calibrate::stats::Statistics;
 use crate::codec::{Activations, Codec, float};
-use crate::container::hf::{self, NewWeight};
+use crate::container::hf::{self, Calibration, NewWeight};
 use crate::container::{Checkpoint, Convention, Tensor};
 use crate::error::{At, Error, Result};
 use crate::recipe::{self, Recipe};
@@ -33,7 +34,7 @@ impl Plan {
         let sources: Vec<_> =
             source.tensors().iter().filter(|t| !made.contains(&t.name)).map(|t| described(t, recipe, kept)).collect();
         let tensors = planned_all(request, recipe, &facts, &sources, Convention::HuggingFace)?;
-        let packed = |t: &Planned| t.spec.codec.scheme().is_some();
+        let packed = |t: &Planned| t.spec.codec.packed();
         if let (Some(fallen), false) =
             (tensors.iter().find_map(|t| t.choice.fallback.as_ref()), tensors.iter().any(packed))
         {
@@ -46,14 +47,23 @@ impl Plan {
             named(arch, source, planned, stacked, &mut weights)?;
         }
         let floats = recipe.floats.and_then(float::dtype);
+        let calibration = request.statistics.and_then(calibration);
         let activations = match recipe.activations {
             Activations::Measured if weights.iter().any(|w| w.inputs) => Activations::Static,
             Activations::Measured => Activations::Plain,
             stated => stated,
         };
-        let layout = hf::folder(folder, &weights, floats, activations, request.split_max_bytes)?;
+        let layout = hf::folder(folder, &weights, floats, activations, calibration.as_ref(), request.split_max_bytes)?;
         Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout: Layout::Folder(layout) })
     }
+}
+
+/// What the statistics were made of.
+fn calibration(statistics: &Statistics) -> Option<Calibration> {
+    let runs = &statistics.about().runs;
+    let names: Vec<&str> = runs.iter().flat_map(|r| &r.corpora).map(|c| c.name.as_str()).collect();
+    let rows = runs.iter().map(|r| r.sequences).sum();
+    Some(Calibration { rows, length: runs.iter().map(|r| r.length).max()?, dataset: names.join(", ") })
 }
 
 const FLOATS: [&dyn Codec; 3] = [&float::F32, &float::F16, &float::BF16];

@@ -112,6 +112,26 @@ fn units_of(source: &dyn Checkpoint) -> Vec<Unit> {
     units
 }
 
+/// The grid of one matrix: its format's, or one made for it.
+enum MatrixGrid {
+    Format(&'static dyn Grid),
+    Made(Box<dyn Grid>),
+}
+
+impl MatrixGrid {
+    fn as_ref(&self) -> &dyn Grid {
+        match self {
+            MatrixGrid::Format(grid) => *grid,
+            MatrixGrid::Made(grid) => grid.as_ref(),
+        }
+    }
+}
+
+/// `rows`, `step` at a time.
+fn steps(rows: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    rows.clone().step_by(step).map(move |first| first..(first + step).min(rows.end))
+}
+
 /// Rows decoded at a time.
 fn step(t: &Tensor) -> usize {
     (CHUNK_WEIGHTS / t.dims().cols.max(1)).max(1)
@@ -245,8 +265,9 @@ impl Job<'_> {
     /// Writes a whole matrix. False if it must go row by row after all.
     fn whole(&self, target: &Target<'_>, weight: &Weight<'_>, scratch: &mut Scratch) -> Result<bool> {
         let (planned, dims) = (target.planned, weight.packed.dims);
-        let Some(grid) = planned.spec.codec.grid() else { return Ok(false) };
         let mut codes = None;
+        let Some(grid) = self.grid(target, weight, scratch)? else { return Ok(false) };
+        let grid = grid.as_ref();
         if planned.carried && target.folded.is_none() {
             codes = carried(planned, weight, grid);
             if codes.is_none() {
@@ -258,7 +279,7 @@ impl Job<'_> {
                     .help("a target with more bits may have them; else start from the original model, or pass --allow-requantize and accept the added loss"));
                 }
                 self.again[target.p][target.o].store(true, Ordering::Relaxed);
-                if planned.spec.codec.scheme().is_none() {
+                if !planned.spec.codec.packed() {
                     return Ok(false);
                 }
             }
@@ -274,16 +295,27 @@ impl Job<'_> {
         Ok(true)
     }
 
+    /// The grid of a matrix.
+    fn grid(&self, target: &Target<'_>, weight: &Weight<'_>, scratch: &mut Scratch) -> Result<Option<MatrixGrid>> {
+        let (codec, cols) = (target.planned.spec.codec, weight.packed.dims.cols);
+        let Some(joint) = codec.joint() else { return Ok(codec.grid().map(MatrixGrid::Format)) };
+        let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
+        let factor = self.factor((target.p, target.o), weight, target.unit.plane);
+        let mut wishes = Vec::new();
+        for rows in steps(target.unit.rows.clone(), step(target.t)) {
+            wishes.extend(joint.wishes(decoded(target, weight, factor, rows, &mut scratch.source)?, cols, importance.as_deref()));
+        }
+        Ok(Some(MatrixGrid::Made(joint.grid(cols, importance.as_deref(), &wishes))))
+    }
+
     /// Chooses the codes of a matrix.
     fn solve(&self, target: &Target<'_>, weight: &Weight<'_>, grid: &dyn Grid, scratch: &mut Scratch) -> Result<Codes> {
         let (rows, cols) = (target.unit.rows.clone(), weight.packed.dims.cols);
         let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
         let mut all = Codes::default();
-        let step = step(target.t).next_multiple_of(grid.rows());
-        for first in rows.clone().step_by(step) {
-            let rows = first..(first + step).min(rows.end);
+        for rows in steps(rows, step(target.t).next_multiple_of(grid.rows())) {
             let factor = self.factor((target.p, target.o), weight, target.unit.plane);
-            let w = decoded(target, weight, factor, rows.clone(), &mut scratch.source)?;
+            let w = decoded(target, weight, factor, rows, &mut scratch.source)?;
             let Codes { params, codes } = self.chosen(grid, w, cols, importance.as_deref());
             all.params.extend(params);
             all.codes.extend(codes);
@@ -358,7 +390,7 @@ impl Job<'_> {
     fn counts(&self, p: usize) -> (usize, usize) {
         let quantized = |t: &Planned| {
             let from = self.request.source.tensors()[t.source].codec;
-            let was = from.scheme().is_some() || from.block().is_some_and(|b| b.weights > 1);
+            let was = from.packed() || from.block().is_some_and(|b| b.weights > 1);
             was && float::dtype(t.spec.codec).is_none()
         };
         let all = self.plans[p].tensors.iter().zip(&self.again[p]).filter(|(t, _)| quantized(t));

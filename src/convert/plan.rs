@@ -88,7 +88,7 @@ impl Planned {
 
     /// Whether a matrix must be whole before it is written: words may span its rows.
     pub fn whole(&self) -> bool {
-        self.carried || self.spec.codec.scheme().is_some()
+        self.carried || self.spec.codec.packed()
     }
 }
 
@@ -287,7 +287,7 @@ fn planned(
     let codec = codec::suited(choice.codec, t.codec);
     let bytes = if t.shape.len() > 1 { codec.bytes(t.dims())? * t.planes() } else { choice.size.bytes as usize };
     // What is taken apart is checked on the way: columns out of order would have to be declared.
-    let copied = t.codec == codec && transform.is_identity() && codec.scheme().is_none();
+    let copied = t.codec == codec && transform.is_identity() && !codec.packed();
     // A scale that goes over as a tensor of its own multiplies whatever is written here; llama.cpp has none for the embedding.
     let scaled = codec.tensor_scale().is_some()
         && !copied
@@ -309,7 +309,7 @@ fn planned(
             .help("collect it on more text, or give this weight another format with --set"));
     }
     let spec = TensorSpec { name: t.name.clone(), shape: t.shape.clone(), codec };
-    let solve = !copied && !carried && t.shape.len() > 1 && codec.grid().is_some() && has_gram(request, t);
+    let solve = !copied && !carried && t.shape.len() > 1 && has_grid(codec) && has_gram(request, t);
     let slots = Slots { first: 0, parts: Vec::new(), stacked: false };
     let inputs = false;
     let mut out = Planned {
@@ -353,12 +353,16 @@ pub(super) fn own_scale(source: &dyn Checkpoint, t: &Tensor) -> Option<usize> {
 /// may be decoded to floats, which loses nothing that they still had.
 fn refuse_requantize(request: &Request<'_>, from: &dyn Codec, to: &dyn Codec) -> Result<()> {
     let blocks = from.block().is_some_and(|b| b.weights > 1);
-    let integers = from.scheme().is_some() && codec::float::dtype(to).is_none();
+    let integers = from.packed() && codec::float::dtype(to).is_none();
     if (blocks || integers) && !request.allow_requantize {
         return Err(Error::request(format!("already quantized: {} would become {}", from.name(), to.name()))
             .help("start from the original model, or pass --allow-requantize and accept the added loss"));
     }
     Ok(())
+}
+
+fn has_grid(codec: &dyn Codec) -> bool {
+    codec.grid().is_some() || codec.joint().is_some()
 }
 
 /// Whether the site that reads a weight was measured for solving.
@@ -371,5 +375,5 @@ fn has_gram(request: &Request<'_>, t: &Tensor) -> bool {
 
 fn uses_importance(codec: &dyn Codec) -> bool {
     let encode = codec.block().and_then(|b| b.encode);
-    codec.scheme().is_some() || encode.is_some_and(|e| e.importance != Importance::Ignored)
+    codec.packed() || encode.is_some_and(|e| e.importance != Importance::Ignored)
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::fold::Folded;
-use super::{Factor, Job, Progress, matrix_rows};
+use super::{Factor, Job, MatrixGrid, Planned, Progress, matrix_rows};
 use crate::calibrate::method::{self, awq, gptq};
 use crate::calibrate::stats::Gram;
 use crate::codec::grid::{Codes, Grid};
@@ -104,12 +104,12 @@ fn solve(
     let place = || format!("{} ({} in {})", t.name, t.source, t.file);
     let weight = job.request.source.read(planned.source, at.plane).at(place)?;
     let dims = weight.packed.dims;
-    let codec = planned.spec.codec;
     let importance = job.importance((at.plan, at.output), t, at.plane)?;
-    let grid = codec.grid().ok_or_else(|| Error::unsupported(format!("{} is no grid", codec.name())).at(place()))?;
     let folded = job.folds[at.plan].get(&at.output);
     let factor = job.factor((at.plan, at.output), &weight, at.plane);
-    let matrix = Matrix { weight: &weight, planned, folded, factor, grid, importance: importance.as_deref() };
+    let importance = importance.as_deref();
+    let grid = grid(&weight, planned, folded, factor, importance).at(place)?;
+    let matrix = Matrix { weight: &weight, planned, folded, factor, grid: grid.as_ref(), importance };
 
     let scaled = folded.is_some_and(|f| f.columns.is_some());
     let mut solution = Solution {
@@ -152,10 +152,37 @@ fn solve(
     Ok(solution)
 }
 
+/// The grid of a matrix.
+fn grid(
+    weight: &Weight<'_>,
+    planned: &Planned,
+    folded: Option<&Folded>,
+    factor: Factor,
+    importance: Option<&[f32]>,
+) -> Result<MatrixGrid> {
+    let (codec, Dims { rows, cols }) = (planned.spec.codec, weight.packed.dims);
+    if let Some(joint) = codec.joint() {
+        let wishes = parts(rows, ROWS).map(|rows| {
+            let mut w = vec![0.0; rows.len() * cols];
+            matrix_rows(weight, planned, folded, factor, rows, &mut w)?;
+            Ok(joint.wishes(&w, cols, importance))
+        });
+        let wishes: Vec<Vec<f32>> = wishes.collect::<Result<_>>()?;
+        return Ok(MatrixGrid::Made(joint.grid(cols, importance, &wishes.concat())));
+    }
+    let grid = codec.grid().map(MatrixGrid::Format);
+    grid.ok_or_else(|| Error::unsupported(format!("{} is no grid", codec.name())))
+}
+
+/// `rows`, `step` at a time.
+fn parts(rows: usize, step: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
+    (0..rows.div_ceil(step)).into_par_iter().map(move |i| i * step..rows.min((i + 1) * step))
+}
+
 /// A matrix, its grid, and what is known of its inputs.
 struct Matrix<'a> {
     weight: &'a Weight<'a>,
-    planned: &'a super::Planned,
+    planned: &'a Planned,
     folded: Option<&'a Folded>,
     factor: Factor,
     grid: &'a dyn Grid,
@@ -208,8 +235,7 @@ impl Matrix<'_> {
     /// Chooses all codes and writes them: row by row, or at once where words span rows.
     fn write(&self, sink: &Sink, plane: usize, feedback: Option<&Feedback>) -> Result<()> {
         let (Dims { rows, cols }, codec) = (self.weight.packed.dims, self.planned.spec.codec);
-        let step = ROWS.next_multiple_of(self.grid.rows());
-        let parts = (0..rows.div_ceil(step)).into_par_iter().map(|i| i * step..rows.min((i + 1) * step));
+        let parts = parts(rows, ROWS.next_multiple_of(self.grid.rows()));
         if self.planned.whole() {
             let parts: Vec<Codes> = parts.map(|rows| self.codes(&self.rows(rows)?, feedback)).collect::<Result<_>>()?;
             let mut all = Codes::default();

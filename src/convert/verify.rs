@@ -4,8 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
 use super::{Plan, Progress, check_finite, each_unit, units_of};
+use crate::codec::Codec;
 use crate::container::{Checkpoint, Tensor, hf, tokenizer};
 use crate::error::{At, Error, Result};
+use crate::tensor::Dims;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -67,7 +69,7 @@ pub fn structure(artifact: &dyn Checkpoint, plan: &Plan) -> Result<()> {
     for p in &plan.tensors {
         let planned = format!("planned {} {:?} as {}", p.spec.name, p.spec.shape, p.spec.codec.name());
         match found.get(p.spec.name.as_str()) {
-            Some(t) if t.shape == p.spec.shape && t.codec == p.spec.codec => {}
+            Some(t) if t.shape == p.spec.shape && alike(t.codec, p.spec.codec, t.dims()) => {}
             Some(t) => {
                 return Err(Error::input(format!("{planned}, found {:?} as {}", t.shape, t.codec.name())));
             }
@@ -80,6 +82,12 @@ pub fn structure(artifact: &dyn Checkpoint, plan: &Plan) -> Result<()> {
         Some(extra) => Err(Error::input(format!("{} was not planned", extra.name))),
         None => Ok(()),
     }
+}
+
+/// One format under two names: of a small matrix, unlike shares may be the same columns.
+fn alike(found: &'static dyn Codec, planned: &'static dyn Codec, dims: Dims) -> bool {
+    let layout = |c: &dyn Codec| c.layout(dims).ok();
+    found == planned || found.pattern() == planned.pattern() && layout(found) == layout(planned)
 }
 
 /// Everything that can be said about `artifact` alone and, if given, against the model it was made from.

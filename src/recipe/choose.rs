@@ -1,6 +1,7 @@
 //! Applies a recipe to a model's tensors, in the order in which llama-quantize decides.
 //! Source: llama.cpp `src/llama-quant.cpp`.
 
+use super::budget;
 use super::kind::{Kind, PER_LAYER_EMBD, order};
 use super::rule::{Seen, Target, arch_is};
 use super::{ModelFacts, Recipe, Size};
@@ -31,6 +32,8 @@ pub struct Choice {
     pub fallback: Option<Fallback>,
     /// Why it is not converted, if so.
     pub keeps: Option<String>,
+    /// The recipe's budget decides.
+    pub open: bool,
     /// Without an importance vector of its own this tensor cannot be encoded, or would be garbage.
     pub needs_importance: bool,
     pub size: Size,
@@ -85,8 +88,13 @@ pub fn select(recipe: &Recipe, facts: &ModelFacts, sources: &[Source<'_>]) -> Re
         attn_v_count: kinds().filter(|k| *k == Kind::AttnV).count(),
         nth: [0; super::KINDS.len()],
     };
-    sorted.into_iter().map(|source| selection.choice(source)).collect()
+    let mut choices = sorted.iter().map(|source| selection.choice(source)).collect::<Result<Vec<_>>>()?;
+    budget::spend(recipe, &sorted, &mut choices)?;
+    Ok(choices)
 }
+
+/// The reason of weights that nothing names.
+const DEFAULT: &str = "default";
 
 struct Selection<'a> {
     recipe: &'a Recipe,
@@ -112,6 +120,7 @@ impl Selection<'_> {
             return keep(source, planes, dims, why.clone(), Some(why));
         }
         let Wish { target, reason, may_fall_back } = self.wish(source, dims)?;
+        let is_default = reason == DEFAULT;
         let wanted = match if target == Target::Default { self.recipe.default } else { target } {
             Target::Codec(codec) => codec,
             _ => return keep(source, planes, dims, reason.clone(), Some(reason)),
@@ -130,6 +139,7 @@ impl Selection<'_> {
             reason,
             fallback,
             keeps: None,
+            open: self.recipe.budget.bits.is_some() && is_default && Target::Codec(codec) == self.recipe.default,
             needs_importance: required(codec) || !embedding && self.recipe.importance.contains(&codec),
             size,
         })
@@ -166,7 +176,7 @@ impl Selection<'_> {
             return Ok(Wish { target: named.target, reason, may_fall_back: true });
         }
         if self.recipe.pure {
-            return Ok(Wish { target: Target::Default, reason: "default".to_owned(), may_fall_back: true });
+            return Ok(Wish { target: Target::Default, reason: DEFAULT.to_owned(), may_fall_back: true });
         }
         let (target, reason) = self.mix(source, dims, kind)?;
         Ok(Wish { target, reason, may_fall_back: true })
@@ -189,7 +199,7 @@ impl Selection<'_> {
         if let Some(target) = self.recipe.output.filter(|_| tied_head) {
             return Ok((target, "explicit type of output, tied to token_embd".to_owned()));
         }
-        let (mut target, mut reason) = (self.recipe.default, "default");
+        let (mut target, mut reason) = (self.recipe.default, DEFAULT);
         for rule in &self.recipe.rules {
             if rule.when.holds(&seen, concrete(target))? {
                 target = if rule.target == Target::Default { self.recipe.default } else { rule.target };
@@ -246,13 +256,14 @@ fn keep(source: &Source<'_>, planes: usize, dims: Dims, reason: String, keeps: O
         reason,
         fallback: None,
         keeps,
+        open: false,
         needs_importance: false,
         size,
     })
 }
 
 /// How many matrices there are, and their size.
-fn planes(source: &Source<'_>) -> Result<(usize, Dims)> {
+pub(super) fn planes(source: &Source<'_>) -> Result<(usize, Dims)> {
     let mut inner = source.shape.iter().rev().copied();
     let cols = inner.next().unwrap_or(1);
     let rows = inner.next().unwrap_or(1);
@@ -264,7 +275,7 @@ fn planes(source: &Source<'_>) -> Result<(usize, Dims)> {
         .ok_or_else(|| Error::input(format!("shape {:?} overflows", source.shape)).at(source.name))
 }
 
-fn size(codec: &dyn Codec, planes: usize, dims: Dims) -> Result<Size> {
+pub(super) fn size(codec: &dyn Codec, planes: usize, dims: Dims) -> Result<Size> {
     let bytes = codec.bytes(dims)?.checked_mul(planes);
     let bytes =
         bytes.ok_or_else(|| Error::input(format!("{planes} x {} x {} weights overflow", dims.rows, dims.cols)))?;

@@ -29,6 +29,8 @@ pub(super) struct File {
     pub output: Option<Spanned<String>>,
     pub token_embd: Option<Spanned<String>>,
     pub importance: Vec<Spanned<String>>,
+    pub bpw: Option<f64>,
+    pub ladder: Option<Spanned<String>>,
     pub rule: Vec<Spanned<RuleText>>,
     pub keep: Vec<KeepText>,
     pub tensors: Pairs,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::file::{File, Text, activations, find, target};
 use super::presets::{EMBEDDED, PARTS};
 use super::rule::{Pattern, Target};
-use super::{Keep, Named, Recipe};
+use super::{Budget, Keep, Named, Recipe};
 use crate::codec::{self, Codec};
 use crate::error::{At, Error, Kind, Result};
 
@@ -39,7 +39,7 @@ pub fn list() -> Result<Vec<Preset>> {
                 Target::Codec(codec) => Some(codec),
                 _ => None,
             };
-            let bits_per_weight = codec.and_then(codec::bits_per_weight);
+            let bits_per_weight = recipe.budget.bits.or(codec.and_then(codec::bits_per_weight));
             let writable = codec.is_none_or(codec::is_written);
             let Recipe { name, about, aliases, container, .. } = recipe;
             Ok(Preset { name, about, aliases, container, bits_per_weight, writable })
@@ -48,7 +48,8 @@ pub fn list() -> Result<Vec<Preset>> {
 }
 
 impl Recipe {
-    /// A preset by name or alias in any case (`q4_k_m`, `Q4_K_M`, `q4_k`), or a `.toml` file.
+    /// A preset by name or alias in any case (`q4_k_m`, `Q4_K_M`, `q4_k`), at an average of bits where it has a ladder
+    /// (`exl2-4.25bpw`), or a `.toml` file.
     pub fn load(name_or_path: &str) -> Result<Recipe> {
         Loader::default().load(name_or_path, Some(Path::new("")))
     }
@@ -58,7 +59,7 @@ impl Recipe {
         Loader::default().read(Text { label: "recipe", text }, None)
     }
 
-    /// `--set key=value`. Keys are `default`, `output`, `token_embd`, `pure`, `fallback.CODEC`; any other, or `tensors.REGEX`,
+    /// `--set key=value`. Keys are `default`, `output`, `token_embd`, `pure`, `bpw`, `fallback.CODEC`; any other, or `tensors.REGEX`,
     /// is a regular expression that names tensors. The first such expression that matches a tensor decides.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
         let place = || format!("--set {assignment}");
@@ -72,6 +73,10 @@ impl Recipe {
             "default" => self.default = whole(value)?,
             "output" => self.output = Some(target(value)?),
             "token_embd" => self.token_embd = Some(target(value)?),
+            "bpw" if self.budget.ladder.is_empty() => {
+                return Err(Error::request("this recipe has no ladder of formats to spend bits on").help("exl2 has"));
+            }
+            "bpw" => self.budget.bits = Some(Budget::parse(value)?),
             "pure" => self.pure = value.parse().map_err(|_| Error::request("pure is true or false"))?,
             _ => match key.strip_prefix("fallback.") {
                 Some(codec) => self.set_fallback(find(codec)?, whole(value)?),
@@ -113,6 +118,12 @@ impl Loader {
         self.files += 1;
         if self.files > MAX_FILES {
             return Err(Error::limits(format!("this recipe reads more than {MAX_FILES} files")));
+        }
+        if let Some((base, bits)) = average(name) {
+            let mut recipe = self.load(base, folder)?;
+            recipe.set(&format!("bpw={bits}")).map_err(|e| e.at(name.to_owned()))?;
+            recipe.name = format!("{}-{bits}bpw", recipe.name);
+            return Ok(recipe);
         }
         if !name.ends_with(".toml") {
             let (label, text) = embedded(name)?;
@@ -196,6 +207,10 @@ fn apply(recipe: &mut Recipe, file: &File, text: Text<'_>) -> Result<()> {
     for codec in &file.importance {
         recipe.importance.push(text.read(codec, |c| find(c))?);
     }
+    if let Some(ladder) = &file.ladder {
+        recipe.budget.ladder = text.read(ladder, |pattern| Budget::ladder(pattern))?;
+    }
+    recipe.budget.bits = file.bpw.or(recipe.budget.bits);
     for (from, to) in &file.fallback.0 {
         recipe.set_fallback(text.read(from, |f| find(f))?, text.read(to, |t| whole(t))?);
     }
@@ -210,6 +225,12 @@ fn apply(recipe: &mut Recipe, file: &File, text: Text<'_>) -> Result<()> {
     }
     recipe.named.splice(0..0, named);
     Ok(())
+}
+
+/// `exl2-4.25bpw` -> ("exl2", "4.25")
+fn average(name: &str) -> Option<(&str, &str)> {
+    let (base, bits) = name.strip_suffix("bpw")?.rsplit_once('-')?;
+    bits.starts_with(|c: char| c.is_ascii_digit()).then_some((base, bits))
 }
 
 fn embedded(name: &str) -> Result<(&'static str, &'static str)> {

@@ -3,6 +3,7 @@
 //!
 //! [`Recipe::load`] reads one, [`choose`] applies it to the tensors of a model, [`Size`] says what the result weighs.
 
+mod budget;
 mod choose;
 mod facts;
 mod file;
@@ -20,6 +21,7 @@ pub use load::{Preset, list};
 pub use size::Size;
 
 use crate::codec::{Activations, Codec};
+use budget::Budget;
 use rule::{Pattern, Rule, Target};
 
 /// A recipe with all its bases resolved.
@@ -50,6 +52,8 @@ pub struct Recipe {
     fallback: Vec<(&'static dyn Codec, Target)>,
     /// Codecs that need an importance matrix.
     importance: Vec<&'static dyn Codec>,
+    /// What the default is widened to.
+    budget: Budget,
 }
 
 impl Default for Recipe {
@@ -71,6 +75,7 @@ impl Default for Recipe {
             keep: Vec::new(),
             fallback: Vec::new(),
             importance: Vec::new(),
+            budget: Budget::default(),
         }
     }
 }

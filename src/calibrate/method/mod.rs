@@ -4,7 +4,7 @@ pub mod awq;
 pub mod gptq;
 
 use crate::calibrate::stats::Gram;
-use crate::codec::grid::{self, Codes, Grid, Scale};
+use crate::codec::grid::{self, Codes, Grid, Levels, Scale};
 use crate::device::cpu::{self, Feedback};
 
 /// What a method must know of the inputs of a weight.
@@ -96,9 +96,10 @@ pub fn best(known: Needs) -> &'static Method {
 /// squares of their inputs.
 pub fn nearest(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Codes {
     let (params, scales) = fit(grid, w, cols, importance);
-    let levels = grid.levels();
+    let span = grid.span(cols).max(1);
     let mut codes = Vec::with_capacity(w.len());
-    for (scale, w) in scales.iter().zip(w.chunks_exact(grid.span(cols).max(1))) {
+    for (n, (scale, w)) in scales.iter().zip(w.chunks_exact(span)).enumerate() {
+        let levels = grid.levels_at(n * span % cols);
         codes.extend(w.iter().map(|w| levels.nearest(*w, *scale)));
     }
     Codes { params, codes }
@@ -108,7 +109,9 @@ pub fn nearest(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32
 pub fn solve(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>, feedback: &Feedback) -> Codes {
     let (params, scales) = fit(grid, w, cols, importance);
     let mut codes = vec![0; w.len()];
-    let scales = cpu::Scales { levels: grid.levels(), span: grid.span(cols), all: &scales };
+    let span = grid.span(cols);
+    let levels: Vec<Levels> = (0..cols).step_by(span.max(1)).map(|column| grid.levels_at(column)).collect();
+    let scales = cpu::Scales { levels: &levels, span, all: &scales };
     cpu::round_columns(w, cols, scales, feedback, &mut codes);
     Codes { params, codes }
 }
@@ -125,9 +128,9 @@ fn fit(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> (
 
 /// `w - value` of every weight.
 pub fn errors(grid: &dyn Grid, w: &[f32], cols: usize, found: &Codes) -> Vec<f32> {
-    let (levels, span) = (grid.levels(), grid.span(cols));
-    let scales = grid::scales(grid, cols, w.len(), &found.params);
-    let values = found.codes.iter().enumerate().map(|(i, code)| scales[i / span].value(levels.level(*code)));
+    let (span, scales) = (grid.span(cols), grid::scales(grid, cols, w.len(), &found.params));
+    let value = |(i, code): (usize, &u8)| scales[i / span].value(grid.levels_at(i % cols).level(*code));
+    let values = found.codes.iter().enumerate().map(value);
     w.iter().zip(values).map(|(w, value)| w - value).collect()
 }
 

@@ -3,7 +3,7 @@
 //! What they share is here; how a family lays its parts out is its [`Form`], one file a family.
 
 mod fit;
-mod name;
+pub(super) mod name;
 
 use std::borrow::Cow;
 use std::marker::PhantomData;

@@ -48,7 +48,7 @@ impl Name {
         name
     }
 
-    const fn push(&mut self, text: &str) {
+    pub const fn push(&mut self, text: &str) {
         let mut n = 0;
         while n < text.len() {
             self.bytes[self.len] = text.as_bytes()[n];
@@ -57,7 +57,7 @@ impl Name {
         }
     }
 
-    const fn number(&mut self, n: usize) {
+    pub const fn number(&mut self, n: usize) {
         if n >= 10 {
             self.number(n / 10);
         }

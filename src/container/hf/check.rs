@@ -66,7 +66,7 @@ pub fn shapes(spec: &ModelSpec, tensors: &[Tensor]) -> Result<()> {
     Ok(())
 }
 
-fn expected(spec: &ModelSpec, role: &Role) -> Option<Vec<usize>> {
+pub fn expected(spec: &ModelSpec, role: &Role) -> Option<Vec<usize>> {
     let (hidden, ffn) = (spec.hidden as usize, spec.ffn as usize);
     let (heads, kv_heads) = (spec.heads as usize, spec.kv_heads());
     let (experts, expert_ffn) = (spec.experts() as usize, spec.expert_ffn());

@@ -21,7 +21,7 @@ pub struct Declaration {
 }
 
 /// Where transformers looks.
-const KEYS: &[&str] = &["quantization_config"];
+pub const KEYS: &[&str] = &["quantization_config"];
 
 /// Says how all modules are stored; `None` if none is packed.
 ///

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use super::shards::{INDEX, SINGLE};
+use super::shards::INDEX;
 use crate::container::sink::{NewFile, Slot, Start};
 use crate::error::{Error, Result};
 
@@ -18,14 +18,31 @@ pub struct NewTensor {
     pub bytes: u64,
 }
 
+/// What the weight files are called.
+#[derive(Clone, Copy)]
+pub struct Names {
+    pub stem: &'static str,
+    /// Whether several have an index.
+    pub index: bool,
+    /// Whose layout the tensors have, as the header says.
+    pub format: &'static str,
+}
+
+/// As transformers has it.
+pub const MODEL: Names = Names { stem: "model", index: true, format: "pt" };
+/// As exllamav2 has it.
+pub const OUTPUT: Names = Names { stem: "output", index: false, format: "pt" };
+/// As mlx-lm has it.
+pub const MLX: Names = Names { format: "mlx", ..MODEL };
+
 /// Above it a shard ends, as transformers has it.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// The weight files and their index; one slot for each tensor, in the order given. `format`: whose layout the tensors have.
-pub fn layout(weights: &[Vec<NewTensor>], split: Option<u64>, format: &str) -> Result<(Vec<NewFile>, Vec<Slot>)> {
+/// The weight files and their index; one slot for each tensor, in the order given.
+pub fn layout(weights: &[Vec<NewTensor>], names: Names, split: Option<u64>) -> Result<(Vec<NewFile>, Vec<Slot>)> {
     let all: Vec<&NewTensor> = weights.iter().flatten().collect();
-    let mut names = HashSet::new();
-    if let Some(twice) = all.iter().find(|t| !names.insert(t.name.as_str())) {
+    let mut seen = HashSet::new();
+    if let Some(twice) = all.iter().find(|t| !seen.insert(t.name.as_str())) {
         return Err(Error::request("two tensors of this name").at(&twice.name));
     }
     let shards = ranges(weights, split.unwrap_or(SHARD_BYTES));
@@ -33,13 +50,13 @@ pub fn layout(weights: &[Vec<NewTensor>], split: Option<u64>, format: &str) -> R
     let (mut files, mut map) = (Vec::new(), Map::new());
     for (no, shard) in shards.iter().enumerate() {
         let file = match shards.len() {
-            1 => SINGLE.to_owned(),
-            count => format!("model-{:05}-of-{count:05}.safetensors", no + 1),
+            1 => format!("{}.safetensors", names.stem),
+            count => format!("{}-{:05}-of-{count:05}.safetensors", names.stem, no + 1),
         };
         // Widest elements first, so that all of them are aligned; by name among equals.
         let mut order: Vec<usize> = shard.clone().collect();
         order.sort_by(|a, b| (all[*b].dtype, &all[*a].name).cmp(&(all[*a].dtype, &all[*b].name)));
-        let header = header(order.iter().map(|i| all[*i]), format);
+        let header = header(order.iter().map(|i| all[*i]), names.format);
         let mut offset = header.len() as u64;
         for i in order {
             slots[i] = Slot { shard: no, offset, bytes: all[i].bytes };
@@ -48,7 +65,7 @@ pub fn layout(weights: &[Vec<NewTensor>], split: Option<u64>, format: &str) -> R
         }
         files.push(NewFile { path: file.into(), start: Start::Bytes(header), bytes: offset });
     }
-    if shards.len() > 1 {
+    if names.index && shards.len() > 1 {
         map.sort_keys();
         let total: u64 = all.iter().map(|t| t.bytes).sum();
         files.push(text(INDEX, &json!({ "metadata": { "total_size": total }, "weight_map": map })));
@@ -131,7 +148,7 @@ mod tests {
     #[test]
     fn readers_find_every_tensor_where_its_slot_is() {
         for (split, count) in [(None, 1), (Some(60), 2), (Some(1), 3)] {
-            let (files, slots) = layout(&weights(), split, "pt").unwrap();
+            let (files, slots) = layout(&weights(), MODEL, split).unwrap();
             let shards: Vec<&NewFile> = files.iter().filter(|f| f.path.extension().unwrap() == "safetensors").collect();
             assert_eq!((shards.len(), files.len()), (count, if count == 1 { 1 } else { count + 1 }));
             let mut seen = 0;
@@ -155,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_index_names_the_shard_of_every_tensor() {
-        let (files, _) = layout(&weights(), Some(60), "pt").unwrap();
+        let (files, _) = layout(&weights(), MODEL, Some(60)).unwrap();
         let Start::Bytes(bytes) = &files.last().unwrap().start else { panic!() };
         let index: Value = serde_json::from_slice(bytes).unwrap();
         assert_eq!(index["metadata"]["total_size"], 2 * (24 + 6 + 16) + 10);

@@ -2,6 +2,7 @@
 
 mod check;
 mod declare;
+mod exl2;
 mod general;
 pub mod header;
 mod integers;
@@ -30,7 +31,7 @@ use place::{Content, Placed, Stored};
 pub use quantized::{SIDECARS, Storage};
 pub use shards::INDEX;
 use shards::Shard;
-pub use write::{Folder, NewWeight, beside_parts, folder};
+pub use write::{Calibration, Folder, NewWeight, beside_parts, folder};
 
 pub const CONFIG: &str = "config.json";
 
@@ -67,8 +68,9 @@ impl HfFolder {
     }
 
     fn open_inner(dir: &Path, options: &OpenOptions) -> Result<HfFolder> {
-        let (arch, spec, storage) = describe(dir)?;
+        let (arch, mut spec, storage) = describe(dir)?;
         let (shards, located) = shards::open(dir)?;
+        spec.tied &= !exl2::has_head(&located);
         let (mut placed, dropped) = place::place(arch, &spec, &shards, located, &storage)?;
         placed.extend(arch.extra_tensors(&spec).into_iter().map(Placed::made));
         placed.sort_by_key(|p| natural(&p.tensor));

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
+use super::exl2;
 use super::integers::{self, Bundle};
 use super::mlx;
 use super::quantized::Storage;
@@ -58,6 +59,14 @@ impl Stored {
             Stored::Made(bytes) => Stored::Made(bytes[piece].to_vec()),
         }
     }
+
+    /// Its size in the file.
+    fn bytes(&self) -> usize {
+        match self {
+            Stored::Mapped { bytes, .. } => bytes.len(),
+            Stored::Made(bytes) => bytes.len(),
+        }
+    }
 }
 
 pub struct Placed {
@@ -101,12 +110,15 @@ pub fn place(
             .at(&shards[packed.shard].file)
             .help("config.json lacks its quantization_config: download it again"));
     }
+    let packed = exl2::is_here(&located);
     let (bundles, located, dropped) = match storage {
         Storage::Packed(packing) => integers::bundles(packing, shards, located)?,
         Storage::Mlx(mlx) => mlx::bundles(mlx, shards, located)?,
+        // Folders of the first versions do not say what they are.
+        Storage::Plain | Storage::Exl2 if packed => exl2::bundles(arch, spec, shards, located)?,
         _ => (Vec::new(), located, Vec::new()),
     };
-    if bundles.is_empty() && matches!(storage, Storage::Packed(_) | Storage::Mlx(_)) {
+    if bundles.is_empty() && matches!(storage, Storage::Packed(_) | Storage::Mlx(_) | Storage::Exl2) {
         return Err(Error::input("config.json says that the weights are packed, and none is")
             .help("config.json is of another model: download it again"));
     }
@@ -193,8 +205,7 @@ impl Sorter<'_> {
                 codec,
                 source: source.clone(),
                 file: file.clone(),
-                // Parts of so many bytes are in the files.
-                bytes: codec.bytes(dims)? * planes.len(),
+                bytes: planes.iter().flat_map(|p| &p.parts).map(Stored::bytes).sum(),
                 name: name.clone(),
             };
             self.insert(name, expert, Piece { tensor, planes: planes.clone() })?;

@@ -17,6 +17,8 @@ pub enum Storage {
     /// Weights that come in several parts; the others are plain.
     Packed(Packing),
     Mlx(Mlx),
+    /// Weights that come in the parts of EXL2, which tell the rest.
+    Exl2,
 }
 
 /// What is said of all weights together. The shapes of a weight's parts tell the rest.
@@ -37,7 +39,7 @@ pub const SIDECARS: &[(&str, &str)] = &[
     ("quantize_config.json", "gptq"),
     ("quant_config.json", "awq"),
     ("hf_quant_config.json", "modelopt"),
-    ("quantization_config.json", "exl2"),
+    ("quantization_config.json", "exl3"),
 ];
 
 /// The keys of config.json that this module reads, of the whole and of a model inside it.
@@ -71,6 +73,7 @@ const METHODS: &[(&str, Read)] = &[
     ("awq", awq),
     ("auto-round", auto_round),
     ("compressed-tensors", compressed_tensors),
+    ("exl2", |_| Ok(Storage::Exl2)),
     ("modelopt", modelopt),
 ];
 

@@ -12,6 +12,8 @@ use crate::error::{At, Error, Result};
 
 pub const INDEX: &str = "model.safetensors.index.json";
 pub const SINGLE: &str = "model.safetensors";
+/// What exllamav2 calls the only file.
+pub const OUTPUT: &str = "output.safetensors";
 
 /// A mapped file. Its header has been checked.
 pub struct Shard {
@@ -140,8 +142,8 @@ pub fn listing(dir: &Path) -> Result<Vec<String>> {
 
 /// The weight files of a folder without an index.
 fn find(names: &[String]) -> Result<Vec<String>> {
-    if names.iter().any(|n| n == SINGLE) {
-        return Ok(vec![SINGLE.to_owned()]);
+    if let Some(single) = [SINGLE, OUTPUT].into_iter().find(|single| names.iter().any(|n| n == single)) {
+        return Ok(vec![single.to_owned()]);
     }
     let shards: Vec<_> = names.iter().filter_map(|n| Some((n, shard_of(n)?))).collect();
     let Some((_, (prefix, _, count))) = shards.first() else { return Err(no_weights(names)) };

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::declare::{self, Module};
 use super::layout::{self, NewTensor};
-use super::{CONFIG, SIDECARS, json as files, mlx, quantized, shards};
+use super::{CONFIG, SIDECARS, exl2, json as files, mlx, quantized, shards};
 use crate::codec::{Activations, Codec, float};
 use crate::container::sink::{NewFile, Sink, Slot, Start};
 use crate::error::{At, Error, Result};
@@ -50,6 +50,13 @@ impl Folder {
     }
 }
 
+/// The text that the weights were quantized for, as config.json tells it.
+pub struct Calibration {
+    pub rows: usize,
+    pub length: usize,
+    pub dataset: String,
+}
+
 /// Plans a folder of `weights`, for a model whose other files lie in `source`. `floats`: the element type that config.json shall
 /// name, if another than the source's. `activations`: what it shall say of the inputs. `split`: largest size of a weight file.
 pub fn folder(
@@ -57,12 +64,18 @@ pub fn folder(
     weights: &[NewWeight],
     floats: Option<Dtype>,
     activations: Activations,
+    calibration: Option<&Calibration>,
     split: Option<u64>,
 ) -> Result<Folder> {
     let tensors = weights.iter().map(stored).collect::<Result<Vec<_>>>()?;
     let mlx = weights.iter().any(|w| mlx::owns(w.codec));
-    let (mut files, slots) = layout::layout(&tensors, split, if mlx { "mlx" } else { "pt" })?;
-    let declared = declare::declare(&modules(weights, mlx), activations)?;
+    let (declared, names) = match exl2::declare(weights, calibration)? {
+        Some(declared) => (Some(declared), layout::OUTPUT),
+        None => {
+            (declare::declare(&modules(weights, mlx), activations)?, if mlx { layout::MLX } else { layout::MODEL })
+        }
+    };
+    let (mut files, slots) = layout::layout(&tensors, names, split)?;
     let mut config = files::config(source, CONFIG)?.ok_or_else(|| Error::input("no config.json"))?;
     forget(&mut config);
     if let Some(dtype) = floats {
@@ -87,8 +100,8 @@ fn stored(weight: &NewWeight) -> Result<Vec<NewTensor>> {
         let bytes = codec.bytes(Dims::new(1, shape.iter().product())).at(|| name)?;
         return Ok(vec![NewTensor { name: name.clone(), dtype, shape: shape.clone(), bytes: bytes as u64 }]);
     }
-    let (module, experts, dims) = match (name.strip_suffix(".weight"), &shape[..], codec.scheme()) {
-        (Some(module), &[ref experts @ .., rows, cols], Some(_)) => (module, experts, Dims::new(rows, cols)),
+    let (module, experts, dims) = match (name.strip_suffix(".weight"), &shape[..], codec.packed()) {
+        (Some(module), &[ref experts @ .., rows, cols], true) => (module, experts, Dims::new(rows, cols)),
         _ => {
             let message = format!("a Hugging Face folder cannot hold {shape:?} as {}", codec.name());
             return Err(Error::request(message).at(name).help("`quant list formats` shows what it can"));

@@ -40,7 +40,8 @@ impl Feedback {
 /// A grid's scales for some rows: `[rows][cols / span]`.
 #[derive(Clone, Copy)]
 pub struct Scales<'a> {
-    pub levels: Levels,
+    /// `[cols / span]`, all of one kind.
+    pub levels: &'a [Levels],
     pub span: usize,
     pub all: &'a [Scale],
 }
@@ -52,6 +53,7 @@ pub fn round_columns(w: &[f32], cols: usize, scales: Scales<'_>, feedback: &Feed
     assert!(feedback.shares.len() == cols * feedback.stride && feedback.stride.is_multiple_of(WIDTH));
     let groups = cols / scales.span;
     assert!(scales.all.len() * cols == w.len() * groups && groups * scales.span == cols);
+    assert!(scales.levels.len() == groups);
     let mut errors = vec![0.0; LANES * feedback.stride];
     let mut carried = vec![0.0; LANES * BLOCK];
     let lanes = w.chunks(LANES * cols).zip(codes.chunks_mut(LANES * cols)).zip(scales.all.chunks(LANES * groups));
@@ -96,17 +98,8 @@ widest! {
 
 #[inline(always)]
 fn solve_body(block: &Block<'_>, carried: &[f32], errors: &mut [f32], codes: &mut [u8]) {
-    match block.scales.levels {
-        Levels::Integers { first, count } => {
-            let (first, last) = (first as f32, (count - 1) as f32);
-            columns(block, carried, errors, codes, |level| {
-                let code = (level - first).round_ties_even();
-                let code = if code > 0.0 { code } else { 0.0 };
-                let code = if code < last { code } else { last };
-                (code, code + first)
-            });
-        }
-        Levels::Table(table) => columns(block, carried, errors, codes, |level| {
+    match block.scales.levels.first() {
+        Some(Levels::Table(table)) => columns(block, carried, errors, codes, |_, level| {
             let (mut best, mut found) = (f32::INFINITY, (0.0, table[0]));
             for (code, candidate) in table.iter().enumerate() {
                 let distance = (level - candidate).abs();
@@ -117,25 +110,40 @@ fn solve_body(block: &Block<'_>, carried: &[f32], errors: &mut [f32], codes: &mu
             }
             found
         }),
-        Levels::E4m3 => columns(block, carried, errors, codes, |level| {
+        Some(Levels::E4m3) => columns(block, carried, errors, codes, |_, level| {
             let (code, level) = fp8::nearest(level);
             (f32::from(code), level)
+        }),
+        _ => columns(block, carried, errors, codes, |ends, level| {
+            let (first, last) = ends;
+            let code = (level - first).round_ties_even();
+            let code = if code > 0.0 { code } else { 0.0 };
+            let code = if code < last { code } else { last };
+            (code, code + first)
         }),
     }
 }
 
-/// `nearest` gives code and level.
+/// First level and last code.
+#[inline(always)]
+fn ends(levels: Levels) -> (f32, f32) {
+    match levels {
+        Levels::Integers { first, count } => (first as f32, (count - 1) as f32),
+        Levels::Table(_) | Levels::E4m3 => (0.0, 0.0),
+    }
+}
+
+/// `nearest` gives code and level, given the ends of whole numbers.
 #[inline(always)]
 fn columns(
     block: &Block<'_>,
     carried: &[f32],
     errors: &mut [f32],
     codes: &mut [u8],
-    nearest: impl Fn(f32) -> (f32, f32),
+    nearest: impl Fn((f32, f32), f32) -> (f32, f32),
 ) {
     let Block { w, cols, scales, feedback, columns } = block;
     let (cols, rows, groups) = (*cols, w.len() / cols, cols / scales.span);
-    let zero = f32::from(scales.levels.zero());
     let mut targets = [[0.0f32; LANES]; BLOCK];
     for (k, target) in columns.clone().zip(&mut targets) {
         let column = feedback.order[k] as usize;
@@ -150,9 +158,11 @@ fn columns(
             let scale = scales.all[r * groups + column / scales.span];
             (step[r], shift[r], offset[r], weight[r]) = (scale.step, scale.zero, scale.offset, w[r * cols + column]);
         }
+        let levels = scales.levels[column / scales.span];
+        let (ends, zero) = (ends(levels), f32::from(levels.zero()));
         let (mut code, mut error) = ([0.0f32; LANES], [0.0f32; LANES]);
         for l in 0..LANES {
-            let (c, level) = nearest((targets[i][l] - offset[l]) / step[l] + shift[l]);
+            let (c, level) = nearest(ends, (targets[i][l] - offset[l]) / step[l] + shift[l]);
             code[l] = if step[l] == 0.0 { zero } else { c };
             let value = (level - shift[l]) * step[l] + offset[l];
             error[l] = weight[l] - if step[l] == 0.0 { offset[l] } else { value };
@@ -202,7 +212,8 @@ mod tests {
             let all: Vec<Scale> = (0..rows * cols / span).map(scale).collect();
             let feedback = Feedback { order, shares, stride };
             let mut codes = vec![0; w.len()];
-            round_columns(&w, cols, Scales { levels, span, all: &all }, &feedback, &mut codes);
+            let same = vec![levels; cols / span];
+            round_columns(&w, cols, Scales { levels: &same, span, all: &all }, &feedback, &mut codes);
             for r in 0..rows {
                 let mut errors = Vec::new();
                 for (k, column) in feedback.order.iter().enumerate() {
