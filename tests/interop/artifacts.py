@@ -8,7 +8,7 @@ written: every preset that makes a folder of packed weights, for several familie
          divergence at most 2e-4 nats, no tensor missing or too many.
 read:    every folder in $QUANT_EXAMPLES, artifacts that other tools made: the owner's package against quant's decoded copy in
          transformers, with the same limits. A format that quant does not read is skipped.
-values:  MLX folders, ours and those of others: mx.dequantize in single precision against what quant decodes, bit for bit.
+values:  MLX folders, ours and those of others: mx.dequantize in single precision against what quant decodes: not one value may differ.
 """
 import argparse
 import json
