@@ -3,14 +3,13 @@
 
     mlx_values.py FOLDER DECODED
 
-Prints how many weights there are and how many are the same, bit for bit. Experts that FOLDER stacks are single in DECODED.
+Prints how many weights there are and how many are the same. Experts that FOLDER stacks are single in DECODED.
 """
 import json
 import sys
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
@@ -46,7 +45,7 @@ def main():
         if ours.shape != theirs.shape:
             raise SystemExit(f"{module} is {ours.shape} and {theirs.shape}")
         count += ours.size
-        equal += int((np.array(ours).view(np.uint32) == np.array(theirs).view(np.uint32)).sum())
+        equal += int((ours == theirs).sum())
     print(count, equal)
 
 

@@ -277,6 +277,19 @@ mod tests {
         }
     }
 
+    /// Scales and biases that mx.quantize 0.32.4 gives.
+    #[test]
+    fn the_plain_free_offset_is_that_of_mlx() {
+        for sign in [1.0, -1.0] {
+            let w: Vec<f32> = (0..32).map(|i| sign * (((i * 37 + 11) % 64) as f32 - 20.0) / 64.0).collect();
+            for (bits, step) in [(2, -0.320_312_5), (4, -0.064_062_5), (8, -0.003_746_345)] {
+                let scheme = Scheme { scales: Dtype::F32, ..free(bits) };
+                let expected = Scale { step: sign * step, zero: 0.0, offset: sign * 0.640_625 };
+                assert_eq!(largest(&scheme, &w), expected);
+            }
+        }
+    }
+
     #[test]
     fn a_free_offset_is_used() {
         let mut state = 3u32;
