@@ -13,8 +13,8 @@ use crate::arch::Role;
 use crate::calibrate::imatrix::Imatrix;
 use crate::calibrate::method::{self, gptq};
 use crate::calibrate::stats::{Gram, Statistics};
-use crate::codec::{self, Codec, Importance};
-use crate::container::{Checkpoint, Tensor};
+use crate::codec::{self, Codec, Grid, Importance, float};
+use crate::container::{Checkpoint, Tensor, Weight};
 use crate::device::cpu::Feedback;
 use crate::error::{At, Error, Result};
 use crate::eval::protocol::Window;
@@ -218,29 +218,32 @@ impl Weigher<'_> {
         let t = &self.job.source.tensors()[tensor];
         let place = || format!("{} ({} in {})", t.name, t.source, t.file);
         let dims = t.dims();
-        let weight = self.job.source.read(tensor, plane).at(place)?;
-        let count = dims.rows.min(SAMPLE);
-        let mut w = vec![0.0; count * dims.cols];
-        for (i, row) in w.chunks_exact_mut(dims.cols.max(1)).enumerate() {
-            let from = i * dims.rows / count;
-            weight.codec.decode(&weight.packed, from..from + 1, row);
-            row.iter_mut().for_each(|w| *w *= weight.scale);
-        }
         let importance = self.importance(t, plane)?;
-        let judge = self.judge(t, plane);
         let fits = |c: &&&'static dyn Codec| c.layout(dims).is_ok() && (importance.is_some() || !needs_importance(**c));
         let ladder: Vec<&'static dyn Codec> = self.job.ladder.iter().filter(fits).copied().collect();
         let distance = |c: &&&'static dyn Codec| (codec::bits_per_weight(**c).unwrap_or(0.0) - self.job.bits).abs();
         let run_with = ladder.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).copied();
-        let run_with =
-            run_with.ok_or_else(|| Error::request("no format of the recipe's ladder takes it").at(place()))?;
+        let run_with = run_with.ok_or_else(|| Error::request("no format of the recipe's ladder takes it").at(place()))?;
+
+        let weight = self.job.source.read(tensor, plane).at(place)?;
+        // Rows that share parameters stay together.
+        let run = ladder.iter().filter_map(|c| c.grid()).map(|g| g.rows()).max().unwrap_or(1);
+        let runs = dims.rows.div_ceil(run).min(SAMPLE.div_ceil(run));
+        let starts = (0..runs).map(|i| i * dims.rows.div_ceil(run) / runs * run);
+        let mut w = Vec::with_capacity(runs * run * dims.cols);
+        for rows in starts.map(|from| from..dims.rows.min(from + run)) {
+            w.extend(decoded(&weight, rows));
+        }
+        let share = dims.len() as f64 / w.len().max(1) as f64;
+        let judge = self.judge(t, plane);
         let loss = |codec: &'static dyn Codec, feedback: Option<&Feedback>| {
             let errors = errors(codec, &w, dims.cols, importance, feedback).at(place)?;
-            Ok::<f64, Error>(judge.error(&errors, dims.cols) * dims.rows as f64 / count as f64)
+            Ok::<f64, Error>(judge.error(&errors, dims.cols) * share)
         };
         let offers = ladder.par_iter().map(|codec| {
-            let rounded: f64 = loss(*codec, None)?;
-            let fed = match feedback.filter(|f| codec.grid().is_some() && f.order.len() == dims.cols) {
+            let rounded = loss(*codec, None)?;
+            let is_grid = codec.grid().is_some() || codec.joint().is_some();
+            let fed = match feedback.filter(|f| is_grid && f.order.len() == dims.cols) {
                 Some(f) => loss(*codec, Some(f))?,
                 None => rounded,
             };
@@ -254,23 +257,32 @@ impl Weigher<'_> {
     fn rounded(&self, cost: &Cost) -> Result<Patch> {
         let t = &self.job.source.tensors()[cost.tensor];
         let (dims, codec) = (t.dims(), cost.run_with);
-        let plane = |p: usize| {
-            let weight = self.job.source.read(cost.tensor, p)?;
+        let mut values = Vec::with_capacity(t.planes());
+        for p in 0..t.planes() {
+            let weight = self.job.source.read(cost.tensor, p).at(|| t.name.clone())?;
+            let mut w = decoded(&weight, 0..dims.rows);
             let importance = self.importance(t, p)?;
-            pack(
-                codec,
-                &|rows, out: &mut [f32]| {
-                    weight.codec.decode(&weight.packed, rows, out);
-                    out.iter_mut().for_each(|w| *w *= weight.scale);
-                },
-                dims.rows,
-                dims.cols,
-                importance,
-            )
-        };
-        let planes = (0..t.planes()).map(plane).collect::<Result<_>>().at(|| t.name.clone())?;
-        Ok(Patch { codec, dims, planes, scale: 1.0 })
+            // Rows are fitted alone, or in the runs that share parameters; what a whole matrix shares, so does each piece here.
+            let piece = codec.grid().map_or(1, |g| g.rows()) * PIECE * dims.cols;
+            w.par_chunks_mut(piece).try_for_each(|w| {
+                let errors = errors(codec, w, dims.cols, importance, None)?;
+                w.iter_mut().zip(errors).for_each(|(w, e)| *w -= e);
+                Ok::<(), Error>(())
+            })?;
+            values.push(vec![w.iter().flat_map(|w| w.to_le_bytes()).collect()]);
+        }
+        Ok(Patch { codec: &float::F32, dims, planes: values, scale: 1.0 })
     }
+}
+
+/// Rows of a matrix that are rounded at a time.
+const PIECE: usize = 64;
+
+fn decoded(weight: &Weight<'_>, rows: std::ops::Range<usize>) -> Vec<f32> {
+    let mut w = vec![0.0; rows.len() * weight.packed.dims.cols];
+    weight.codec.decode(&weight.packed, rows, &mut w);
+    w.iter_mut().for_each(|w| *w *= weight.scale);
+    w
 }
 
 fn needs_importance(codec: &dyn Codec) -> bool {
@@ -285,12 +297,18 @@ fn errors(
     importance: Option<&[f32]>,
     feedback: Option<&Feedback>,
 ) -> Result<Vec<f32>> {
+    if let Some(kind) = codec.tensor_scale() {
+        let scale = kind.of(w.iter().fold(0.0, |max, w| w.abs().max(max)), true)?;
+        let scaled: Vec<f32> = w.iter().map(|w| w / scale).collect();
+        let grid = codec.grid().ok_or_else(|| Error::unsupported(format!("{} is no grid", codec.name())))?;
+        return Ok(on_grid(grid, &scaled, cols, importance, feedback).iter().map(|e| e * scale).collect());
+    }
+    if let Some(joint) = codec.joint() {
+        let grid = joint.grid(cols, importance, &joint.wishes(w, cols, importance));
+        return Ok(on_grid(grid.as_ref(), w, cols, importance, feedback));
+    }
     if let Some(grid) = codec.grid() {
-        let found = match feedback {
-            Some(feedback) => method::solve(grid, w, cols, importance, feedback),
-            None => method::nearest(grid, w, cols, importance),
-        };
-        return Ok(method::errors(grid, w, cols, &found));
+        return Ok(on_grid(grid, w, cols, importance, feedback));
     }
     let block = codec.block().and_then(|b| Some((b, b.encode?)));
     let (block, encode) = block.ok_or_else(|| Error::unsupported(format!("{} cannot be written", codec.name())))?;
@@ -301,38 +319,16 @@ fn errors(
     Ok(w.iter().zip(values).map(|(w, value)| w - value).collect())
 }
 
-/// Rows that are packed at a time, where rows are packed alone.
-const ROWS: usize = 64;
-
-/// The parts of a matrix.
-fn pack(
-    codec: &'static dyn Codec,
-    read: &(dyn Fn(std::ops::Range<usize>, &mut [f32]) + Sync),
-    rows: usize,
+fn on_grid(
+    grid: &dyn Grid,
+    w: &[f32],
     cols: usize,
     importance: Option<&[f32]>,
-) -> Result<Vec<Vec<u8>>> {
-    let rows_of = |range: std::ops::Range<usize>| {
-        let mut w = vec![0.0; range.len() * cols];
-        read(range, &mut w);
-        w
+    feedback: Option<&Feedback>,
+) -> Vec<f32> {
+    let found = match feedback {
+        Some(feedback) => method::solve(grid, w, cols, importance, feedback),
+        None => method::nearest(grid, w, cols, importance),
     };
-    let parts = || (0..rows.div_ceil(ROWS)).into_par_iter().map(|i| i * ROWS..rows.min((i + 1) * ROWS));
-    if let Some((block, encode)) = codec.block().and_then(|b| Some((b, b.encode?))) {
-        let encoded = parts().map(|range| {
-            let mut out = vec![0; range.len() * block.row_bytes(cols)];
-            (encode.run)(&rows_of(range), cols, importance, &mut out);
-            out
-        });
-        return Ok(vec![encoded.collect::<Vec<_>>().concat()]);
-    }
-    let grid = codec.grid().ok_or_else(|| Error::unsupported(format!("{} cannot be written", codec.name())))?;
-    let found: Vec<codec::Codes> =
-        parts().map(|range| method::nearest(grid, &rows_of(range), cols, importance)).collect();
-    let mut all = codec::Codes::default();
-    for part in found {
-        all.params.extend(part.params);
-        all.codes.extend(part.codes);
-    }
-    Ok(grid.pack(crate::tensor::Dims::new(rows, cols), &all.params, &all.codes))
+    method::errors(grid, w, cols, &found)
 }

@@ -87,6 +87,23 @@ pub trait Joint: Send + Sync {
     fn grid(&self, cols: usize, importance: Option<&[f32]>, wishes: &[f32]) -> Box<dyn Grid>;
 }
 
+/// The grid of one matrix.
+pub enum MatrixGrid {
+    /// Its format's.
+    Format(&'static dyn Grid),
+    /// Its own, see [`Joint`].
+    Made(Box<dyn Grid>),
+}
+
+impl MatrixGrid {
+    pub fn as_ref(&self) -> &dyn Grid {
+        match self {
+            MatrixGrid::Format(grid) => *grid,
+            MatrixGrid::Made(grid) => grid.as_ref(),
+        }
+    }
+}
+
 /// A grid whose parameters are the plain ones.
 pub struct Unsearched<'a>(pub &'a dyn Grid);
 

@@ -18,7 +18,7 @@ use half::f16;
 
 use crate::arch::RowOrder;
 use crate::calibrate::method::{self, awq};
-use crate::codec::grid::{Codes, Grid, Unsearched};
+use crate::codec::grid::{Codes, Grid, MatrixGrid, Unsearched};
 use crate::codec::{float, transcode};
 use crate::container::{self, Checkpoint, Sink, Tensor, Weight};
 use crate::device::cpu;
@@ -110,21 +110,6 @@ fn units_of(source: &dyn Checkpoint) -> Vec<Unit> {
         }
     }
     units
-}
-
-/// The grid of one matrix: its format's, or one made for it.
-enum MatrixGrid {
-    Format(&'static dyn Grid),
-    Made(Box<dyn Grid>),
-}
-
-impl MatrixGrid {
-    fn as_ref(&self) -> &dyn Grid {
-        match self {
-            MatrixGrid::Format(grid) => *grid,
-            MatrixGrid::Made(grid) => grid.as_ref(),
-        }
-    }
 }
 
 /// `rows`, `step` at a time.

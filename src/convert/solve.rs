@@ -7,10 +7,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::fold::Folded;
-use super::{Factor, Job, MatrixGrid, Planned, Progress, matrix_rows};
+use super::{Factor, Job, Planned, Progress, matrix_rows};
 use crate::calibrate::method::{self, awq, gptq};
 use crate::calibrate::stats::Gram;
-use crate::codec::grid::{Codes, Grid};
+use crate::codec::grid::{Codes, Grid, MatrixGrid};
 use crate::container::{Sink, Weight};
 use crate::device::cpu::Feedback;
 use crate::error::{At, Error, Result};
