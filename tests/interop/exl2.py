@@ -102,7 +102,7 @@ def compare(folder, decoded):
             raise QuantError(f"{module}: widths {widths}")
         if sorted(parts[4]) != list(range(len(parts[4]))):
             raise QuantError(f"{module}: q_invperm is no permutation")
-    left = [name for name in stored if ".q_" in name]
+    left = [name for name in stored if name.rsplit(".", 1)[-1] in PARTS]
     if left or not modules:
         raise QuantError(f"parts without weights: {left}" if left else "nothing is packed")
     return modules, differing, bits / weights
@@ -118,10 +118,6 @@ def statistics(source, work):
     text = [option for path in engine.BUNDLED for option in ("--data", path)]
     quant("calibrate", source, "--gram", "--rows", 8, "--length", 64, "-o", work / "stats", "--quiet", *text)
     return "--stats", work / "stats"
-
-
-def unsorted(folder, module):
-    return (read_safetensors(folder)[f"{module}.q_invperm"] != np.arange(1)).any()
 
 
 def check_written(_):

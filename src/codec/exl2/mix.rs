@@ -31,7 +31,8 @@ impl Mix {
         let mut left = cols;
         self.bands[..self.count].iter().enumerate().map(move |(n, band)| {
             let whole = (cols as u128 * band.percent as u128).div_ceil(100 * band.group as u128) as usize;
-            let groups = if n + 1 == self.count { left.div_ceil(band.group) } else { whole.min(left.div_ceil(band.group)) };
+            let groups =
+                if n + 1 == self.count { left.div_ceil(band.group) } else { whole.min(left.div_ceil(band.group)) };
             let columns = left.min(groups.saturating_mul(band.group));
             left -= columns;
             (*band, groups, columns)
@@ -40,7 +41,9 @@ impl Mix {
 
     /// Groups and rows of words, `cols` being a multiple of [`super::COLS`].
     pub(super) fn size(&self, cols: usize) -> (usize, usize) {
-        let sum = |(groups, words), (band, more, columns): (Band, usize, usize)| (groups + more, words + columns / 32 * band.bits);
+        let sum = |(groups, words), (band, more, columns): (Band, usize, usize)| {
+            (groups + more, words + columns / 32 * band.bits)
+        };
         self.parts(cols).fold((0, 0), sum)
     }
 

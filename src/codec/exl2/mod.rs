@@ -57,7 +57,8 @@ impl Codec for Other {
     }
 
     fn layout(&self, _: Dims) -> Result<Vec<Part>> {
-        Err(Error::unsupported("bands of a weight's own, which only that weight has").help("choose a format of the list: `quant list formats`"))
+        Err(Error::unsupported("bands of a weight's own, which only that weight has")
+            .help("choose a format of the list: `quant list formats`"))
     }
 
     fn multiples(&self) -> Dims {
