@@ -298,7 +298,7 @@ fn planned(
     let fits = entry.map(|entry| entry.plane(0, t.planes(), t.dims().cols).map(|_| ()).at(place)).transpose();
     // llama.cpp goes without it for the embedding.
     let fits = if t.id.role == Role::TokenEmbd { fits.unwrap_or(None) } else { fits? };
-    let weighted = fits.is_some() && uses_importance(codec);
+    let weighted = fits.is_some() && (scaled || uses_importance(codec));
     if choice.needs_importance && !weighted {
         return Err(Error::request(format!("{} needs importance, and the matrix has none for it", codec.name()))
             .at(place())

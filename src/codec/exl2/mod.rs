@@ -88,7 +88,7 @@ impl Codec for Mix {
     }
 
     fn layout(&self, dims: Dims) -> Result<Vec<Part>> {
-        if dims.rows == 0 || dims.cols == 0 || !dims.cols.is_multiple_of(COLS) {
+        if dims.cols == 0 || !dims.cols.is_multiple_of(COLS) {
             return Err(Error::request(format!(
                 "{} needs columns in multiples of {COLS}, this weight has {}",
                 Mix::name(self),
