@@ -112,13 +112,20 @@ fn folders_have_the_planned_bytes_and_all_side_files() {
             if preset.starts_with("modelopt") {
                 expected.insert(3, "hf_quant_config.json");
             }
+            if preset.starts_with("exl2") {
+                (expected[3], expected[4]) = ("output.safetensors", "tokenizer.json");
+            }
             assert_eq!(names(&out), expected, "{kind} {preset}");
             let model = open(&out).unwrap_or_else(|e| panic!("{kind} {preset}: {e}"));
-            let packed = model.tensors().iter().filter(|t| t.codec.scheme().is_some()).count();
+            let packed = model.tensors().iter().filter(|t| t.codec.packed()).count();
             let linear = if kind == "moe" { 2 * 7 } else { 4 * 7 };
-            // MLX has the embedding too, and the head unless it is the same.
-            let head = model.find("output.weight").map_or(1, |_| 2);
-            assert_eq!(packed, linear + if preset.starts_with("mlx") { head } else { 0 }, "{kind} {preset}");
+            // MLX has the embedding too, and the head unless it is the same; EXL2 a head in any case.
+            let more = match preset.split('-').next() {
+                Some("mlx") => model.find("output.weight").map_or(1, |_| 2),
+                Some("exl2") => 1,
+                _ => 0,
+            };
+            assert_eq!(packed, linear + more, "{kind} {preset}");
         }
     }
 }
@@ -394,6 +401,7 @@ fn folders_of_others_are_not_replaced() {
 
 struct Lie {
     folder: PathBuf,
+    file: PathBuf,
     tensors: BTreeMap<String, Stored>,
     config: Value,
     _dir: tempfile::TempDir,
@@ -409,14 +417,15 @@ fn artifact_of(shape: &Shape, to: &str) -> Lie {
     let source = model(shape);
     let folder = dir.path().join("a");
     convert(source.path(), to, &folder, &[]);
-    let bytes = fs::read(folder.join("model.safetensors")).unwrap();
-    let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let tensors = file.tensors().into_iter().map(|(name, t)| {
+    let file = folder.join(names(&folder).into_iter().find(|n| n.ends_with(".safetensors")).unwrap());
+    let bytes = fs::read(&file).unwrap();
+    let read = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = read.tensors().into_iter().map(|(name, t)| {
         let dtype: &'static str = Box::leak(t.dtype().to_string().into_boxed_str());
         (name, Stored { dtype, shape: t.shape().to_vec(), bytes: t.data().to_vec() })
     });
     let config = read_json(&folder.join("config.json"));
-    Lie { tensors: tensors.collect(), folder, config, _dir: dir }
+    Lie { tensors: tensors.collect(), folder, file, config, _dir: dir }
 }
 
 impl Lie {
@@ -425,7 +434,7 @@ impl Lie {
     }
 
     fn write(&self) {
-        fs::write(self.folder.join("model.safetensors"), safetensors(self.tensors.iter())).unwrap();
+        fs::write(&self.file, safetensors(self.tensors.iter())).unwrap();
         fs::write(self.folder.join("config.json"), self.config.to_string()).unwrap();
     }
 
@@ -449,6 +458,7 @@ fn parts_that_are_missing_or_too_many() {
         ("fp8-tensor", &["weight", "weight_scale"]),
         ("nvfp4a16", &["weight_packed", "weight_scale", "weight_global_scale"]),
         ("mxfp4", &["weight_packed", "weight_scale"]),
+        ("exl2", &["q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm"]),
     ] {
         for part in parts {
             let mut lie = artifact(to);
@@ -708,4 +718,122 @@ fn weights_too_large_for_half_precision_are_not_made_infinite() {
     assert!(said.contains("column 5 is 1e5, too large for half precision") && said.contains("output_norm"), "{said}");
     assert!(names(dir.path()).is_empty());
     convert(source.path(), "w4a16", &out, &[]);
+}
+
+// ---- EXL2
+
+#[test]
+fn any_average_of_bits_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&DENSE);
+    let mut last = 0;
+    for bits in ["2.5", "2.75", "3", "3.33", "4.25", "5", "6.5", "7.9"] {
+        let out = dir.path().join(bits);
+        convert(source.path(), &format!("exl2-{bits}bpw"), &out, &[]);
+        let artifact = open(&out).unwrap();
+        let packed = artifact.tensors().iter().filter(|t| t.codec.packed());
+        let (bytes, weights) = packed.fold((0, 0), |(b, w), t| (b + t.bytes, w + t.len()));
+        let (found, asked) = (bytes as f64 * 8.0 / weights as f64, bits.parse::<f64>().unwrap());
+        assert!(found <= asked && found > asked - 0.1, "{found} bits instead of {asked}");
+        assert!(bytes > last, "{bits} bits take no more than fewer");
+        last = bytes;
+        let config = read_json(&out.join("config.json"))["quantization_config"].clone();
+        assert_eq!((&config["quant_method"], &config["head_bits"]), (&json!("exl2"), &json!(6)));
+        assert!((config["bits"].as_f64().unwrap() - found).abs() < 0.006);
+    }
+    let fails = |to: &str, more: &[&str]| {
+        let mut args = vec!["plan", text(source.path()), "--to", to, "--quiet"];
+        args.extend(more);
+        quant_fails(&args)
+    };
+    assert!(fails("exl2-1.9bpw", &[]).contains("1.9 bits a weight are too few"));
+    assert!(fails("exl2-9bpw", &[]).contains("9 bits a weight are too many"));
+    assert!(fails("exl2-4..5bpw", &[]).contains("is no number of bits"));
+    assert!(fails("exl2", &["--set", "bpw=-1"]).contains("is no number of bits"));
+    assert!(fails("gptq-4bpw", &[]).contains("no ladder"));
+    assert!(fails("exl2", &["--set", "attn_q=awq-4bit-g32"]).contains("cannot share a folder"));
+    // What is named keeps its format, and its bits are counted.
+    let named = &["--set", "ffn_down=exl2-8b-g32", "--set", "output=keep", "--json"];
+    let mut args = vec!["plan", text(source.path()), "--to", "exl2-5bpw", "--quiet"];
+    args.extend(named);
+    let plan: Value = serde_json::from_str(&quant_ok(&args)).unwrap();
+    let tensors = plan["outputs"][0]["tensors"].as_array().unwrap();
+    let codec = |name: &str| tensors.iter().find(|t| t["name"] == name).unwrap()["codec"].clone();
+    assert_eq!(codec("blk.0.ffn_down.weight"), "exl2-8b-g32");
+    assert_eq!(codec("output.weight"), "f16");
+    assert!(codec("blk.0.ffn_up.weight").as_str().unwrap().starts_with("exl2-4b"), "{tensors:?}");
+}
+
+#[test]
+fn outputs_are_filled_up_and_cut_off_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&Shape { vocab: 397, ..DENSE });
+    let out = dir.path().join("out");
+    convert(source.path(), "exl2-6bpw", &out, &[]);
+    let bytes = fs::read(out.join("output.safetensors")).unwrap();
+    let file = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.tensor("lm_head.q_weight").unwrap().shape()[1], 416);
+    assert_eq!(file.tensor("lm_head.q_scale").unwrap().shape()[1], 416 / 8);
+    let artifact = open(&out).unwrap();
+    assert_eq!(artifact.tensors()[artifact.find("output.weight").unwrap()].shape, [397, 256]);
+    quant_ok(&["verify", text(&out), "--source", text(source.path()), "--quiet"]);
+}
+
+#[test]
+fn shards_of_exl2_have_no_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&MOE);
+    let (one, many) = (dir.path().join("one"), dir.path().join("many"));
+    convert(source.path(), "exl2", &one, &[]);
+    convert(source.path(), "exl2", &many, &["--split-max-size", "300KB"]);
+    let files: Vec<_> = names(&many).into_iter().filter(|n| n.contains("safetensors")).collect();
+    assert!(files.len() > 2 && files[0].starts_with("output-00001-of-0000"), "{files:?}");
+    assert_eq!(values(open(&one).unwrap().as_ref()), values(open(&many).unwrap().as_ref()));
+}
+
+#[test]
+fn bands_and_columns_that_make_no_sense() {
+    let set = |part: &mut Stored, n: usize, value: i16| part.bytes[n * 2..][..2].copy_from_slice(&value.to_le_bytes());
+    let mut lie = artifact("exl2");
+    lie.config.as_object_mut().unwrap().remove("quantization_config");
+    lie.write();
+    assert!(open(&lie.folder).is_ok(), "loaders look at the parts");
+    set(lie.part("q_groups"), 0, 2);
+    lie.refused(&[DOWN, "q_groups", "bits"]);
+    set(lie.part("q_groups"), 0, 7);
+    lie.refused(&[DOWN, "q_groups", "a width of 7 bits"]);
+    let mut lie = artifact("exl2");
+    set(lie.part("q_groups"), 3, 1);
+    lie.refused(&[DOWN, "q_groups"]);
+    let mut lie = artifact("exl2");
+    set(lie.part("q_groups"), 3, i16::MIN);
+    lie.refused(&[DOWN, "q_groups"]);
+    let mut lie = artifact("exl2");
+    let first = lie.part("q_invperm").bytes[..4].to_vec();
+    lie.part("q_invperm").bytes[4..8].copy_from_slice(&first);
+    lie.refused(&[DOWN, "q_invperm", "twice"]);
+    lie.part("q_invperm").bytes[4..8].copy_from_slice(&(-5i32).to_le_bytes());
+    lie.refused(&[DOWN, "q_invperm", "column -5"]);
+    let mut lie = artifact("exl2");
+    set(lie.part("q_scale_max"), 1, 0x7e00);
+    lie.refused(&[DOWN, "q_scale_max", "group 1 is no finite number"]);
+    // Shapes of other sizes.
+    for (part, shape) in [("q_invperm", vec![480]), ("q_scale", vec![1, 32])] {
+        let mut lie = artifact("exl2");
+        let stored = lie.part(part);
+        stored.shape = shape;
+        stored.bytes.truncate(stored.shape.iter().product::<usize>() * 4);
+        lie.refused(&[DOWN]);
+    }
+    let mut lie = artifact("exl2");
+    let stored = lie.part("q_groups");
+    stored.bytes.truncate(2);
+    stored.shape = vec![1];
+    lie.refused(&[DOWN, "q_groups"]);
+    let mut lie = artifact("exl2");
+    lie.tensors.retain(|name, _| !name.contains(".q_"));
+    lie.refused(&["none is"]);
+    let mut lie = artifact("exl2");
+    lie.config["hidden_size"] = json!(288);
+    lie.refused(&["config.json"]);
 }

@@ -22,9 +22,9 @@ fn blocks() -> impl Iterator<Item = &'static Block> {
 fn weights() -> impl Strategy<Value = (&'static dyn Codec, Packed<'static>)> {
     (codecs(), 0..5usize, 0..5usize).prop_flat_map(|(codec, rows, blocks)| {
         let Dims { rows: tall, cols: wide } = codec.multiples();
-        let dims = match codec.scheme() {
-            Some(_) => Dims::new(rows * tall, blocks.max(1) * wide),
-            None => Dims::new(rows, blocks * codec.block().map_or(77, |b| b.weights)),
+        let dims = match codec.packed() {
+            true => Dims::new(rows * tall, blocks.max(1) * wide),
+            false => Dims::new(rows, blocks * codec.block().map_or(77, |b| b.weights)),
         };
         let parts: Vec<_> =
             codec.layout(dims).unwrap().iter().map(|p| prop::collection::vec(any::<u8>(), p.bytes)).collect();

@@ -288,7 +288,11 @@ impl Job<'_> {
         let factor = self.factor((target.p, target.o), weight, target.unit.plane);
         let mut wishes = Vec::new();
         for rows in steps(target.unit.rows.clone(), step(target.t)) {
-            wishes.extend(joint.wishes(decoded(target, weight, factor, rows, &mut scratch.source)?, cols, importance.as_deref()));
+            wishes.extend(joint.wishes(
+                decoded(target, weight, factor, rows, &mut scratch.source)?,
+                cols,
+                importance.as_deref(),
+            ));
         }
         Ok(Some(MatrixGrid::Made(joint.grid(cols, importance.as_deref(), &wishes))))
     }

@@ -42,6 +42,7 @@ check engine.py
 check probe.py
 check calibrate.py
 check artifacts.py
+check exl2.py
 check kill.py
 
 printf '\n== interop\n%s' "$table"

@@ -47,8 +47,10 @@ impl Bands {
                 return wrong(n, format!("rows {word} to {end} of {words}"));
             }
             let bits_here = (end - word) * 32;
-            if !bits_here.is_multiple_of(bits) {
-                return wrong(n, format!("{} words hold no whole number of {bits}-bit codes", end - word));
+            // What kernels take at a time.
+            let run = if bits == 2 { 16 } else { 32 };
+            if !bits_here.is_multiple_of(bits * run) {
+                return wrong(n, format!("{} words of {bits}-bit codes are no runs of {run} columns", end - word));
             }
             let columns = column..column + bits_here / bits;
             column = columns.end;
@@ -112,7 +114,8 @@ mod tests {
             (&[(4, 0), (4, 0)], 8, "rows 0 to 0"),
             (&[(4, 0), (4, 60)], 8, "rows 0 to 60"),
             (&[(4, 0), (4, u16::MAX)], 8, "rows 0 to 65535"),
-            (&[(3, 0)], 4, "no whole number of 3-bit codes"),
+            (&[(4, 0), (4, 1)], 4, "1 words of 4-bit codes are no runs of 32"),
+            (&[(3, 0)], 4, "4 words of 3-bit codes are no runs of 32"),
             (&[(4, 0)], 8, "64 columns, the weight has 32"),
             (&[], 8, "0 columns"),
         ] {

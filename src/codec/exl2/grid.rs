@@ -17,9 +17,13 @@ impl Joint for Mix {
         for row in w.chunks_exact(cols.max(1)) {
             gathered.clear();
             gathered.extend(sorted.order.iter().map(|c| row[*c as usize]));
-            out.extend(sorted.bands.groups.iter().map(|g| {
-                wish(g.bits, &gathered[g.columns.clone()], sorted.importance.get(g.columns.clone()))
-            }));
+            out.extend(
+                sorted
+                    .bands
+                    .groups
+                    .iter()
+                    .map(|g| wish(g.bits, &gathered[g.columns.clone()], sorted.importance.get(g.columns.clone()))),
+            );
         }
         out
     }
@@ -59,7 +63,8 @@ impl Sorted {
         if !importance.is_empty() {
             order.sort_by(|a, b| importance[*b as usize].total_cmp(&importance[*a as usize]).then(a.cmp(b)));
         }
-        let importance = if importance.is_empty() { Vec::new() } else { order.iter().map(|c| importance[*c as usize]).collect() };
+        let importance =
+            if importance.is_empty() { Vec::new() } else { order.iter().map(|c| importance[*c as usize]).collect() };
         let mut group = vec![0; cols];
         for (n, g) in bands.groups.iter().enumerate() {
             order[g.columns.clone()].iter().for_each(|c| group[*c as usize] = n as u16);

@@ -57,7 +57,8 @@ impl Codec for Other {
     }
 
     fn layout(&self, _: Dims) -> Result<Vec<Part>> {
-        Err(Error::unsupported("bands of a weight's own, which only that weight has").help("choose a format of the list: `quant list formats`"))
+        Err(Error::unsupported("bands of a weight's own, which only that weight has")
+            .help("choose a format of the list: `quant list formats`"))
     }
 
     fn multiples(&self) -> Dims {
@@ -87,7 +88,7 @@ impl Codec for Mix {
     }
 
     fn layout(&self, dims: Dims) -> Result<Vec<Part>> {
-        if dims.rows == 0 || dims.cols == 0 || !dims.cols.is_multiple_of(COLS) {
+        if dims.cols == 0 || !dims.cols.is_multiple_of(COLS) {
             return Err(Error::request(format!(
                 "{} needs columns in multiples of {COLS}, this weight has {}",
                 Mix::name(self),

@@ -13,8 +13,8 @@ use super::place::{Plane, Stored};
 use super::shards::{Located, Shard};
 use super::write::{Calibration, NewWeight};
 use crate::arch::{Arch, ModelSpec, Placement, Role, WeightId};
-use crate::codec::exl2::{self, Bands};
 use crate::codec;
+use crate::codec::exl2::{self, Bands};
 use crate::container::Dropped;
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
@@ -119,7 +119,8 @@ impl Module<'_> {
         let bias = all.get(&format!("{}.bias", self.module)).and_then(|l| l.entry.shape.first().copied());
         let dims = Dims::new(self.rows(across, bias, all)?, cols);
         let parts = [weight, scale, largest, groups, places];
-        let stored = |(l, _): (Located, Vec<usize>)| Stored::Mapped { shard: l.shard, bytes: l.entry.bytes, widened: false };
+        let stored =
+            |(l, _): (Located, Vec<usize>)| Stored::Mapped { shard: l.shard, bytes: l.entry.bytes, widened: false };
         Ok(Bundle {
             name: self.weight(),
             source: format!("{}{MARK}", self.module),
@@ -156,8 +157,11 @@ impl Module<'_> {
         });
         let rows = bias.or(expected).unwrap_or(across);
         if rows.checked_next_multiple_of(exl2::ROWS) != Some(across) {
-            let message = format!("it has {across} outputs, filled up to a multiple of {}, the model {rows}", exl2::ROWS);
-            return Err(Error::input(message).help("config.json and weights are of different models: download both again"));
+            let message =
+                format!("it has {across} outputs, filled up to a multiple of {}, the model {rows}", exl2::ROWS);
+            return Err(
+                Error::input(message).help("config.json and weights are of different models: download both again")
+            );
         }
         Ok(rows)
     }
