@@ -5,10 +5,11 @@ mod blame;
 mod damage;
 mod knapsack;
 mod measure;
+mod mix;
 mod overlay;
 
 pub use blame::Pair;
 pub use damage::{Damage, Variant, damages};
-pub use knapsack::{Budget, Item, Mix, choose};
 pub use measure::{Job, Measured, Measurement, Offer, measure};
+pub use mix::{Goal, Mixed, mix};
 pub use overlay::{Overlay, Patch};

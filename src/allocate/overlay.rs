@@ -61,7 +61,12 @@ impl Checkpoint for Overlay<'_> {
             None => self.base.read(tensor, plane),
             Some((patch, parts)) => {
                 let parts = parts.iter().map(|part| Cow::Borrowed(part.as_slice())).collect();
-                Ok(Weight { codec: patch.codec, packed: Packed { dims: patch.dims, parts }, scale: patch.scale, inputs: None })
+                Ok(Weight {
+                    codec: patch.codec,
+                    packed: Packed { dims: patch.dims, parts },
+                    scale: patch.scale,
+                    inputs: None,
+                })
             }
         }
     }

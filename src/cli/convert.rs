@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::allocate::{Allocated, Allocation, GoalArgs};
 use super::report::{Reporter, table};
 use super::size::Size;
 use super::{Common, model};
@@ -57,6 +58,8 @@ pub struct Convert {
     /// Show the plan, write nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    goal: GoalArgs,
 }
 
 impl Convert {
@@ -74,8 +77,19 @@ impl Convert {
             allow_requantize: self.allow_requantize,
             split_max_bytes: self.split_max_size.map(|s| s.0),
         };
+        self.goal.check()?;
         let recipes = self.to.iter().map(|to| self.recipe(to)).collect::<Result<Vec<_>>>()?;
         let paths = self.paths(&recipes, &model.name, &model.beside)?;
+        if let Some(goal) = self.goal.goal() {
+            let ([target], [recipe], [path]) = (&self.to[..], &recipes[..], &paths[..]) else {
+                return Err(Error::request("one target at a time is measured for"));
+            };
+            let (args, threads) = (&self.goal, common.threads());
+            let allocation = Allocation { args, goal, request: &request, target, recipe, path, threads, reporter };
+            let made = allocation.run()?;
+            let (plans, outputs) = (std::slice::from_ref(&made.plan), std::slice::from_ref(&made.output));
+            return print_outputs(plans, outputs, Some(&made), reporter).map(|()| true);
+        }
         let plans = recipes
             .iter()
             .zip(&paths)
@@ -93,7 +107,7 @@ impl Convert {
         let bar = reporter.progress("convert", bytes);
         let outputs = convert::run(&request, &plans, threads, &|n| bar.advance(n))?;
         bar.finish();
-        print_outputs(&plans, &outputs, reporter).map(|()| true)
+        print_outputs(&plans, &outputs, None, reporter).map(|()| true)
     }
 
     fn recipe(&self, target: &str) -> Result<Recipe> {
@@ -272,7 +286,7 @@ fn tensors_json(plan: &Plan) -> Vec<Value> {
         .collect()
 }
 
-fn print_outputs(plans: &[Plan], outputs: &[Output], reporter: &Reporter) -> Result<()> {
+fn print_outputs(plans: &[Plan], outputs: &[Output], made: Option<&Allocated>, reporter: &Reporter) -> Result<()> {
     if reporter.json {
         let outputs: Vec<Value> = plans
             .iter()
@@ -283,7 +297,11 @@ fn print_outputs(plans: &[Plan], outputs: &[Output], reporter: &Reporter) -> Res
                     "tensors": tensors_json(p), "solved": o.solved})
             })
             .collect();
-        return reporter.value(&json!({ "outputs": outputs }));
+        let mut value = json!({ "outputs": outputs });
+        if let Some(made) = made {
+            value["outputs"][0]["allocation"] = made.json();
+        }
+        return reporter.value(&value);
     }
     let rows = plans.iter().zip(outputs).map(|(p, o)| {
         vec![
@@ -314,7 +332,7 @@ fn print_outputs(plans: &[Plan], outputs: &[Output], reporter: &Reporter) -> Res
             None => {}
         }
     }
-    Ok(())
+    made.map_or(Ok(()), |made| made.print(reporter))
 }
 
 /// What solving did, and where it was given up.

@@ -1,5 +1,6 @@
 //! The command line: one file a command. `report` is the only module that prints.
 
+mod allocate;
 mod blame;
 mod calibrate;
 mod convert;

@@ -14,6 +14,8 @@ pub struct Budget {
     pub bits: Option<f64>,
     /// Narrowest first.
     pub ladder: Vec<&'static dyn Codec>,
+    /// Weights that runtimes fuse into one must have one format.
+    pub fused: bool,
 }
 
 impl Budget {
@@ -43,7 +45,7 @@ const NEEDY: &[Kind] = &[Kind::AttnV, Kind::FfnDown, Kind::AttnOutput, Kind::Att
 ///
 /// Errors: a budget below what the narrowest formats take, or above the widest.
 pub fn spend(recipe: &Recipe, sources: &[&Source<'_>], choices: &mut [Choice]) -> Result<()> {
-    let Budget { bits: Some(bits), ladder } = &recipe.budget else { return Ok(()) };
+    let Budget { bits: Some(bits), ladder, .. } = &recipe.budget else { return Ok(()) };
     let open: Vec<usize> = (0..choices.len()).filter(|i| choices[*i].open).collect();
     if open.is_empty() {
         return Ok(());

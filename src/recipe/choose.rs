@@ -111,6 +111,8 @@ struct Wish {
     target: Target,
     reason: String,
     may_fall_back: bool,
+    /// Nothing more particular was said.
+    is_default: bool,
 }
 
 impl Selection<'_> {
@@ -119,8 +121,7 @@ impl Selection<'_> {
         if let Some(why) = self.stays(source) {
             return keep(source, planes, dims, why.clone(), Some(why));
         }
-        let Wish { target, reason, may_fall_back } = self.wish(source, dims)?;
-        let is_default = reason == DEFAULT;
+        let Wish { target, reason, may_fall_back, is_default } = self.wish(source, dims)?;
         let wanted = match if target == Target::Default { self.recipe.default } else { target } {
             Target::Codec(codec) => codec,
             _ => return keep(source, planes, dims, reason.clone(), Some(reason)),
@@ -139,7 +140,7 @@ impl Selection<'_> {
             reason,
             fallback,
             keeps: None,
-            open: self.recipe.budget.bits.is_some() && is_default && Target::Codec(codec) == self.recipe.default,
+            open: !self.recipe.budget.ladder.is_empty() && is_default,
             needs_importance: required(codec) || !embedding && self.recipe.importance.contains(&codec),
             size,
         })
@@ -169,21 +170,20 @@ impl Selection<'_> {
             _ => None,
         };
         if let Some(target) = explicit {
-            return Ok(Wish { target, reason: format!("explicit type of {}", kind.name()), may_fall_back: false });
+            return Ok(Wish { target, reason: format!("explicit type of {}", kind.name()), may_fall_back: false, is_default: false });
         }
         if let Some(named) = named {
             let reason = named.set.clone().unwrap_or_else(|| format!("[tensors] {}", named.pattern.text()));
-            return Ok(Wish { target: named.target, reason, may_fall_back: true });
+            return Ok(Wish { target: named.target, reason, may_fall_back: true, is_default: false });
         }
         if self.recipe.pure {
-            return Ok(Wish { target: Target::Default, reason: DEFAULT.to_owned(), may_fall_back: true });
+            return Ok(Wish { target: Target::Default, reason: DEFAULT.to_owned(), may_fall_back: true, is_default: true });
         }
-        let (target, reason) = self.mix(source, dims, kind)?;
-        Ok(Wish { target, reason, may_fall_back: true })
+        self.mix(source, dims, kind)
     }
 
     /// The last rule that holds.
-    fn mix(&mut self, source: &Source<'_>, dims: Dims, kind: Kind) -> Result<(Target, String)> {
+    fn mix(&mut self, source: &Source<'_>, dims: Dims, kind: Kind) -> Result<Wish> {
         let tied_head = self.tied && kind == Kind::TokenEmbd;
         let seen = Seen {
             facts: self.facts,
@@ -197,16 +197,18 @@ impl Selection<'_> {
         };
         self.nth[kind as usize] += 1;
         if let Some(target) = self.recipe.output.filter(|_| tied_head) {
-            return Ok((target, "explicit type of output, tied to token_embd".to_owned()));
+            let reason = "explicit type of output, tied to token_embd".to_owned();
+            return Ok(Wish { target, reason, may_fall_back: true, is_default: false });
         }
-        let (mut target, mut reason) = (self.recipe.default, DEFAULT);
+        let (mut target, mut reason, mut is_default) = (self.recipe.default, DEFAULT, true);
         for rule in &self.recipe.rules {
             if rule.when.holds(&seen, concrete(target))? {
-                target = if rule.target == Target::Default { self.recipe.default } else { rule.target };
+                is_default = rule.target == Target::Default;
+                target = if is_default { self.recipe.default } else { rule.target };
                 reason = &rule.text;
             }
         }
-        Ok((target, reason.to_owned()))
+        Ok(Wish { target, reason: reason.to_owned(), may_fall_back: true, is_default })
     }
 
     /// Follows the fallbacks until a codec takes rows of this length, or the weight stays as it is.

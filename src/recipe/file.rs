@@ -31,6 +31,7 @@ pub(super) struct File {
     pub importance: Vec<Spanned<String>>,
     pub bpw: Option<f64>,
     pub ladder: Option<Spanned<String>>,
+    pub fused: Option<bool>,
     pub rule: Vec<Spanned<RuleText>>,
     pub keep: Vec<KeepText>,
     pub tensors: Pairs,

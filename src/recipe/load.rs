@@ -54,6 +54,23 @@ impl Recipe {
         Loader::default().load(name_or_path, Some(Path::new("")))
     }
 
+    /// Formats among which a measurement may choose, narrowest first; empty if the recipe says it all.
+    pub fn ladder(&self) -> &[&'static dyn Codec] {
+        &self.budget.ladder
+    }
+
+    /// Whether weights that runtimes fuse must have one format.
+    pub fn fused(&self) -> bool {
+        self.budget.fused
+    }
+
+    /// The recipe with its narrowest format wherever a measurement may choose.
+    pub fn narrowest(&self) -> Recipe {
+        let mut out = self.clone();
+        out.budget.bits = None;
+        out
+    }
+
     /// A recipe that is not in a file; it can extend presets only.
     pub fn parse(text: &str) -> Result<Recipe> {
         Loader::default().read(Text { label: "recipe", text }, None)
@@ -211,6 +228,7 @@ fn apply(recipe: &mut Recipe, file: &File, text: Text<'_>) -> Result<()> {
         recipe.budget.ladder = text.read(ladder, |pattern| Budget::ladder(pattern))?;
     }
     recipe.budget.bits = file.bpw.or(recipe.budget.bits);
+    recipe.budget.fused = file.fused.unwrap_or(recipe.budget.fused);
     for (from, to) in &file.fallback.0 {
         recipe.set_fallback(text.read(from, |f| find(f))?, text.read(to, |t| whole(t))?);
     }

@@ -21,7 +21,7 @@ embed! {
     "gptq-8bit" "gptq" "gptq-g64" "gptq-g32" "gptq-asym" "gptq-3bit" "gptq-2bit" "awq" "awq-g64" "awq-g32"
     "mlx-8bit" "mlx-6bit" "mlx-5bit" "mlx-mixed-4-6" "mlx-nvfp4" "mlx-mxfp4" "mlx-4bit" "mlx-4bit-g32" "mlx-mixed-3-6" "mlx-3bit" "mlx-3bit-g32"
     "mlx-mixed-2-6" "mlx-2bit" "mlx-2bit-g32"
-    "exl2"
+    "exl2" "gguf" "packed"
     "parts/hf" "parts/gptq" "parts/mlx" "parts/llama" "parts/large" "parts/large-q5" "parts/iq-low"
 }
 

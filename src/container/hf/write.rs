@@ -71,9 +71,7 @@ pub fn folder(
     let mlx = weights.iter().any(|w| mlx::owns(w.codec));
     let (declared, names) = match exl2::declare(weights, calibration)? {
         Some(declared) => (Some(declared), layout::OUTPUT),
-        None => {
-            (declare::declare(&modules(weights, mlx), activations)?, if mlx { layout::MLX } else { layout::MODEL })
-        }
+        None => (declare::declare(&modules(weights, mlx), activations)?, if mlx { layout::MLX } else { layout::MODEL }),
     };
     let (mut files, slots) = layout::layout(&tensors, names, split)?;
     let mut config = files::config(source, CONFIG)?.ok_or_else(|| Error::input("no config.json"))?;

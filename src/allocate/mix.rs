@@ -1,0 +1,98 @@
+//! From a measurement and a budget to a recipe.
+
+use std::collections::HashMap;
+
+use super::knapsack::{self, Budget};
+use super::measure::Measurement;
+use crate::convert::Plan;
+use crate::error::{Error, Result};
+use crate::recipe::Recipe;
+
+/// What an artifact may cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Goal {
+    /// Bits a weight at the most, over all tensors.
+    Bits(f64),
+    /// Bytes of all files at the most.
+    Size(u64),
+    /// Mean KL divergence at the most, as it is predicted.
+    Divergence(f64),
+}
+
+/// A recipe that names the format of every weight that was open.
+#[derive(Clone, Debug)]
+pub struct Mixed {
+    pub recipe: Recipe,
+    /// The recipe's file.
+    pub text: String,
+    /// Sum of the divergences of its weights.
+    pub predicted: f64,
+}
+
+/// Weights that runtimes fuse.
+const FUSED: &[(&[&str], &str)] = &[
+    (&["attn_q", "attn_k", "attn_v"], "attn_qkv"),
+    (&["ffn_gate", "ffn_up"], "ffn_gate_up"),
+    (&["ffn_gate_exps", "ffn_up_exps"], "ffn_gate_up_exps"),
+    (&["ffn_gate_shexp", "ffn_up_shexp"], "ffn_gate_up_shexp"),
+];
+
+/// `narrowest`: the plan of [`Recipe::narrowest`]. `base`: what the recipe is called.
+///
+/// Errors: a goal out of reach, with what is the least.
+pub fn mix(
+    measurement: &Measurement,
+    narrowest: &Plan,
+    recipe: &Recipe,
+    (base, name): (&str, &str),
+    goal: Goal,
+) -> Result<Mixed> {
+    let alike = |name: &str| match recipe.fused() {
+        true => fused(name),
+        false => name.to_owned(),
+    };
+    let (items, codecs) = measurement.items(&alike)?;
+    let measured: HashMap<&str, ()> = measurement.weights.iter().map(|w| (w.name.as_str(), ())).collect();
+    let open: u64 =
+        narrowest.tensors.iter().filter(|t| measured.contains_key(t.spec.name.as_str())).map(|t| t.bytes as u64).sum();
+    let least = |total: u64, rest: u64| {
+        total.checked_sub(rest).ok_or_else(|| {
+            Error::request(format!("what stays as it is takes {} KiB, more than all may take", rest.div_ceil(1 << 10)))
+                .help("ask for more")
+        })
+    };
+    let budget = match goal {
+        Goal::Divergence(kld) => Budget::Loss(kld),
+        Goal::Size(bytes) => Budget::Bytes(least(bytes, narrowest.layout.bytes() - open)?),
+        Goal::Bits(bits) => {
+            let bytes = bits * narrowest.weights() as f64 / 8.0;
+            Budget::Bytes(least(bytes as u64, narrowest.bytes() - open)?)
+        }
+    };
+    let chosen = knapsack::choose(&items, budget)?;
+    let format: HashMap<&str, &str> =
+        items.iter().zip(&chosen.chosen).zip(&codecs).map(|((i, c), codecs)| (i.name.as_str(), codecs[*c])).collect();
+    let mut text = format!(
+        "# Chosen by measuring {} scored tokens: a mean divergence of {:.2e} is predicted.\nextends = \"{base}\"\nname = \"{name}\"\n\n[tensors]\n",
+        measurement.tokens, chosen.loss
+    );
+    for t in &narrowest.tensors {
+        if let Some(codec) =
+            format.get(alike(&t.spec.name).as_str()).filter(|_| measured.contains_key(t.spec.name.as_str()))
+        {
+            text += &format!("'^{}$' = \"{codec}\"\n", regex::escape(&t.spec.name));
+        }
+    }
+    Ok(Mixed { recipe: Recipe::parse(&text)?, text, predicted: chosen.loss })
+}
+
+/// One name for all that are fused.
+fn fused(name: &str) -> String {
+    let Some((layer, stem)) = name.strip_suffix(".weight").and_then(|n| n.rsplit_once('.')) else {
+        return name.to_owned();
+    };
+    match FUSED.iter().find(|(parts, _)| parts.contains(&stem)) {
+        Some((_, whole)) => format!("{layer}.{whole}.weight"),
+        None => name.to_owned(),
+    }
+}

@@ -1,0 +1,292 @@
+//! `quant convert --target-bpw`, `--target-size`, `--max-kld`: measure, choose, convert, measure again.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::quality::digits;
+use super::report::Reporter;
+use super::size::Size;
+use super::text::TextArgs;
+use crate::allocate::{self, Goal, Job, Measurement, Mixed};
+use crate::calibrate::fingerprint;
+use crate::container::{self, Checkpoint};
+use crate::convert::{self, Output, Plan, Request};
+use crate::device::cpu;
+use crate::error::{At, Error, Result};
+use crate::eval;
+use crate::eval::protocol::Window;
+use crate::recipe::{self, Recipe};
+
+#[derive(Args)]
+pub struct GoalArgs {
+    /// Choose the format of each weight by measurement, for so many bits a weight; with a recipe that has a ladder (gguf, packed, exl2)
+    #[arg(long, value_name = "BITS", group = "goal")]
+    target_bpw: Option<f64>,
+    /// The same for files of this size
+    #[arg(long, value_name = "SIZE", group = "goal")]
+    target_size: Option<Size>,
+    /// The same for the smallest file whose mean KL divergence stays below
+    #[arg(long, value_name = "KLD", group = "goal")]
+    max_kld: Option<f64>,
+    /// Where the measurement is kept: used if it is there, else made and written
+    #[arg(long, value_name = "FILE.json", requires = "goal")]
+    measurement: Option<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
+}
+
+impl GoalArgs {
+    /// Errors: a text, and nothing to measure on it.
+    pub fn check(&self) -> Result<()> {
+        match self.goal().is_none() && !self.text.is_default() {
+            true => Err(Error::request("weights are measured on this text only with a goal")
+                .help("add --target-bpw, --target-size or --max-kld; text to calibrate on goes to `quant calibrate`")),
+            false => Ok(()),
+        }
+    }
+
+    pub fn goal(&self) -> Option<Goal> {
+        let size = self.target_size.map(|s| Goal::Size(s.0));
+        self.target_bpw.map(Goal::Bits).or(size).or(self.max_kld.map(Goal::Divergence))
+    }
+}
+
+/// What is to be made.
+pub struct Allocation<'a> {
+    pub args: &'a GoalArgs,
+    pub goal: Goal,
+    pub request: &'a Request<'a>,
+    /// As it was asked for.
+    pub target: &'a str,
+    pub recipe: &'a Recipe,
+    pub path: &'a Path,
+    pub threads: usize,
+    pub reporter: &'a Reporter,
+}
+
+/// What was made, and how it came out.
+pub struct Allocated {
+    pub plan: Plan,
+    pub output: Output,
+    pub recipe: PathBuf,
+    pub predicted: f64,
+    pub measured: f64,
+    /// A preset of at most this size, and its divergence.
+    pub preset: Option<(String, f64)>,
+    /// The preset lost less, and was kept.
+    pub rejected: bool,
+    /// Of the search, not of the conversion.
+    pub seconds: f64,
+}
+
+/// Windows that weights are measured on, and others that the outcome is judged by.
+const MEASURED: usize = 2;
+const JUDGED: usize = 8;
+/// A divergence that was asked for is aimed at again if the outcome misses it.
+const TRIES: usize = 3;
+
+impl Allocation<'_> {
+    pub fn run(&self) -> Result<Allocated> {
+        if self.recipe.ladder().is_empty() {
+            return Err(Error::request(format!("{} says which format each weight gets", self.recipe.name))
+                .help("take a recipe with a ladder of formats: gguf, packed, exl2-4bpw"));
+        }
+        if self.request.imatrix.is_none() {
+            return Err(Error::request("weights are measured with statistics of their inputs")
+                .help("make them with `quant calibrate MODEL --gram -o STATS` and pass --stats STATS"));
+        }
+        let source = self.request.source;
+        let narrowest = Plan::new(self.request, &self.recipe.narrowest(), self.path)?;
+        let (mut windows, _) = self.args.text.prepare_at_most(source, MEASURED + JUDGED)?;
+        let judged = windows.split_off(windows.len().min(MEASURED).min(windows.len().saturating_sub(1)));
+        if windows.is_empty() {
+            return Err(Error::request("the text fills one window: one is measured on, others judge the outcome")
+                .help("give more text, or a smaller --context"));
+        }
+        let start = std::time::Instant::now();
+        let measurement = self.measurement(&narrowest, &windows)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let mut goal = self.goal;
+        for attempt in 1.. {
+            let mixed = allocate::mix(&measurement, &narrowest, self.recipe, (&self.base(), &self.name()), goal)?;
+            let made = self.make(&mixed, &judged, seconds)?;
+            match (self.goal, goal) {
+                (Goal::Divergence(limit), Goal::Divergence(aim)) if made.measured > limit && attempt < TRIES => {
+                    self.reporter.note(&format!(
+                        "a divergence of {} was predicted, {} is measured: aiming lower",
+                        digits(made.predicted),
+                        digits(made.measured)
+                    ));
+                    goal = Goal::Divergence(aim * 0.95 * limit / made.measured);
+                }
+                _ => return Ok(made),
+            }
+        }
+        Err(Error::request("no attempt was made"))
+    }
+
+    /// The recipe that the chosen one extends: `exl2-4bpw` is exl2.
+    fn base(&self) -> String {
+        match self.target.strip_suffix("bpw").and_then(|t| t.rsplit_once('-')) {
+            Some((base, bits)) if bits.parse::<f64>().is_ok() => base.to_owned(),
+            _ => self.target.to_owned(),
+        }
+    }
+
+    fn name(&self) -> String {
+        let goal = match self.goal {
+            Goal::Bits(bits) => format!("{bits}BPW"),
+            Goal::Size(bytes) => Size(bytes).to_string().replace(' ', ""),
+            Goal::Divergence(kld) => format!("KLD{kld}"),
+        };
+        format!("{}-{goal}", self.recipe.name)
+    }
+
+    fn measurement(&self, narrowest: &Plan, windows: &[Window]) -> Result<Measurement> {
+        let source = self.request.source;
+        let model_hash = fingerprint::of(source)?;
+        if let Some(path) = self.args.measurement.as_ref().filter(|p| p.exists()) {
+            let at = || path.display().to_string();
+            let text = std::fs::read_to_string(path).at(at)?;
+            let found: Measurement =
+                serde_json::from_str(&text).map_err(|e| Error::input(format!("no measurement: {e}")).at(at()))?;
+            if found.model_hash != model_hash {
+                let error = Error::input("this measurement was made for another model").at(at());
+                return Err(error.help("name another file: it will be measured again"));
+            }
+            return Ok(found);
+        }
+        let ladder = self.recipe.ladder();
+        let fits = |t: &&convert::Planned| {
+            let dims = source.tensors()[t.source].dims();
+            t.choice.open && ladder.iter().any(|c| c.layout(dims).is_ok())
+        };
+        let open: Vec<usize> = narrowest.tensors.iter().filter(fits).map(|t| t.source).collect();
+        let bits = match self.goal {
+            Goal::Bits(bits) => bits,
+            Goal::Size(bytes) => bytes as f64 * 8.0 / narrowest.weights().max(1) as f64,
+            Goal::Divergence(_) => 4.0,
+        };
+        let feedback = self.request.feedback;
+        let job = Job { source, statistics: self.request.statistics, ladder, open: &open, bits, feedback, windows };
+        let bar = self.reporter.progress("measure", 2 * open.len() as u64);
+        let found = cpu::pool(self.threads)?.install(|| allocate::measure(&job, model_hash, &|n| bar.advance(n)))?;
+        bar.finish();
+        if let Some(path) = &self.args.measurement {
+            let text = serde_json::to_string_pretty(&found).map_err(|e| Error::input(e.to_string()))?;
+            write(path, &text)?;
+        }
+        Ok(found)
+    }
+
+    /// Converts by the recipe and by the best preset of its size, and keeps what loses less.
+    fn make(&self, mixed: &Mixed, judged: &[Window], seconds: f64) -> Result<Allocated> {
+        let plan = Plan::new(self.request, &mixed.recipe, self.path)?;
+        let other = self.path.with_file_name(format!(
+            ".{}.preset{}",
+            self.path.file_name().unwrap_or_default().to_string_lossy(),
+            if self.recipe.container == "gguf" { ".gguf" } else { "" }
+        ));
+        let mut plans = vec![plan];
+        plans.extend(self.preset(plans[0].layout.bytes(), &other)?);
+        let bytes = self.request.source.tensors().iter().map(|t| t.bytes as u64).sum();
+        let bar = self.reporter.progress("convert", bytes);
+        let mut outputs = convert::run(self.request, &plans, self.threads, &|n| bar.advance(n))?;
+        bar.finish();
+        let klds = plans.iter().map(|p| self.judge(&p.path, judged)).collect::<Result<Vec<f64>>>();
+        let remove =
+            |path: &Path| if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        let klds = klds.inspect_err(|_| {
+            let _ = remove(&other);
+        })?;
+        let preset = plans.get(1).zip(klds.get(1)).map(|(p, kld)| (p.target.clone(), *kld));
+        let rejected = preset.as_ref().is_some_and(|(_, kld)| *kld < klds[0]);
+        let recipe = self.path.with_extension("toml");
+        if rejected {
+            remove(self.path).at(|| self.path.display().to_string())?;
+            std::fs::rename(&other, self.path).at(|| self.path.display().to_string())?;
+            (plans.swap_remove(0), outputs.swap_remove(0));
+        } else {
+            if preset.is_some() {
+                remove(&other).at(|| other.display().to_string())?;
+            }
+            write(&recipe, &mixed.text)?;
+        }
+        let mut output = outputs.swap_remove(0);
+        output.paths = vec![self.path.to_owned()];
+        let measured = if rejected { klds[1] } else { klds[0] };
+        Ok(Allocated {
+            plan: plans.swap_remove(0),
+            output,
+            recipe,
+            predicted: mixed.predicted,
+            measured,
+            preset,
+            rejected,
+            seconds,
+        })
+    }
+
+    /// The largest preset of the same formats that is not larger.
+    fn preset(&self, bytes: u64, path: &Path) -> Result<Option<Plan>> {
+        let ladder = self.recipe.ladder();
+        let mut best: Option<Plan> = None;
+        for preset in recipe::list()?.into_iter().filter(|p| p.container == self.recipe.container && p.writable) {
+            let recipe = Recipe::load(&preset.name)?;
+            if !recipe.ladder().is_empty() {
+                continue;
+            }
+            let Ok(plan) = Plan::new(self.request, &recipe, path) else { continue };
+            let of_ladder = |t: &convert::Planned| t.choice.keeps.is_some() || ladder.contains(&t.choice.codec);
+            let fits = plan.layout.bytes() <= bytes && plan.tensors.iter().all(of_ladder);
+            if fits && best.as_ref().is_none_or(|b| b.layout.bytes() < plan.layout.bytes()) {
+                best = Some(plan);
+            }
+        }
+        Ok(best)
+    }
+
+    fn judge(&self, path: &Path, windows: &[Window]) -> Result<f64> {
+        let artifact = container::open(path)?;
+        let source: &dyn Checkpoint = self.request.source;
+        cpu::pool(self.threads)?.install(|| eval::divergence(source, artifact.as_ref(), windows))
+    }
+}
+
+impl Allocated {
+    pub fn json(&self) -> Value {
+        json!({"recipe": (!self.rejected).then_some(&self.recipe), "predicted_kld": self.predicted, "kld": self.measured,
+            "preset": self.preset.as_ref().map(|(name, kld)| json!({"name": name, "kld": kld})), "rejected": self.rejected,
+            "search_seconds": self.seconds})
+    }
+
+    pub fn print(&self, reporter: &Reporter) -> Result<()> {
+        let predicted = digits(self.predicted);
+        match (&self.preset, self.rejected) {
+            (Some((name, kld)), true) => reporter.text(&format!(
+                "the mix was predicted to diverge by {predicted} and did not keep to it: {name} of this size diverges by {} and was kept",
+                digits(*kld)
+            )),
+            (preset, _) => {
+                let beside = match preset {
+                    Some((name, kld)) => format!("{name}, a preset of at most this size, by {}", digits(*kld)),
+                    None => "there is no preset of at most this size".to_owned(),
+                };
+                reporter.text(&format!(
+                    "diverges by {} (mean KLD; {predicted} was predicted); {beside}\nthe mix took {:.0} s to find; it is the recipe {}",
+                    digits(self.measured),
+                    self.seconds,
+                    self.recipe.display()
+                ))
+            }
+        }
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    let output = container::output::Output::create(path)?;
+    output.write_at(0, text.as_bytes())?;
+    container::output::publish(vec![output]).map(|_| ())
+}
