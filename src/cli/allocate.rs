@@ -72,6 +72,8 @@ pub struct Allocated {
     pub output: Output,
     pub recipe: PathBuf,
     pub predicted: f64,
+    /// Of the mix, and of what was kept.
+    pub mix: f64,
     pub measured: f64,
     /// A preset of at most this size, and its divergence.
     pub preset: Option<(String, f64)>,
@@ -81,9 +83,9 @@ pub struct Allocated {
     pub seconds: f64,
 }
 
-/// Windows that weights are measured on, and others that the outcome is judged by.
-const MEASURED: usize = 2;
-const JUDGED: usize = 8;
+/// Windows that weights are measured on, and others that the outcome is judged by; their ratio, if there are fewer.
+const MEASURED: usize = 6;
+const JUDGED: usize = 18;
 /// A divergence that was asked for is aimed at again if the outcome misses it.
 const TRIES: usize = 3;
 
@@ -100,8 +102,8 @@ impl Allocation<'_> {
         let source = self.request.source;
         let narrowest = Plan::new(self.request, &self.recipe.narrowest(), self.path)?;
         let (mut windows, _) = self.args.text.prepare_at_most(source, MEASURED + JUDGED)?;
-        let judged = windows.split_off(windows.len().min(MEASURED).min(windows.len().saturating_sub(1)));
-        if windows.is_empty() {
+        let judged = windows.split_off((windows.len() * MEASURED / (MEASURED + JUDGED)).max(1).min(windows.len() - 1));
+        if judged.is_empty() {
             return Err(Error::request("the text fills one window: one is measured on, others judge the outcome")
                 .help("give more text, or a smaller --context"));
         }
@@ -190,7 +192,7 @@ impl Allocation<'_> {
             if self.recipe.container == "gguf" { ".gguf" } else { "" }
         ));
         let mut plans = vec![plan];
-        plans.extend(self.preset(plans[0].layout.bytes(), &other)?);
+        plans.extend(self.preset(&plans[0], &other)?);
         let bytes = self.request.source.tensors().iter().map(|t| t.bytes as u64).sum();
         let bar = self.reporter.progress("convert", bytes);
         let mut outputs = convert::run(self.request, &plans, self.threads, &|n| bar.advance(n))?;
@@ -222,6 +224,7 @@ impl Allocation<'_> {
             output,
             recipe,
             predicted: mixed.predicted,
+            mix: klds[0],
             measured,
             preset,
             rejected,
@@ -229,8 +232,8 @@ impl Allocation<'_> {
         })
     }
 
-    /// The largest preset of the same formats that is not larger.
-    fn preset(&self, bytes: u64, path: &Path) -> Result<Option<Plan>> {
+    /// The largest preset of the same formats within the goal.
+    fn preset(&self, mix: &Plan, path: &Path) -> Result<Option<Plan>> {
         let ladder = self.recipe.ladder();
         let mut best: Option<Plan> = None;
         for preset in recipe::list()?.into_iter().filter(|p| p.container == self.recipe.container && p.writable) {
@@ -240,7 +243,12 @@ impl Allocation<'_> {
             }
             let Ok(plan) = Plan::new(self.request, &recipe, path) else { continue };
             let of_ladder = |t: &convert::Planned| t.choice.keeps.is_some() || ladder.contains(&t.choice.codec);
-            let fits = plan.layout.bytes() <= bytes && plan.tensors.iter().all(of_ladder);
+            let within = match self.goal {
+                Goal::Bits(bits) => plan.bpw() <= bits,
+                Goal::Size(bytes) => plan.layout.bytes() <= bytes,
+                Goal::Divergence(_) => plan.layout.bytes() <= mix.layout.bytes(),
+            };
+            let fits = within && plan.tensors.iter().all(of_ladder);
             if fits && best.as_ref().is_none_or(|b| b.layout.bytes() < plan.layout.bytes()) {
                 best = Some(plan);
             }
@@ -257,7 +265,7 @@ impl Allocation<'_> {
 
 impl Allocated {
     pub fn json(&self) -> Value {
-        json!({"recipe": (!self.rejected).then_some(&self.recipe), "predicted_kld": self.predicted, "kld": self.measured,
+        json!({"recipe": (!self.rejected).then_some(&self.recipe), "predicted_kld": self.predicted, "mix_kld": self.mix, "kld": self.measured,
             "preset": self.preset.as_ref().map(|(name, kld)| json!({"name": name, "kld": kld})), "rejected": self.rejected,
             "search_seconds": self.seconds})
     }
@@ -266,7 +274,8 @@ impl Allocated {
         let predicted = digits(self.predicted);
         match (&self.preset, self.rejected) {
             (Some((name, kld)), true) => reporter.text(&format!(
-                "the mix was predicted to diverge by {predicted} and did not keep to it: {name} of this size diverges by {} and was kept",
+                "the mix was predicted to diverge by {predicted} and diverges by {}: {name} of this size diverges by {} and was kept",
+                digits(self.mix),
                 digits(*kld)
             )),
             (preset, _) => {

@@ -10,6 +10,7 @@ use safetensors::Dtype;
 use super::{Factor, Layout, Plan, Planned, Request, matrix_rows, scale as tensor_scale};
 use crate::arch::{Arch, FOLDS, Fold, Role};
 use crate::calibrate::method::awq::{self, Reader};
+use crate::calibrate::method::gptq;
 use crate::codec::float;
 use crate::container::Checkpoint;
 use crate::error::Result;
@@ -120,7 +121,8 @@ fn scale(
         let over = tensor_scale::roomy(kind, &rows);
         readers.iter_mut().flat_map(|r| &mut r.rows).for_each(|w| *w /= over);
     }
-    let Some(scale) = awq::search(&readers, &stats) else { return Ok(None) };
+    let feedback = stats.gram.as_ref().filter(|_| request.feedback).and_then(|g| gptq::feedback(g).ok());
+    let Some(scale) = awq::search(&readers, &stats, feedback.as_ref().map(|f| &f.0)) else { return Ok(None) };
     storable(request.source, writer, scale, added(arch, plan, writer)).map(Some)
 }
 

@@ -170,14 +170,24 @@ impl Selection<'_> {
             _ => None,
         };
         if let Some(target) = explicit {
-            return Ok(Wish { target, reason: format!("explicit type of {}", kind.name()), may_fall_back: false, is_default: false });
+            return Ok(Wish {
+                target,
+                reason: format!("explicit type of {}", kind.name()),
+                may_fall_back: false,
+                is_default: false,
+            });
         }
         if let Some(named) = named {
             let reason = named.set.clone().unwrap_or_else(|| format!("[tensors] {}", named.pattern.text()));
             return Ok(Wish { target: named.target, reason, may_fall_back: true, is_default: false });
         }
         if self.recipe.pure {
-            return Ok(Wish { target: Target::Default, reason: DEFAULT.to_owned(), may_fall_back: true, is_default: true });
+            return Ok(Wish {
+                target: Target::Default,
+                reason: DEFAULT.to_owned(),
+                may_fall_back: true,
+                is_default: true,
+            });
         }
         self.mix(source, dims, kind)
     }

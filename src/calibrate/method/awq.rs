@@ -3,9 +3,10 @@
 
 use rayon::prelude::*;
 
-use super::{errors, nearest, output_error};
+use super::{errors, nearest, output_error, solve};
 use crate::calibrate::stats::{Gram, SiteStats};
 use crate::codec::grid::Grid;
+use crate::device::cpu::Feedback;
 
 /// Rows of one weight that reads the site, `[rows][cols]`.
 pub struct Reader<'a> {
@@ -17,8 +18,8 @@ pub struct Reader<'a> {
 const STEPS: usize = 10;
 
 /// What columns are multiplied with, the geometric mean of the largest and the smallest being 1. `None`: no scale that was
-/// tried leaves less error on held-out text than none.
-pub fn search(readers: &[Reader<'_>], stats: &SiteStats<'_>) -> Option<Vec<f32>> {
+/// tried leaves less error on held-out text than none. Errors that `feedback` will make good do not count.
+pub fn search(readers: &[Reader<'_>], stats: &SiteStats<'_>, feedback: Option<&Feedback>) -> Option<Vec<f32>> {
     let gram = stats.gram.as_ref()?;
     let activity: Vec<f32> = stats.mean_square.iter().map(|x| x.sqrt()).collect();
     let magnitude = magnitudes(readers, activity.len());
@@ -26,10 +27,11 @@ pub fn search(readers: &[Reader<'_>], stats: &SiteStats<'_>) -> Option<Vec<f32>>
         (1..=STEPS).flat_map(|i| [false, true].map(|duo| (i as f32 / STEPS as f32, duo))).collect();
     let scales: Vec<Vec<f32>> =
         candidates.into_iter().filter_map(|(power, duo)| scale(&activity, &magnitude, power, duo)).collect();
-    let losses: Vec<f64> = scales.par_iter().map(|s| loss(readers, stats, gram, Some(s))).collect();
+    let losses: Vec<f64> = scales.par_iter().map(|s| loss(readers, stats, gram, Some(s), None)).collect();
     let best = (0..scales.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b]))?;
     let judge = stats.held_out.as_ref().unwrap_or(gram);
-    let better = loss(readers, stats, judge, Some(&scales[best])) < loss(readers, stats, judge, None);
+    let better =
+        loss(readers, stats, judge, Some(&scales[best]), feedback) < loss(readers, stats, judge, None, feedback);
     better.then(|| scales[best].clone())
 }
 
@@ -64,15 +66,25 @@ fn scale(activity: &[f32], magnitude: &[f32], power: f32, duo: bool) -> Option<V
     out.iter().all(|s| s.is_finite() && *s > 0.0).then_some(out)
 }
 
-fn loss(readers: &[Reader<'_>], stats: &SiteStats<'_>, gram: &Gram<'_>, scale: Option<&[f32]>) -> f64 {
+fn loss(
+    readers: &[Reader<'_>],
+    stats: &SiteStats<'_>,
+    gram: &Gram<'_>,
+    scale: Option<&[f32]>,
+    feedback: Option<&Feedback>,
+) -> f64 {
     let cols = stats.columns;
     let importance = importance(&stats.mean_square, scale);
+    let feedback = feedback.map(|f| scale.map_or_else(|| f.clone(), |scale| f.scaled(scale)));
     let one = |reader: &Reader<'_>| {
         let mut w = reader.rows.clone();
         if let Some(scale) = scale {
             columns(&mut w, scale);
         }
-        let found = nearest(reader.grid, &w, cols, Some(&importance));
+        let found = match &feedback {
+            Some(feedback) => solve(reader.grid, &w, cols, Some(&importance), feedback),
+            None => nearest(reader.grid, &w, cols, Some(&importance)),
+        };
         let mut errors = errors(reader.grid, &w, cols, &found);
         if let Some(scale) = scale {
             columns_back(&mut errors, scale);
@@ -139,14 +151,14 @@ mod tests {
         let rows: Vec<f32> = (0..16 * n).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 - 0.5).collect();
         let grid = codec::find("q4_0").unwrap().grid().unwrap();
         let readers = [Reader { grid, rows }];
-        let scale = search(&readers, &stats).expect("there is something to gain");
+        let scale = search(&readers, &stats, None).expect("there is something to gain");
         let mean = |active: bool| {
             let of: Vec<f32> = (0..n).filter(|i| i.is_multiple_of(37) == active).map(|i| scale[i]).collect();
             of.iter().sum::<f32>() / of.len() as f32
         };
         assert!(mean(true) > 1.2 * mean(false));
         let gram = stats.gram.as_ref().unwrap();
-        assert!(loss(&readers, &stats, gram, Some(&scale)) < 0.9 * loss(&readers, &stats, gram, None));
+        assert!(loss(&readers, &stats, gram, Some(&scale), None) < 0.9 * loss(&readers, &stats, gram, None, None));
     }
 
     #[test]
