@@ -102,11 +102,11 @@ impl Allocation<'_> {
         let source = self.request.source;
         let narrowest = Plan::new(self.request, &self.recipe.narrowest(), self.path)?;
         let (mut windows, _) = self.args.text.prepare_at_most(source, MEASURED + JUDGED)?;
-        let judged = windows.split_off((windows.len() * MEASURED / (MEASURED + JUDGED)).max(1).min(windows.len() - 1));
-        if judged.is_empty() {
-            return Err(Error::request("the text fills one window: one is measured on, others judge the outcome")
+        if windows.len() < 2 {
+            return Err(Error::request("the text fills one window: some are measured on, others judge the outcome")
                 .help("give more text, or a smaller --context"));
         }
+        let judged = windows.split_off((windows.len() * MEASURED / (MEASURED + JUDGED)).max(1).min(windows.len() - 1));
         let start = std::time::Instant::now();
         let measurement = self.measurement(&narrowest, &windows)?;
         let seconds = start.elapsed().as_secs_f64();
