@@ -538,6 +538,12 @@ fn mlx_parts_must_fit_together() {
         lie.part("weight").shape = vec![256, 63];
         lie.part("weight").bytes.truncate(256 * 63 * 4);
     });
+    refused(&[DOWN, "shape [256, 0] holds no weights"], &|lie| {
+        ["weight", "scales", "biases"].iter().for_each(|part| {
+            lie.part(part).shape = vec![256, 0];
+            lie.part(part).bytes.clear();
+        });
+    });
     refused(&[DOWN, "1 matrices, config.json says 0 experts"], &|lie| {
         ["weight", "scales", "biases"].iter().for_each(|part| lie.part(part).shape.insert(0, 1));
     });
