@@ -144,7 +144,13 @@ const fn channel(name: &'static str, scales: Dtype) -> Float8 {
 
 const fn square(name: &'static str, scales: Dtype) -> Float8 {
     let about = "e4m3 times a scale for each 128 x 128 weights (compressed-tensors float-quantized)";
-    Float8 { name, pattern: "fp8-block", about, scheme: scheme(Family::Float8, Some(BLOCK), scales), tensor_scale: None }
+    Float8 {
+        name,
+        pattern: "fp8-block",
+        about,
+        scheme: scheme(Family::Float8, Some(BLOCK), scales),
+        tensor_scale: None,
+    }
 }
 
 static CHANNEL: [Float8; 3] = [
