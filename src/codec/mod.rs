@@ -15,6 +15,7 @@ mod gptq;
 pub mod grid;
 mod mlx;
 mod packed;
+pub mod served;
 pub mod transcode;
 
 use std::ops::Range;

@@ -178,9 +178,9 @@ fn moment(importance: f32, q: f32, w: f32) -> [f32; 5] {
 fn sums<const N: usize>(len: usize, term: impl Fn(usize) -> [f32; N]) -> [f32; N] {
     let mut sums = [[0.0; 8]; N];
     for n in (0..len - len % 8).step_by(8) {
-        for lane in 0..8 {
-            let term = term(n + lane);
-            (0..N).for_each(|i| sums[i][lane] += term[i]);
+        let terms: [[f32; N]; 8] = std::array::from_fn(|lane| term(n + lane));
+        for (i, sums) in sums.iter_mut().enumerate() {
+            sums.iter_mut().zip(&terms).for_each(|(sum, term)| *sum += term[i]);
         }
     }
     let mut rest = [0.0; N];

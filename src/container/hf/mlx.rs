@@ -72,7 +72,7 @@ fn number(q: &Value, key: &str, default: usize) -> Result<usize> {
     number.map(|n| n as usize).ok_or_else(|| Error::input(format!("{key} is {stated}")))
 }
 
-/// Takes all packed weights out of the tensors of a folder.
+/// Takes all packed weights out of the tensors of a folder. A stack of experts is one of them.
 pub fn bundles(storage: &Mlx, shards: &[Shard], located: Vec<Located>) -> Result<Found> {
     integers::collect(shards, located, |name, file, all| {
         let module = name.strip_suffix(".weight")?;
@@ -88,8 +88,9 @@ fn bundle(storage: &Mlx, module: &str, file: &str, all: &mut All) -> Result<Bund
         setting.ok_or_else(|| Error::input("a packed weight, but config.json says that it is not packed"))?;
     let shape = &integers::find(module, all, "weight")?.entry.shape;
     let (experts, rows, across) = match shape[..] {
+        _ if shape.contains(&0) => return Err(Error::input(format!("shape {shape:?} holds no weights"))),
         [rows, across] => (None, rows, across),
-        [experts, rows, across] if experts > 0 => (Some(experts), rows, across),
+        [experts, rows, across] => (Some(experts), rows, across),
         _ => return Err(Error::input(format!("weight has shape {shape:?}"))),
     };
     let cols = across.checked_mul(32).filter(|n| n.is_multiple_of(bits)).map(|n| n / bits);
