@@ -1,6 +1,6 @@
 //! What a weight's values need on the way between the two conventions.
 
-use super::{Arch, Convention, ModelSpec, Rope};
+use super::{Arch, Convention, ModelSpec, Rope, WeightId};
 use crate::error::{Error, Result};
 
 /// Which source row becomes which output row.
@@ -85,6 +85,16 @@ impl Arch {
         let offset = if name.ends_with("norm.weight") { self.norm_offset } else { 0.0 };
         Transform { rows, add: if to_gguf { offset } else { -offset } }
     }
+}
+
+/// Families whose feed-forward layers llama.cpp multiplies with `.scale` tensors. Source: llama.cpp `src/models/` 0.3.36 of
+/// llama-cpp-python: the others are built without.
+const SCALED_FFN: &[&str] = &["llama", "mistral3", "qwen3", "qwen3moe"];
+
+/// Whether llama.cpp multiplies this weight with its `.scale`, if it has one. Where it does not, such a file loads and says
+/// nothing sensible.
+pub fn scale_is_read(arch: &str, id: &WeightId) -> bool {
+    id.layer.is_some() && (id.role.stem().starts_with("attn_") || SCALED_FFN.contains(&arch))
 }
 
 /// Whether the converter stores this tensor as f32 whatever type was asked for: vectors, norms, routers and whatever is
