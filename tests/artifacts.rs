@@ -34,6 +34,19 @@ fn presets() -> Vec<String> {
     all.filter(|name| !name.starts_with("hf-")).collect()
 }
 
+/// Presets that store how large inputs become.
+const MEASURED: [&str; 3] = ["nvfp4", "modelopt-nvfp4", "modelopt-fp8"];
+
+/// Statistics of a model.
+fn statistics(model: &Path, out: &Path) -> String {
+    let data = out.with_extension("txt");
+    let line = |i: usize| format!("the {} heron sees {} fish, and {} of them see it. ", i % 7, i * i % 31, i % 5);
+    fs::write(&data, (0..300).map(line).collect::<String>()).unwrap();
+    let args = ["--rows", "20", "--length", "64", "--gram", "--quiet"];
+    quant_ok(&[&["calibrate", text(model), "--data", text(&data), "-o", text(out)], &args[..]].concat());
+    text(out).to_owned()
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -53,6 +66,7 @@ fn values(model: &dyn Checkpoint) -> BTreeMap<(String, usize), Vec<f32>> {
             let weight = model.read(i, plane).unwrap();
             let mut w = vec![f32::NAN; weight.packed.dims.len()];
             weight.codec.decode(&weight.packed, 0..weight.packed.dims.rows, &mut w);
+            w.iter_mut().for_each(|w| *w *= weight.scale);
             out.insert((t.name.clone(), plane), w);
         }
     }
@@ -71,12 +85,14 @@ fn folders_have_the_planned_bytes_and_all_side_files() {
             .put("LICENSE", "words")
             .put("pytorch_model.bin", "weights")
             .put(".hidden", "");
+        let stats = statistics(source.path(), &dir.path().join(format!("{kind}.stats")));
         for preset in &presets {
-            let plan: Value =
-                serde_json::from_str(&quant_ok(&["plan", text(source.path()), "--to", preset, "--json", "--quiet"]))
-                    .unwrap();
+            let measured = ["--stats", stats.as_str(), "--method", "imatrix"];
+            let more = if MEASURED.contains(&preset.as_str()) { &measured[..] } else { &[] };
+            let args = ["plan", text(source.path()), "--to", preset, "--json", "--quiet"];
+            let plan: Value = serde_json::from_str(&quant_ok(&[&args[..], more].concat())).unwrap();
             let out = dir.path().join(format!("{kind}-{preset}"));
-            let written = convert(source.path(), preset, &out, &[]);
+            let written = convert(source.path(), preset, &out, more);
             assert_eq!(plan["outputs"][0]["bytes"], size(&out), "{kind} {preset}");
             assert_eq!(written["bytes"], size(&out), "{kind} {preset}");
             assert!(written["exact"].is_null());
@@ -95,6 +111,9 @@ fn folders_have_the_planned_bytes_and_all_side_files() {
             }
             if preset.starts_with("exl2") {
                 (expected[3], expected[4]) = ("output.safetensors", "tokenizer.json");
+            }
+            if preset.starts_with("modelopt") {
+                expected.insert(3, "hf_quant_config.json");
             }
             assert_eq!(names(&out), expected, "{kind} {preset}");
             let model = open(&out).unwrap_or_else(|e| panic!("{kind} {preset}: {e}"));
@@ -207,9 +226,11 @@ fn quantized_weights_keep_their_values_where_formats_agree() {
             ("w8a16", "w8a8"),
             ("w4a16-g32", "q4_0"),
             ("gptq", "gptq"),
+            ("mxfp4", "mxfp4_moe"),
+            ("fp8-tensor", "fp8-tensor"),
         ] {
             let source = made(from);
-            let is_file = to.starts_with('q');
+            let is_file = to.starts_with('q') || to == "mxfp4_moe";
             let out = dir.path().join(format!("{name}-{from}-{to}{}", if is_file { ".gguf" } else { "" }));
             // Weights that were not packed would be quantized by a GGUF preset.
             let keep: &[&str] =
@@ -226,6 +247,88 @@ fn quantized_weights_keep_their_values_where_formats_agree() {
             }
         }
     }
+}
+
+/// One model in the three dialects of NVFP4, each made from each: the same values, scales of inputs and all.
+#[test]
+fn dialects_of_nvfp4_say_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    for (kind, shape) in [("dense", DENSE), ("moe", MOE)] {
+        let source = model(&shape);
+        let out = |name: &str| dir.path().join(format!("{kind}-{name}"));
+        let stats = statistics(source.path(), &out("stats"));
+        let with = ["--stats", stats.as_str(), "--method", "gptq"];
+        convert(source.path(), "nvfp4", &out("a"), &with);
+        let exact = |from: &str, to: &str, name: &str| {
+            let floats = ["--set", "output=f32", "--set", "token_embd=f32"];
+            let report = convert(&out(from), to, &out(name), if to == "nvfp4-gguf" { &floats } else { &[] });
+            assert_eq!((&report["exact"], &report["requantized"]), (&json!(true), &json!(0)), "{kind}: {from} to {to}");
+        };
+        exact("a", "modelopt-nvfp4", "b");
+        exact("b", "nvfp4", "c");
+        exact("a", "nvfp4-gguf", "d.gguf");
+        exact("b", "nvfp4-gguf", "e.gguf");
+        let [a, b, d, e] = ["a", "b", "d.gguf", "e.gguf"].map(|name| open(&out(name)).unwrap());
+        assert_eq!(values(a.as_ref()), values(b.as_ref()));
+        assert_eq!(values(d.as_ref()), values(e.as_ref()));
+        let bytes = |name: &str| fs::read(out(name).join("model.safetensors")).unwrap();
+        assert!(bytes("a") == bytes("c"), "there and back");
+        // GGUF has the rows of q and k in another order.
+        let (folder, file) = (values(a.as_ref()), values(d.as_ref()));
+        for (name, w) in folder.iter().filter(|((name, _), _)| name.contains("ffn_") && name.ends_with("weight")) {
+            assert_eq!(w, &file[name], "{name:?}");
+        }
+        for (i, t) in a.tensors().iter().enumerate().filter(|(_, t)| t.codec.tensor_scale().is_some()) {
+            for plane in 0..t.planes() {
+                let [one, two, three] = [&a, &b, &d].map(|m| {
+                    let weight = m.read(m.find(&t.name).unwrap(), plane).unwrap();
+                    (weight.scale, weight.inputs.unwrap())
+                });
+                assert_eq!(one.0, two.0);
+                assert_eq!(one.0, three.0);
+                assert!((one.1 / two.1 - 1.0).abs() < 1e-6 && two.1 == three.1, "{} of {i}: {one:?} {two:?}", t.name);
+            }
+        }
+        // Weights that runtimes fuse share their scales.
+        let scale = |name: &str| {
+            let weight = a.read(a.find(name).unwrap(), 0).unwrap();
+            (weight.scale, weight.inputs)
+        };
+        assert_eq!(scale("blk.0.attn_q.weight"), scale("blk.0.attn_v.weight"));
+        let experts = if kind == "moe" { "_exps" } else { "" };
+        assert_eq!(scale(&format!("blk.0.ffn_gate{experts}.weight")), scale(&format!("blk.0.ffn_up{experts}.weight")));
+    }
+}
+
+#[test]
+fn inputs_that_nobody_measured_are_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&DENSE);
+    for to in MEASURED {
+        let said = quant_fails(&["convert", text(source.path()), "--to", to, "-o", text(dir.path()), "--quiet"]);
+        assert!(said.contains("no statistics") && said.contains("--stats STATS"), "{said}");
+    }
+    assert!(names(dir.path()).is_empty());
+}
+
+/// llama.cpp's quantizer knows no scale of the matrix; with one, more is left of the weights.
+#[test]
+fn scales_of_the_matrix_pay() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&DENSE);
+    let errors = |name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        convert(source.path(), "nvfp4-gguf", &out, more);
+        let verify = ["verify", text(&out), "--source", text(source.path()), "--json", "--quiet"];
+        let report: Value = serde_json::from_str(&quant_ok(&verify)).unwrap();
+        let all = report["weights"].as_array().unwrap().clone();
+        let of = all.iter().filter(|w| w["codec"] == "nvfp4").map(|w| w["relative"].as_f64().unwrap());
+        (of.clone().sum::<f64>(), of.count())
+    };
+    let (theirs, plain, ours) =
+        (errors("a.gguf", &["--exact-llama"]), errors("b.gguf", &["--method", "largest"]), errors("c.gguf", &[]));
+    assert_eq!((theirs.1, ours.1), (28, 28));
+    assert!(ours.0 < 0.95 * plain.0 && plain.0 <= theirs.0, "{ours:?} {plain:?} {theirs:?}");
 }
 
 #[test]
@@ -334,6 +437,10 @@ fn parts_that_are_missing_or_too_many() {
         ("w4a16", &["weight_packed", "weight_scale", "weight_shape"]),
         ("w8a8", &["weight", "weight_scale"]),
         ("exl2", &["q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm"]),
+        ("fp8", &["weight", "weight_scale"]),
+        ("fp8-tensor", &["weight", "weight_scale"]),
+        ("nvfp4a16", &["weight_packed", "weight_scale", "weight_global_scale"]),
+        ("mxfp4", &["weight_packed", "weight_scale"]),
     ] {
         for part in parts {
             let mut lie = artifact(to);
@@ -361,6 +468,10 @@ fn shapes_and_types_that_disagree() {
         ("w4a16", "weight_scale", vec![512, 2]),
         ("w4a16-asym", "weight_zero_point", vec![64, 2]),
         ("w8a8", "weight_scale", vec![1, 256]),
+        ("fp8", "weight_scale", vec![1, 256]),
+        ("fp8-block", "weight_scale", vec![1, 8]),
+        ("nvfp4a16", "weight_scale", vec![32, 256]),
+        ("mxfp4", "weight_packed", vec![256, 2, 128]),
     ] {
         let mut lie = artifact(to);
         lie.part(part).shape = shape;
@@ -397,6 +508,18 @@ fn configurations_that_do_not_fit() {
     assert!(open(&lie.folder).is_ok(), "quantize_config.json says the same");
     fs::remove_file(lie.folder.join("quantize_config.json")).unwrap();
     lie.refused(&["qweight", "does not say how"]);
+}
+
+#[test]
+fn scales_of_a_matrix_that_cannot_be() {
+    for value in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-45] {
+        let mut lie = artifact("nvfp4a16");
+        lie.part("weight_global_scale").bytes = value.to_le_bytes().to_vec();
+        lie.refused(&[DOWN, "weight_global_scale", "one positive number"]);
+    }
+    let mut lie = artifact("fp8-tensor");
+    *lie.part("weight_scale") = Stored { dtype: "I32", shape: vec![1], bytes: vec![0; 4] };
+    lie.refused(&[DOWN, "weight_scale", "of I32"]);
 }
 
 #[test]

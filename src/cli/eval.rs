@@ -30,6 +30,9 @@ pub struct Eval {
     reference: Option<String>,
     #[command(flatten)]
     text: TextArgs,
+    /// What is judged: the weights alone, or the model as runtimes serve it, activations rounded where its files say so
+    #[arg(long, value_name = "WHICH", value_parser = ["plain", "as-served"], default_value = "plain")]
+    activations: String,
     /// Also compare every weight with the reference's
     #[arg(long, requires = "reference")]
     weights: bool,
@@ -95,6 +98,16 @@ impl Eval {
         .map(|()| true)
     }
 
+    fn candidates<'a>(&self, artifacts: &'a [Artifact], positions: usize) -> Result<Vec<Candidate<'a>>> {
+        let mut out = Vec::with_capacity(artifacts.len());
+        for (path, artifact) in artifacts {
+            let engine = Engine::new(artifact.checkpoint.as_ref(), positions).at(|| path.clone())?;
+            let engine = if self.activations == "as-served" { engine.as_served() } else { engine };
+            out.push(Candidate { name: path.clone(), engine });
+        }
+        Ok(out)
+    }
+
     /// Against the reference, token by token.
     fn paired(&self, artifacts: &[Artifact], source: &Source, common: &Common, reporter: &Reporter) -> Result<()> {
         if self.weights && matches!(source, Source::File(_)) {
@@ -105,7 +118,7 @@ impl Eval {
         same_tokenizers(artifacts, &conditions, "the reference's")?;
         let (scores, noise) = cpu::pool(common.threads())?.install(|| {
             let positions = eval::longest(&windows);
-            let candidates = candidates(artifacts, positions)?;
+            let candidates = self.candidates(artifacts, positions)?;
             let mut reference = match source {
                 Source::File(cached) => Reference::Cached(cached),
                 Source::Model(m) => Reference::Live(Box::new(Engine::new(m.checkpoint.as_ref(), positions)?)),
@@ -157,7 +170,7 @@ impl Eval {
         let (windows, conditions) = self.text.prepare(first.checkpoint.as_ref())?;
         same_tokenizers(artifacts, &conditions, "the first artifact's")?;
         let mut rows = cpu::pool(common.threads())?.install(|| {
-            let candidates = candidates(artifacts, eval::longest(&windows))?;
+            let candidates = self.candidates(artifacts, eval::longest(&windows))?;
             let bar = reporter.tokens("evaluate", tokens(&windows) * candidates.len() as u64);
             let mut rows = Vec::new();
             for ((path, artifact), candidate) in artifacts.iter().zip(&candidates) {
@@ -219,15 +232,6 @@ struct Report<'a> {
 
 fn tokens(windows: &[Window]) -> u64 {
     windows.iter().map(|w| w.tokens.len() as u64).sum()
-}
-
-fn candidates(artifacts: &[Artifact], positions: usize) -> Result<Vec<Candidate<'_>>> {
-    let mut out = Vec::with_capacity(artifacts.len());
-    for (path, artifact) in artifacts {
-        let engine = Engine::new(artifact.checkpoint.as_ref(), positions).at(|| path.clone())?;
-        out.push(Candidate { name: path.clone(), engine });
-    }
-    Ok(out)
 }
 
 /// `whose` tokenizer the conditions tell of.

@@ -139,12 +139,18 @@ const fn scheme(family: Family, group: Option<usize>, scales: Dtype) -> Scheme {
 
 const fn channel(name: &'static str, scales: Dtype) -> Float8 {
     let about = "e4m3 times a scale for each row (compressed-tensors float-quantized)";
-    Float8 { name, about, scheme: scheme(Family::Float8, None, scales), tensor_scale: None }
+    Float8 { name, pattern: "fp8-channel", about, scheme: scheme(Family::Float8, None, scales), tensor_scale: None }
 }
 
 const fn square(name: &'static str, scales: Dtype) -> Float8 {
     let about = "e4m3 times a scale for each 128 x 128 weights (compressed-tensors float-quantized)";
-    Float8 { name, about, scheme: scheme(Family::Float8, Some(BLOCK), scales), tensor_scale: None }
+    Float8 {
+        name,
+        pattern: "fp8-block",
+        about,
+        scheme: scheme(Family::Float8, Some(BLOCK), scales),
+        tensor_scale: None,
+    }
 }
 
 static CHANNEL: [Float8; 3] = [
@@ -158,6 +164,7 @@ static SQUARE: [Float8; 3] =
 
 static TENSOR: Float8 = Float8 {
     name: "fp8-tensor",
+    pattern: "fp8-tensor",
     about: "e4m3 times a scale for the matrix (compressed-tensors float-quantized)",
     scheme: scheme(Family::Float8Tensor, None, Dtype::F32),
     tensor_scale: Some(&TensorScale { shape: &[1], ..TENSOR_SCALE }),
@@ -165,6 +172,7 @@ static TENSOR: Float8 = Float8 {
 
 static MODELOPT: Float8 = Float8 {
     name: "modelopt-fp8",
+    pattern: "modelopt-fp8",
     about: "e4m3 times a scale for the matrix (NVIDIA ModelOpt FP8)",
     scheme: scheme(Family::ModelOptFloat8, None, Dtype::F32),
     tensor_scale: Some(&TENSOR_SCALE),
@@ -184,6 +192,7 @@ const TENSOR_SCALE: TensorScale = TensorScale {
 /// E4M3 under scales: of rows, of squares, or of the matrix, and then the container knows it.
 struct Float8 {
     name: &'static str,
+    pattern: &'static str,
     about: &'static str,
     scheme: Scheme,
     tensor_scale: Option<&'static TensorScale>,
@@ -199,6 +208,10 @@ impl Float8 {
 impl Codec for Float8 {
     fn name(&self) -> &str {
         self.name
+    }
+
+    fn pattern(&self) -> &str {
+        self.pattern
     }
 
     fn about(&self) -> &'static str {

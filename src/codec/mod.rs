@@ -14,6 +14,7 @@ pub mod ggml;
 mod gptq;
 pub mod grid;
 mod packed;
+pub mod served;
 pub mod transcode;
 
 use std::ops::Range;

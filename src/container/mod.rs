@@ -14,7 +14,7 @@ use std::path::Path;
 
 pub use crate::arch::Convention;
 use crate::arch::{Arch, ModelSpec, Transform, WeightId};
-use crate::codec::Codec;
+use crate::codec::{Activations, Codec};
 use crate::error::{At, Result};
 use crate::metadata::Metadata;
 use crate::tensor::{Dims, Packed};
@@ -92,6 +92,10 @@ pub trait Checkpoint: Send + Sync {
     fn metadata(&self) -> Result<Metadata>;
     /// The tokenizer, from the files as they are.
     fn tokenizer(&self) -> Result<tokenizer::Tokenizer>;
+    /// What the files tell runtimes to do with the inputs of quantized weights.
+    fn activations(&self) -> Activations {
+        Activations::Plain
+    }
     /// The folder that a Hugging Face model is.
     fn folder(&self) -> Option<&Path> {
         None

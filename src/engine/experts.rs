@@ -90,7 +90,7 @@ impl Experts {
             let weight = pass.engine.checkpoint.read(tensor, expert)?;
             let dims = weight.packed.dims;
             let mut out = pass.take(visits.len() * dims.rows);
-            cpu::linear(&weight, 0..dims.rows, None, x, &mut out);
+            pass.engine.product(&weight, 0..dims.rows, None, x, &mut out);
             Ok(out)
         };
         pass.tap.input(site(Role::FfnGateExps), &inputs, Some(&weights));

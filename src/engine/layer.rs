@@ -134,7 +134,7 @@ impl Linear {
     /// `x W^T + bias` into `out`, `[tokens][rows]`.
     pub fn run(&self, engine: &Engine<'_>, x: &[f32], out: &mut [f32]) -> Result<()> {
         let weight = engine.checkpoint.read(self.tensor, self.plane)?;
-        cpu::linear(&weight, self.rows.clone(), self.bias.as_deref(), x, out);
+        engine.product(&weight, self.rows.clone(), self.bias.as_deref(), x, out);
         Ok(())
     }
 

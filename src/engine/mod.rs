@@ -13,10 +13,12 @@ mod tap;
 pub mod utf8;
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::arch::{Arch, ModelSpec};
+use crate::codec::{Activations, served};
 use crate::container::{Checkpoint, Weight};
 use crate::device::cpu;
 pub use crate::device::cpu::KvCache;
@@ -41,6 +43,8 @@ pub struct Engine<'a> {
     embedding: usize,
     head: usize,
     positions: usize,
+    /// What becomes of inputs in front of quantized weights.
+    activations: Activations,
 }
 
 /// New tokens of one sequence, and what came before them.
@@ -88,7 +92,26 @@ impl<'a> Engine<'a> {
                 embedding
             },
             positions,
+            activations: Activations::Plain,
         })
+    }
+
+    /// The same, with the inputs of quantized weights rounded as the checkpoint tells runtimes to.
+    pub fn as_served(mut self) -> Engine<'a> {
+        self.activations = self.checkpoint.activations();
+        self
+    }
+
+    /// `x` times rows of a weight, `[tokens][rows]`.
+    fn product(&self, weight: &Weight<'_>, rows: Range<usize>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
+        let cols = weight.packed.dims.cols;
+        if self.activations != Activations::Plain {
+            let mut rounded = x.to_vec();
+            if served::round_inputs(weight.codec, self.activations, weight.inputs, cols, &mut rounded) {
+                return cpu::linear(weight, rows, bias, &rounded, out);
+            }
+        }
+        cpu::linear(weight, rows, bias, x, out);
     }
 
     pub fn spec(&self) -> &ModelSpec {

@@ -27,8 +27,8 @@ from common import QuantError, Report, cannot, convert, main, presets, quant
 HERE = Path(__file__).resolve().parent
 COSINE, KLD = 0.999, 2e-4
 FAMILIES = {"llama": None, "qwen2": ("w4a16", "gptq", "awq"), "qwen3": ("w4a16-asym", "gptq-g32", "awq"),
-            "phi3": ("w4a16",), "llama3-rope": ("w8a8", "gptq-8bit"), "qwen3moe": ("w4a16", "gptq", "awq"),
-            "mixtral": ("w4a16",)}  # gptqmodel 7.7 looks for other names in phi3 and mixtral than published files have
+            "phi3": ("w4a16", "nvfp4a16"), "llama3-rope": ("w8a8", "gptq-8bit", "fp8"),
+            "qwen3moe": ("w4a16", "gptq", "awq", "fp8", "nvfp4a16"), "mixtral": ("w4a16", "fp8-tensor")}  # gptqmodel 7.7 looks for other names in phi3 and mixtral than published files have
 
 
 def loaders():
@@ -50,6 +50,14 @@ def compare(report, cells, theirs, ours):
     cosine = (theirs * ours).sum() / np.sqrt((theirs**2).sum() * (ours**2).sum())
     kld = forward.kld(theirs, ours).mean()
     report.row("ok" if cosine >= COSINE and kld <= KLD else "FAIL", *cells, f"{cosine:.7f}", f"{kld:.1e}", "")
+
+
+def measured(source, preset, text, work):
+    """Statistics, for presets that store how large inputs become."""
+    if preset not in ("nvfp4", "modelopt-nvfp4", "modelopt-fp8"):
+        return ()
+    quant("calibrate", source, *text, "--rows", 8, "--length", 64, "--quiet", "-o", work / "stats.safetensors")
+    return ("--stats", work / "stats.safetensors")
 
 
 def packed():
@@ -78,7 +86,7 @@ def check_written(python, a):
                 work = Path(work)
                 try:
                     source = small(work / family, family)
-                    artifact = convert(source, preset, work / "artifact")
+                    artifact = convert(source, preset, work / "artifact", *measured(source, preset, text, work))
                     about, windows, hidden, head = engine.states(artifact, work, *options)
                     tokens, first, end = windows[0]
                     ours = engine.logits(about, hidden[:end - first], head)
@@ -110,7 +118,7 @@ def check_read(python, _):
                 continue
             try:
                 listed = json.loads(quant("inspect", example, "--json", "--quiet"))["tensors"]
-                codec = next(t["codec"] for t in listed if "bit-" in t["codec"])
+                codec = next(t["codec"] for t in listed if t["codec"] not in ("f32", "f16", "bf16"))
                 tokens = np.random.default_rng(0).integers(0, config(example)["vocab_size"], 64)
                 loader, theirs = load(python, example, tokens, work)
                 _, ours = load(python, decoded, tokens, work)

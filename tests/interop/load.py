@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs a model folder in the package that owns its format, on the CPU; needs the Python that loaders.py prints.
 
-    load.py FOLDER TOKENS.npy LOGITS.npy [--with transformers|gptqmodel|mlx]
+    load.py FOLDER TOKENS.npy LOGITS.npy [--with transformers|gptqmodel|modelopt|mlx]
 
 Prints the package and its version. Ends with an error if it misses a tensor, finds one too many or one of a wrong shape, or if
 a logit is not finite.
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-OWNER = {"gptq": "gptqmodel", "awq": "gptqmodel"}
+OWNER = {"gptq": "gptqmodel", "awq": "gptqmodel", "modelopt": "modelopt"}
 
 
 def in_transformers(folder, tokens):
@@ -38,6 +38,40 @@ def call(model, tokens):
     import torch
     with torch.no_grad():
         return model.eval()(input_ids=torch.tensor(tokens)[None]).logits[0].float().numpy()
+
+
+def in_modelopt(folder, tokens):
+    """transformers does not read ModelOpt's folders; compressed-tensors has a converter of their 4-bit floats, 8-bit ones differ in
+    nothing but config.json."""
+    import shutil
+    import tempfile
+    from compressed_tensors.entrypoints.convert import ModelOptNvfp4Converter, convert_checkpoint
+    from safetensors import safe_open
+    names = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            names |= set(file.keys())
+    config = json.loads((folder / "config.json").read_text())
+    theirs = config["quantization_config"]
+    side = json.loads((folder / "hf_quant_config.json").read_text())["quantization"]
+    if (side["quant_algo"], side["exclude_modules"]) != (theirs["quant_algo"], theirs["ignore"]):
+        raise SystemExit("hf_quant_config.json and config.json differ")
+    if missing := [n for n in names if n.endswith(".weight_scale") and n.replace("weight_scale", "input_scale") not in names]:
+        raise SystemExit(f"no input_scale beside {sorted(missing)[:4]}")
+    with tempfile.TemporaryDirectory() as work:
+        work = Path(work) / "converted"
+        if theirs["quant_algo"] == "FP8":
+            shutil.copytree(folder, work)
+            scheme = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
+            group = {"targets": ["Linear"], "weights": scheme, "input_activations": scheme}
+            config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "float-quantized",
+                                             "quantization_status": "compressed", "config_groups": {"group_0": group},
+                                             "ignore": theirs["ignore"]}
+            (work / "config.json").write_text(json.dumps(config))
+        else:
+            targets = sorted(n.removesuffix(".weight_scale_2") for n in names if n.endswith(".weight_scale_2"))
+            convert_checkpoint(folder, work, ModelOptNvfp4Converter(ignore=theirs["ignore"], targets=targets), max_workers=1)
+        return in_transformers(work, tokens)
 
 
 def in_gptqmodel(folder, tokens):
@@ -69,7 +103,7 @@ def in_mlx(folder, tokens):
     return np.array(model(mx.array(tokens)[None])[0].astype(mx.float32))
 
 
-RUN = {"transformers": in_transformers, "gptqmodel": in_gptqmodel, "mlx": in_mlx}
+RUN = {"transformers": in_transformers, "gptqmodel": in_gptqmodel, "modelopt": in_modelopt, "mlx": in_mlx}
 
 
 def main():
@@ -87,7 +121,7 @@ def main():
     if not np.isfinite(logits).all():
         raise SystemExit("logits that are not finite")
     np.save(a.logits, logits)
-    print(loader, importlib.metadata.version({"mlx": "mlx-lm"}.get(loader, loader)))
+    print(loader, importlib.metadata.version({"mlx": "mlx-lm", "modelopt": "compressed-tensors"}.get(loader, loader)))
 
 
 if __name__ == "__main__":

@@ -266,11 +266,38 @@ mod tests {
             let modules = [module("a.x", family, bits, group), module("a.y", family, bits, group), plain("lm_head")];
             let config = declare(&modules, Activations::Plain).unwrap().unwrap().config;
             let read = method(&config, config["quant_method"].as_str().unwrap()).unwrap();
-            let family = if family == Family::Int { Family::Packed } else { family };
-            let expected = Packing { family, widths: vec![bits], channel: group.is_none(), permuted: false };
+            let bytes = family == Family::Int;
+            let family = if bytes { Family::Packed } else { family };
+            let activations = if bytes { Activations::Dynamic } else { Activations::Plain };
+            let expected =
+                Packing { family, widths: vec![bits], channel: group.is_none(), permuted: false, activations };
             assert_eq!(read, Storage::Packed(expected));
         }
         assert!(declare(&[plain("a")], Activations::Plain).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_becomes_of_inputs_is_read_back() {
+        for (family, bits, group, activations) in [
+            (Family::Float8, 8, None, Activations::Dynamic),
+            (Family::Float8, 8, Some(128), Activations::Dynamic),
+            (Family::Float8Tensor, 8, None, Activations::Static),
+            (Family::Float8Tensor, 8, None, Activations::Plain),
+            (Family::ModelOptFloat8, 8, None, Activations::Static),
+            (Family::Nvfp4, 4, Some(16), Activations::Static),
+            (Family::Nvfp4, 4, Some(16), Activations::Plain),
+            (Family::ModelOptNvfp4, 4, Some(16), Activations::Static),
+            (Family::ModelOptNvfp4, 4, Some(16), Activations::Plain),
+            (Family::Mxfp4, 4, Some(32), Activations::Plain),
+        ] {
+            let declared = declare(&[module("a.x", family, bits, group)], activations).unwrap().unwrap();
+            let named = declared.config["quant_method"].as_str().unwrap();
+            let both = std::iter::once(declared.config.clone()).chain(declared.sidecar.map(|(_, sidecar)| sidecar));
+            for config in both {
+                let Storage::Packed(read) = method(&config, named).unwrap() else { panic!("{config}") };
+                assert_eq!(read.activations, activations, "{config}");
+            }
+        }
     }
 
     #[test]

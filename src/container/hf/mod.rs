@@ -22,6 +22,7 @@ use serde_json::Value;
 use super::tokenizer::{self, Tokenizer, TokenizerOptions};
 use super::{Checkpoint, Container, Convention, Dropped, OpenOptions, Tensor, Weight};
 use crate::arch::{Arch, ModelSpec};
+use crate::codec::Activations;
 use crate::error::{At, Error, Kind, Result};
 use crate::metadata::Metadata;
 use crate::tensor::Packed;
@@ -52,6 +53,7 @@ pub struct HfFolder {
     /// Beside `tensors`: where their bytes are.
     contents: Vec<Content>,
     dropped: Vec<Dropped>,
+    activations: Activations,
     files: Vec<(PathBuf, u64)>,
 }
 
@@ -67,6 +69,10 @@ impl HfFolder {
 
     fn open_inner(dir: &Path, options: &OpenOptions) -> Result<HfFolder> {
         let (arch, mut spec, storage) = describe(dir)?;
+        let activations = match &storage {
+            Storage::Packed(packing) => packing.activations,
+            _ => Activations::Plain,
+        };
         let (shards, located) = shards::open(dir)?;
         spec.tied &= !exl2::has_head(&located);
         let (mut placed, dropped) = place::place(arch, &spec, &shards, located, &storage)?;
@@ -85,6 +91,7 @@ impl HfFolder {
             tensors,
             contents,
             dropped,
+            activations,
             files,
         })
     }
@@ -164,6 +171,10 @@ impl Checkpoint for HfFolder {
 
     fn tokenizer(&self) -> Result<Tokenizer> {
         tokenizer::load_folder(&self.dir)
+    }
+
+    fn activations(&self) -> Activations {
+        self.activations
     }
 
     fn folder(&self) -> Option<&Path> {

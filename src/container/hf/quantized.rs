@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::codec::{Family, fp8};
+use crate::codec::{Activations, Family, fp8};
 use crate::error::{Error, Result};
 
 /// How the weights of a folder are stored.
@@ -30,6 +30,8 @@ pub struct Packing {
     pub channel: bool,
     /// GPTQ: columns were taken out of their order, so groups need not be runs of columns.
     pub permuted: bool,
+    /// What runtimes do with the inputs.
+    pub activations: Activations,
 }
 
 /// Files that older tools write instead of `quantization_config`.
@@ -82,22 +84,31 @@ fn fp8(q: &Value) -> Result<Storage> {
             let sizes: Vec<_> = sizes.iter().map(Value::to_string).collect();
             Err(refuse(&format!("fp8 with blocks of {}", sizes.join(" x "))))
         }
-        None => Ok(floats(Family::Float8)),
+        None if word(q, &["activation_scheme"]) == Some("static") => Ok(floats(Family::Float8, Activations::Static)),
+        None => Ok(floats(Family::Float8, Activations::Dynamic)),
     }
 }
 
 /// The parts say all there is to know.
-fn floats(family: Family) -> Storage {
-    Storage::Packed(Packing { family, widths: Vec::new(), channel: true, permuted: false })
+fn floats(family: Family, activations: Activations) -> Storage {
+    Storage::Packed(Packing { family, widths: Vec::new(), channel: true, permuted: false, activations })
 }
 
 /// config.json says it plainly, hf_quant_config.json one level down.
 fn modelopt(q: &Value) -> Result<Storage> {
-    const READ: &[&str] = &["FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "W4A16_NVFP4", "MIXED_PRECISION"];
+    const READ: &[(&str, Activations)] = &[
+        ("FP8", Activations::Static),
+        ("FP8_PER_CHANNEL_PER_TOKEN", Activations::Dynamic),
+        ("FP8_PB_WO", Activations::Plain),
+        ("NVFP4", Activations::Static),
+        ("W4A16_NVFP4", Activations::Plain),
+        ("MIXED_PRECISION", Activations::Static),
+    ];
     let inner = q.get("quantization").unwrap_or(q);
-    match word(inner, &["quant_algo"]).unwrap_or("unnamed") {
-        algorithm if READ.contains(&algorithm) => Ok(floats(Family::ModelOptNvfp4)),
-        other => Err(refuse(&format!("modelopt {other}"))),
+    let named = word(inner, &["quant_algo"]).unwrap_or("unnamed");
+    match READ.iter().find(|(algorithm, _)| *algorithm == named) {
+        Some((_, activations)) => Ok(floats(Family::ModelOptNvfp4, *activations)),
+        None => Err(refuse(&format!("modelopt {named}"))),
     }
 }
 
@@ -124,6 +135,7 @@ fn gptq(q: &Value) -> Result<Storage> {
         widths: if own { Vec::new() } else { vec![bits] },
         channel: q.get("group_size").and_then(Value::as_i64).is_none_or(|g| g <= 0),
         permuted: q.get("desc_act").is_some_and(|v| v == true),
+        activations: Activations::Plain,
     }))
 }
 
@@ -136,7 +148,13 @@ fn awq(q: &Value) -> Result<Storage> {
     }
     let group = ["group_size", "q_group_size"].iter().find_map(|key| q.get(*key)?.as_i64());
     let channel = group.is_none_or(|g| g <= 0);
-    Ok(Storage::Packed(Packing { family: Family::Awq, widths: vec![4], channel, permuted: false }))
+    Ok(Storage::Packed(Packing {
+        family: Family::Awq,
+        widths: vec![4],
+        channel,
+        permuted: false,
+        activations: Activations::Plain,
+    }))
 }
 
 /// AutoRound writes the layouts of others.
@@ -166,8 +184,20 @@ fn compressed_tensors(q: &Value) -> Result<Storage> {
     if q.get("sparsity_config").and_then(|s| s.get("format")).is_some_and(|f| f != "dense") {
         return refuse("with sparse weights");
     }
-    let mut out = Packing { family: Family::Packed, widths: Vec::new(), channel: false, permuted: false };
+    let mut out = Packing {
+        family: Family::Packed,
+        widths: Vec::new(),
+        channel: false,
+        permuted: false,
+        activations: Activations::Plain,
+    };
     let groups = q.get("config_groups").and_then(Value::as_object);
+    let inputs = groups.into_iter().flatten().filter_map(|(_, g)| g.get("input_activations")).find(|i| !i.is_null());
+    out.activations = match inputs.map(|i| i.get("dynamic").is_some_and(|d| d == true)) {
+        None => Activations::Plain,
+        Some(true) => Activations::Dynamic,
+        Some(false) => Activations::Static,
+    };
     let mut weights = groups.into_iter().flatten().filter_map(|(_, g)| g.get("weights")).filter(|w| !w.is_null());
     let mut described = false;
     for weights in &mut weights {
@@ -224,26 +254,50 @@ mod tests {
         assert_eq!(storage(&json!({})).unwrap(), Storage::Plain);
         assert_eq!(storage(&json!({ "quantization_config": null })).unwrap(), Storage::Plain);
         assert_eq!(stored(json!({ "quant_method": "fp8", "weight_block_size": [128, 128] })), Storage::Fp8Block);
-        let gptq = Packing { family: Family::Gptq, widths: vec![4], channel: false, permuted: false };
+        let gptq = Packing {
+            family: Family::Gptq,
+            widths: vec![4],
+            channel: false,
+            permuted: false,
+            activations: Activations::Plain,
+        };
         let q = json!({ "quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true });
         assert_eq!(stored(q.clone()), Storage::Packed(gptq.clone()));
         assert_eq!(storage(&json!({ "text_config": { "quantization_config": q } })).unwrap(), Storage::Packed(gptq));
         let q = json!({ "quant_method": "gptq", "bits": 3, "group_size": -1, "desc_act": true, "checkpoint_format": "gptq_v2",
             "dynamic": { "+:.*": { "bits": 8 } } });
-        let v2 = Packing { family: Family::GptqV2, widths: vec![], channel: true, permuted: true };
+        let v2 = Packing {
+            family: Family::GptqV2,
+            widths: vec![],
+            channel: true,
+            permuted: true,
+            activations: Activations::Plain,
+        };
         assert_eq!(stored(q), Storage::Packed(v2));
-        let awq = Packing { family: Family::Awq, widths: vec![4], channel: false, permuted: false };
+        let awq = Packing {
+            family: Family::Awq,
+            widths: vec![4],
+            channel: false,
+            permuted: false,
+            activations: Activations::Plain,
+        };
         let old = json!({ "zero_point": true, "q_group_size": 128, "w_bit": 4, "version": "GEMM" });
         assert_eq!(method(&old, "awq").unwrap(), Storage::Packed(awq));
         let weights =
             |bits: u32, strategy: &str| json!({ "weights": { "num_bits": bits, "type": "int", "strategy": strategy } });
         let q = json!({ "quant_method": "compressed-tensors", "format": "mixed-precision",
             "config_groups": { "a": weights(4, "group"), "b": weights(8, "channel") } });
-        let mixed = Packing { family: Family::Packed, widths: vec![4, 8], channel: true, permuted: false };
+        let mixed = Packing {
+            family: Family::Packed,
+            widths: vec![4, 8],
+            channel: true,
+            permuted: false,
+            activations: Activations::Plain,
+        };
         assert_eq!(storage(&json!({ "compression_config": q })).unwrap(), Storage::Packed(mixed));
         let nested = json!({ "producer": {}, "quantization": { "quant_algo": "FP8" } });
-        assert_eq!(method(&nested, "modelopt").unwrap(), floats(Family::ModelOptNvfp4));
-        assert_eq!(stored(json!({ "quant_method": "fp8" })), floats(Family::Float8));
+        assert_eq!(method(&nested, "modelopt").unwrap(), floats(Family::ModelOptNvfp4, Activations::Static));
+        assert_eq!(stored(json!({ "quant_method": "fp8" })), floats(Family::Float8, Activations::Dynamic));
     }
 
     #[test]

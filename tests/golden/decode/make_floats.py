@@ -36,10 +36,9 @@ def main():
         codes = some(5, 48)
         scales = floats(5, 1).to(dtype)
         write(f"fp8-channel{suffix}", 5, 48, [codes, scales], codes.view(torch.float8_e4m3fn).float() * scales.float())
-        codes = some(130, 256)
-        scales = floats(2, 2).to(dtype)
-        wide = scales.float().repeat_interleave(128, 0).repeat_interleave(128, 1)[:130]
-        write(f"fp8-block{suffix}", 130, 256, [codes, scales], codes.view(torch.float8_e4m3fn).float() * wide)
+    codes, scales = some(130, 256), floats(2, 2).bfloat16()
+    wide = scales.float().repeat_interleave(128, 0).repeat_interleave(128, 1)[:130]
+    write("fp8-block", 130, 256, [codes, scales], codes.view(torch.float8_e4m3fn).float() * wide)
     for name in ["fp8-tensor", "modelopt-fp8"]:
         codes = some(4, 64)
         write(name, 4, 64, [codes], codes.view(torch.float8_e4m3fn).float())
