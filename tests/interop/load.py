@@ -121,7 +121,8 @@ def main():
     if not np.isfinite(logits).all():
         raise SystemExit("logits that are not finite")
     np.save(a.logits, logits)
-    print(loader, importlib.metadata.version({"mlx": "mlx-lm", "modelopt": "compressed-tensors"}.get(loader, loader)))
+    package = {"mlx": "mlx-lm", "modelopt": "compressed-tensors"}.get(loader, loader)
+    print(package, importlib.metadata.version(package))
 
 
 if __name__ == "__main__":
