@@ -367,7 +367,12 @@ impl Job<'_> {
     fn importance(&self, at: (usize, usize), t: &Tensor, plane: usize) -> Result<Option<Cow<'_, [f32]>>> {
         let planned = &self.plans[at.0].tensors[at.1];
         let entry = self.request.imatrix.filter(|_| planned.weighted).and_then(|(imatrix, _)| imatrix.get(&t.name));
-        let Some(entry) = entry else { return Ok(None) };
+        let Some(entry) = entry else {
+            // llama.cpp's matrices leave out the head, whose columns may have to be sorted.
+            let statistics = self.request.statistics.filter(|_| planned.spec.codec.joint().is_some());
+            let site = statistics.and_then(|s| s.site(t.id.layer, &t.id.role, None));
+            return Ok(site.map(|site| site.mean_square));
+        };
         let values = entry.plane(plane, t.planes(), t.dims().cols)?;
         Ok(Some(match self.folds[at.0].get(&at.1).and_then(|f| f.columns.as_ref()) {
             Some(scale) => awq::importance(values, Some(scale)).into(),

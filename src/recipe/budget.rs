@@ -1,5 +1,5 @@
 //! An average of bits a weight, kept by choosing among formats of a ladder: all weights take the same rung, and what is left lifts
-//! those that are known to need it.
+//! those that are known to gain most to the next one. What a weight costs on each rung is [`Codec::bytes`].
 
 use super::choose::{Choice, Source, planes, size};
 use super::kind::Kind;
@@ -38,8 +38,8 @@ impl Budget {
     }
 }
 
-/// Kinds that gain most by more bits, the neediest first; then the others.
-const NEEDY: &[Kind] = &[Kind::AttnV, Kind::FfnDown, Kind::AttnOutput, Kind::AttnK];
+/// Kinds that gain most by more bits, the neediest first; then the others: gate and up of the feed-forward layer.
+const NEEDY: &[Kind] = &[Kind::AttnV, Kind::FfnDown, Kind::AttnOutput, Kind::AttnK, Kind::AttnQ];
 
 /// Gives the weights that the recipe left to its budget their formats. `sources` are in the order of `choices`.
 ///

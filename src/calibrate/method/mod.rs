@@ -195,6 +195,27 @@ pub mod tests {
         assert!(seen >= 14);
     }
 
+    /// Grids that are made for one matrix, with columns of unlike widths in another order.
+    #[test]
+    fn feedback_beats_rounding_on_sorted_columns() {
+        for name in ["exl2-4b10+3b-g32", "exl2-8b5g32+4b-g128", "exl2-3b50+2b-g64"] {
+            let codec = crate::codec::find(name).unwrap();
+            let cols = 512;
+            let gram = correlated(cols);
+            let w: Vec<f32> = (0..8 * cols).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 - 0.5).collect();
+            let importance: Vec<f32> = (0..cols).map(|i| gram.get(i, i)).collect();
+            let joint = codec.joint().unwrap();
+            let grid = joint.grid(cols, Some(&importance), &joint.wishes(&w, cols, Some(&importance)));
+            let grid = grid.as_ref();
+            let (feedback, _) = gptq::feedback(&gram).unwrap();
+            let loss = |s: &Codes| output_error(&errors(grid, &w, cols, s), &gram);
+            let plain = nearest(grid, &w, cols, Some(&importance));
+            let solved = solve(grid, &w, cols, Some(&importance), &feedback);
+            assert_eq!(plain.params, solved.params, "{name}: scales are chosen before");
+            assert!(loss(&solved) < 0.7 * loss(&plain), "{name}: {} is not below {}", loss(&solved), loss(&plain));
+        }
+    }
+
     #[test]
     fn the_error_of_the_output_is_the_quadratic_form() {
         let gram = correlated(5);

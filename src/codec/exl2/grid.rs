@@ -210,3 +210,83 @@ impl Grid for Sorted {
         vec![weight, scale, largest, self.bands.bytes(), places]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{self, Codec};
+    use crate::tensor::{Bytes, Packed};
+
+    fn noise(n: usize) -> Vec<f32> {
+        let mut state = 7u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next() * next().abs()).collect()
+    }
+
+    /// What a grid stores decodes to its own values, in the columns' own order; nearly those that were asked for.
+    #[test]
+    fn packed_codes_decode_to_the_values_of_their_scales() {
+        for (name, bound) in [("exl2-8b5g32+5b10+4b-g128", 0.1), ("exl2-3b50+2b-g32", 0.42), ("exl2-8b-g64", 0.01)] {
+            let codec = codec::find(name).unwrap();
+            // The last group is short; outputs are filled up.
+            let dims = Dims::new(37, 352);
+            let w = noise(dims.len());
+            let importance: Vec<f32> = noise(dims.cols).iter().map(|x| x * x + 1e-3).collect();
+            for importance in [None, Some(&importance[..])] {
+                let joint = codec.joint().unwrap();
+                let grid = joint.grid(dims.cols, importance, &joint.wishes(&w, dims.cols, importance));
+                let mut params = vec![0; dims.rows * grid.param_bytes()];
+                grid.fit(&w, dims.cols, importance, &mut params);
+                assert!(params.iter().all(|code| *code < 16));
+                let mut scales = vec![Scale::default(); dims.cols];
+                let (mut codes, mut values) = (Vec::new(), Vec::new());
+                for (params, w) in params.chunks_exact(grid.param_bytes()).zip(w.chunks_exact(dims.cols)) {
+                    grid.scales(params, &mut scales);
+                    for (column, w) in w.iter().enumerate() {
+                        let levels = grid.levels_at(column);
+                        codes.push(levels.nearest(*w, scales[column]));
+                        values.push(scales[column].value(levels.level(*codes.last().unwrap())));
+                    }
+                }
+                let parts = grid.pack(dims, &params, &codes);
+                let layout = codec.layout(dims).unwrap();
+                assert!(parts.iter().map(Vec::len).eq(layout.iter().map(|p| p.bytes)), "{name}");
+                let packed = Packed { dims, parts: parts.into_iter().map(Bytes::from).collect() };
+                let mut decoded = vec![0.0; dims.len()];
+                codec.decode(&packed, 0..dims.rows, &mut decoded);
+                assert_eq!(decoded, values, "{name}");
+                let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>();
+                let error = squares(&mut w.iter().zip(&decoded).map(|(a, b)| a - b)) / squares(&mut w.iter().copied());
+                assert!(error.sqrt() < bound, "{name}: relative error {}", error.sqrt());
+            }
+        }
+    }
+
+    #[test]
+    fn active_columns_come_first_and_have_the_wide_codes() {
+        let codec = codec::find("exl2-8b5+6b-g32").unwrap();
+        let (cols, w) = (64, noise(64));
+        let mut importance = vec![1.0; cols];
+        importance[40] = 9.0;
+        let joint = codec.joint().unwrap();
+        let grid = joint.grid(cols, Some(&importance), &joint.wishes(&w, cols, Some(&importance)));
+        assert_eq!((grid.levels_at(40).count(), grid.levels_at(0).count(), grid.levels_at(63).count()), (256, 256, 64));
+        // Where nothing is known of the inputs, and where none of them is ever active, columns stay as they are.
+        for nothing in [None, Some(&vec![0.0; cols][..])] {
+            let grid = joint.grid(cols, nothing, &joint.wishes(&w, cols, nothing));
+            assert_eq!((grid.levels_at(31).count(), grid.levels_at(32).count()), (256, 64));
+        }
+    }
+
+    #[test]
+    fn scales_are_what_kernels_take_without_rounding() {
+        for scale in [0.0, 1e-9, 1e-5, 0.0123, 1.0, 7.7, 6e4, 1e9] {
+            let stored = storable(scale);
+            assert!(stored > 0.0 && f16::from_f32(stored).to_f32() == stored, "{scale}: {stored}");
+            assert_eq!(f16::from_f32(stored / 256.0).to_f32() * 256.0, stored);
+        }
+    }
+}
