@@ -9,11 +9,14 @@ here=tests/interop
 cargo build --release --locked || exit 1
 export QUANT_BIN="${QUANT_BIN:-$PWD/target/release/quant}"
 
+command -v python3 >/dev/null || { echo "interop: skipped: no python3"; exit 0; }
+printf '\n== bounds.py\n'
+python3 $here/bounds.py || exit 1
+
 skip_all() {
     echo "interop: skipped, nothing was compared with llama.cpp: $1"
     exit 0
 }
-command -v python3 >/dev/null || skip_all "no python3"
 python=$(python3 $here/env.py)
 case $? in
     0) ;;

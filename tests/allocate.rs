@@ -1,0 +1,151 @@
+//! Formats chosen by measurement, and what weights are blamed for, through the binary.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{quant_fails, quant_ok};
+use quant::container;
+use quant::eval::probe::model;
+use serde_json::Value;
+
+/// The probe model, statistics of it, and text to judge by.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let bench = Bench { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(bench.file("probe")).unwrap();
+        model::write(&bench.file("probe")).unwrap();
+        for split in ["calibration", "test"] {
+            let text = quant_ok(&["probe", "--split", split, "--count", "6", "--text"]);
+            fs::write(bench.file(split), text).unwrap();
+        }
+        let (probe, text) = (bench.path("probe"), bench.path("calibration"));
+        let amount = ["--rows", "12", "--length", "512", "--gram", "--quiet"];
+        quant_ok(&[&["calibrate", &probe, "--data", &text, "-o", &bench.path("stats")], &amount[..]].concat());
+        bench
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.file(name).to_str().unwrap().to_owned()
+    }
+
+    fn args(&self, to: &str, out: &str, goal: [&str; 2]) -> Vec<String> {
+        let (probe, stats, text, out) = (self.path("probe"), self.path("stats"), self.path("test"), self.path(out));
+        let args = ["convert", &probe, "--to", to, "-o", &out, "--stats", &stats, goal[0], goal[1]];
+        let judge = ["--data", &text, "--chunks", "6", "--json", "--quiet"];
+        [&args[..], &judge[..]].concat().iter().map(|a| (*a).to_owned()).collect()
+    }
+
+    fn made(&self, args: &[String]) -> Value {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        serde_json::from_str::<Value>(&quant_ok(&args)).unwrap()["outputs"][0].clone()
+    }
+}
+
+fn strs(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn mixes_keep_their_budget_and_lose_less_than_presets() {
+    let bench = Bench::new();
+    let measurement = bench.path("m.json");
+    let mut args = bench.args("gguf", "mix.gguf", ["--target-bpw", "3.4"]);
+    args.extend(["--measurement".to_owned(), measurement.clone()]);
+    let made = bench.made(&args);
+    let found = &made["allocation"];
+    assert!(made["bpw"].as_f64().unwrap() <= 3.4, "{made}");
+    assert_eq!(found["rejected"], false, "{found}");
+    let (kld, preset) = (found["kld"].as_f64().unwrap(), found["preset"]["kld"].as_f64().unwrap());
+    assert!(kld < 0.85 * preset, "{found}");
+
+    // The recipe says all of it: the same file again.
+    let (probe, stats, again) = (bench.path("probe"), bench.path("stats"), bench.path("again.gguf"));
+    quant_ok(&["convert", &probe, "--to", &bench.path("mix.toml"), "--stats", &stats, "-o", &again, "--quiet"]);
+    let formats = |path: &Path| {
+        let file = container::open(path).unwrap();
+        file.tensors().iter().map(|t| (t.name.clone(), t.codec.name())).collect::<Vec<_>>()
+    };
+    assert_eq!(formats(&bench.file("mix.gguf")), formats(&bench.file("again.gguf")));
+    assert_eq!(fs::metadata(&again).unwrap().len(), fs::metadata(bench.file("mix.gguf")).unwrap().len());
+
+    // A measurement serves every goal, and no other model.
+    let mut smaller = bench.args("gguf", "small.gguf", ["--target-size", "1600KiB"]);
+    smaller.extend(["--measurement".to_owned(), measurement.clone()]);
+    bench.made(&smaller);
+    assert!(fs::metadata(bench.file("small.gguf")).unwrap().len() <= 1600 << 10);
+    let text = fs::read_to_string(&measurement).unwrap();
+    let hash = serde_json::from_str::<Value>(&text).unwrap()["model_hash"].as_str().unwrap().to_owned();
+    fs::write(&measurement, text.replace(&hash, "0123456789abcdef")).unwrap();
+    assert!(quant_fails(&strs(&smaller)).contains("another model"));
+}
+
+#[test]
+fn divergences_are_kept_and_fused_weights_are_alike() {
+    let bench = Bench::new();
+    let made = bench.made(&bench.args("packed", "packed", ["--max-kld", "0.02"]));
+    assert!(made["allocation"]["kld"].as_f64().unwrap() <= 0.02, "{made}");
+    let file = container::open(&bench.file("packed")).unwrap();
+    let codec = |name: String| file.tensors()[file.find(&name).unwrap()].codec.name();
+    for layer in 0..6 {
+        let of = |stem: &str| codec(format!("blk.{layer}.{stem}.weight"));
+        assert!(of("attn_q") == of("attn_k") && of("attn_q") == of("attn_v") && of("ffn_gate") == of("ffn_up"));
+    }
+}
+
+#[test]
+fn goals_that_cannot_be_reached() {
+    let bench = Bench::new();
+    for (to, goal, message) in [
+        ("gguf", ["--target-bpw", "1.2"], "is the least"),
+        ("gguf", ["--target-size", "20KiB"], "ask for more"),
+        ("q4_k_m", ["--target-bpw", "4"], "says which format"),
+    ] {
+        let said = quant_fails(&strs(&bench.args(to, "never.gguf", goal)));
+        assert!(said.contains(message), "{said}");
+    }
+    let (probe, text) = (bench.path("probe"), bench.path("test"));
+    let said = quant_fails(&["convert", &probe, "--to", "gguf", "--target-bpw", "4", "--data", &text]);
+    assert!(said.contains("statistics"), "{said}");
+    let said = quant_fails(&["convert", &probe, "--to", "q4_0", "--data", &text]);
+    assert!(said.contains("--target-bpw"), "{said}");
+    assert!(!bench.file("never.gguf").exists());
+}
+
+#[test]
+fn blame_adds_up() {
+    let bench = Bench::new();
+    let (probe, stats, text) = (bench.path("probe"), bench.path("stats"), bench.path("test"));
+    let blame = |artifact: &str| -> Value {
+        let args = ["blame", artifact, "--reference", &probe, "--data", &text, "--json", "--quiet"];
+        serde_json::from_str(&quant_ok(&args)).unwrap()
+    };
+    let plain = bench.path("q2_k.gguf");
+    quant_ok(&["convert", &probe, "--to", "q2_k", "--exact-llama", "-o", &plain, "--quiet"]);
+    let found = blame(&plain);
+    let (sum, whole) = (found["sum"].as_f64().unwrap(), found["kld"].as_f64().unwrap());
+    assert!(sum > 0.5 * whole && sum < 2.0 * whole, "{sum} {whole}");
+    let klds: Vec<f64> = found["weights"].as_array().unwrap().iter().map(|w| w["kld"].as_f64().unwrap()).collect();
+    assert_eq!(klds.len(), 43);
+    assert!(klds.windows(2).all(|w| w[0] >= w[1]) && klds.iter().all(|k| *k >= 0.0));
+    assert_eq!(found["folded"], false);
+
+    // Where scales were folded away, halves of layers are what can be told apart.
+    let folded = bench.path("awq.gguf");
+    quant_ok(&["convert", &probe, "--to", "q2_k", "--stats", &stats, "--method", "awq", "-o", &folded, "--quiet"]);
+    let found = blame(&folded);
+    assert_eq!(found["folded"], true);
+    let (sum, whole) = (found["sum"].as_f64().unwrap(), found["kld"].as_f64().unwrap());
+    assert!(sum > 0.5 * whole && sum < 2.0 * whole, "{sum} {whole}");
+    let said = quant_fails(&["blame", &probe, "--reference", &probe, "--data", &text]);
+    assert!(said.contains("nothing to blame"), "{said}");
+}
