@@ -214,7 +214,7 @@ impl Grid for Sorted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::{self, Codec};
+    use crate::codec;
     use crate::tensor::{Bytes, Packed};
 
     fn noise(n: usize) -> Vec<f32> {
