@@ -1,5 +1,6 @@
 //! `quant convert --target-bpw`, `--target-size`, `--max-kld`: measure, choose, convert, measure again.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -34,7 +35,7 @@ pub struct GoalArgs {
     #[arg(long, value_name = "FILE.json", requires = "goal")]
     measurement: Option<PathBuf>,
     #[command(flatten)]
-    text: TextArgs,
+    pub text: TextArgs,
 }
 
 impl GoalArgs {
@@ -57,6 +58,8 @@ impl GoalArgs {
 pub struct Allocation<'a> {
     pub args: &'a GoalArgs,
     pub goal: Goal,
+    /// Bytes that weights have at the least, by name.
+    pub least: HashMap<String, u64>,
     pub request: &'a Request<'a>,
     /// As it was asked for.
     pub target: &'a str,
@@ -108,7 +111,8 @@ impl Allocation<'_> {
         }
         let judged = windows.split_off((windows.len() * MEASURED / (MEASURED + JUDGED)).max(1).min(windows.len() - 1));
         let start = std::time::Instant::now();
-        let measurement = self.measurement(&narrowest, &windows)?;
+        let mut measurement = self.measurement(&narrowest, &windows)?;
+        measurement.at_least(&self.least);
         let seconds = start.elapsed().as_secs_f64();
         let mut goal = self.goal;
         for attempt in 1.. {
