@@ -25,7 +25,7 @@ pub use names::{Name, OTHER_TOWER, Part, Place, Placement, Split};
 pub use rope::{Llama3, RopeTensors};
 pub use runtime::{Activation, Runtime};
 pub use spec::ModelSpec;
-pub use transform::{RowOrder, Transform, always_f32};
+pub use transform::{RowOrder, Transform, always_f32, scale_is_read};
 
 use crate::error::{Error, Result};
 use crate::metadata::Metadata;

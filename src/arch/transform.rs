@@ -1,6 +1,6 @@
 //! What a weight's values need on the way between the two conventions.
 
-use super::{Arch, Convention, ModelSpec, Rope};
+use super::{Arch, Convention, ModelSpec, Rope, WeightId};
 use crate::error::{Error, Result};
 
 /// Which source row becomes which output row.
@@ -87,9 +87,32 @@ impl Arch {
     }
 }
 
+/// Families whose feed-forward layers llama.cpp multiplies with `.scale` tensors. Source: llama.cpp `src/models/` 0.3.36 of
+/// llama-cpp-python: the others are built without.
+const SCALED_FFN: &[&str] = &["llama", "mistral3", "qwen3", "qwen3moe"];
+
+/// Whether llama.cpp multiplies this weight with its `.scale`, if it has one. Where it does not, such a file loads and says
+/// nothing sensible.
+pub fn scale_is_read(arch: &str, id: &WeightId) -> bool {
+    id.layer.is_some() && (id.role.stem().starts_with("attn_") || SCALED_FFN.contains(&arch))
+}
+
 /// Whether the converter stores this tensor as f32 whatever type was asked for: vectors, norms, routers and whatever is
 /// no `.weight`. Source: llama.cpp `conversion/base.py` (prepare_tensors).
 pub fn always_f32(name: &str, shape: &[usize]) -> bool {
     let router = name.ends_with(".ffn_gate_inp.weight") || name.ends_with(".ffn_gate_inp_shexp.weight");
     shape.len() <= 1 || router || name.ends_with("_norm.weight") || !name.ends_with(".weight")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_read_in_attention_everywhere_and_elsewhere_in_some() {
+        let read = |arch, name| scale_is_read(arch, &WeightId::parse(name));
+        assert!(read("gemma3", "blk.0.attn_output.weight") && !read("gemma3", "blk.0.ffn_up.weight"));
+        assert!(read("llama", "blk.1.ffn_down_exps.weight") && read("qwen3moe", "blk.1.ffn_gate_exps.weight"));
+        assert!(!read("llama", "output.weight") && !read("llama", "token_embd.weight"));
+    }
 }

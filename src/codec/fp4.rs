@@ -173,7 +173,7 @@ impl ByteScale for PowerOfTwo {
     }
 
     fn candidates(plain: u8) -> Range<u8> {
-        plain.saturating_sub(2)..(plain + 2).min(0xff)
+        plain.saturating_sub(2)..plain + 2
     }
 }
 

@@ -114,8 +114,9 @@ fn scale(
     if readers.is_empty() || writes != stats.columns {
         return Ok(None);
     }
-    let kinds = fold.readers.iter().filter_map(find).filter_map(|p| p.spec.codec.tensor_scale().filter(|_| p.scaled));
-    if let Some(kind) = kinds.last() {
+    let mut kinds =
+        fold.readers.iter().filter_map(find).filter_map(|p| p.spec.codec.tensor_scale().filter(|_| p.scaled));
+    if let Some(kind) = kinds.next() {
         let rows: Vec<&[f32]> = readers.iter().map(|r| r.rows.as_slice()).collect();
         let over = tensor_scale::roomy(kind, &rows);
         readers.iter_mut().flat_map(|r| &mut r.rows).for_each(|w| *w /= over);

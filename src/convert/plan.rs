@@ -288,11 +288,12 @@ fn planned(
     let bytes = if t.shape.len() > 1 { codec.bytes(t.dims())? * t.planes() } else { choice.size.bytes as usize };
     // What is taken apart is checked on the way: columns out of order would have to be declared.
     let copied = t.codec == codec && transform.is_identity() && codec.scheme().is_none();
-    // A scale that goes over as a tensor of its own multiplies whatever is written here; llama.cpp has none for the embedding.
+    // A scale that goes over as a tensor of its own multiplies whatever is written here.
     let scaled = codec.tensor_scale().is_some()
         && !copied
         && own_scale(request.source, t).is_none()
-        && (convention == Convention::HuggingFace || !request.exact_llama && t.id.layer.is_some());
+        && (convention == Convention::HuggingFace
+            || !request.exact_llama && arch::scale_is_read(request.source.arch(), &t.id));
     let carried = transcode::possible(t.codec, codec, t.dims().cols) && t.codec.tensor_scale().is_some() == scaled;
     if !copied && !carried {
         refuse_requantize(request, t.codec, codec).at(place)?;
