@@ -213,7 +213,8 @@ impl Allocation<'_> {
         if rejected {
             remove(self.path).at(|| self.path.display().to_string())?;
             std::fs::rename(&other, self.path).at(|| self.path.display().to_string())?;
-            (plans.swap_remove(0), outputs.swap_remove(0));
+            plans.swap_remove(0);
+            outputs.swap_remove(0);
         } else {
             if preset.is_some() {
                 remove(&other).at(|| other.display().to_string())?;

@@ -68,7 +68,8 @@ impl Convert {
             };
             let (args, threads) = (&self.goal, common.threads());
             let least = HashMap::new();
-            let allocation = Allocation { args, goal, least, request: &request, target, recipe, path, threads, reporter };
+            let allocation =
+                Allocation { args, goal, least, request: &request, target, recipe, path, threads, reporter };
             let made = allocation.run()?;
             let (plans, outputs) = (std::slice::from_ref(&made.plan), std::slice::from_ref(&made.output));
             return print_outputs(plans, outputs, Some(&made), reporter).map(|()| true);
