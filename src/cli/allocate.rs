@@ -133,8 +133,12 @@ impl Allocation<'_> {
         Err(Error::request("no attempt was made"))
     }
 
-    /// The recipe that the chosen one extends: `exl2-4bpw` is exl2.
+    /// The recipe that the chosen one extends: `exl2-4bpw` is exl2. A file is named so that it is found from anywhere.
     fn base(&self) -> String {
+        if self.target.ends_with(".toml") {
+            let file = Path::new(self.target);
+            return file.canonicalize().map_or_else(|_| self.target.to_owned(), |p| p.display().to_string());
+        }
         match self.target.strip_suffix("bpw").and_then(|t| t.rsplit_once('-')) {
             Some((base, bits)) if bits.parse::<f64>().is_ok() => base.to_owned(),
             _ => self.target.to_owned(),
