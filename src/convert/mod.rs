@@ -1,6 +1,6 @@
 //! From a checkpoint to files: every weight is read once, decoded in row chunks, encoded for each target and written in place.
 
-mod fold;
+pub mod fold;
 mod folder;
 pub mod plan;
 mod scale;
@@ -56,11 +56,22 @@ struct Unit {
 
 /// Writes every plan. All of them are made from `request.source`; each weight is read and decoded once.
 pub fn run(request: &Request<'_>, plans: &[Plan], threads: usize, progress: Progress<'_>) -> Result<Vec<Output>> {
+    run_folded(request, plans, &|plan| fold::search(request, plan), threads, progress)
+}
+
+/// [`run`] with scales of columns from elsewhere.
+pub fn run_folded(
+    request: &Request<'_>,
+    plans: &[Plan],
+    folds: &(dyn Fn(&Plan) -> Result<Folds> + Sync),
+    threads: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<Output>> {
     let start = Instant::now();
     let inputs: Vec<PathBuf> = request.source.files().into_iter().map(|(path, _)| path).collect();
     let sinks = plans.iter().map(|p| p.create(request.split_max_bytes, &inputs)).collect::<Result<Vec<_>>>()?;
     let pool = cpu::pool(threads)?;
-    let folds = pool.install(|| plans.iter().map(|p| fold::search(request, p)).collect::<Result<Vec<_>>>())?;
+    let folds = pool.install(|| plans.iter().map(folds).collect::<Result<Vec<_>>>())?;
     let outputs = outputs_by_source(request.source, plans);
     let again = plans.iter().map(|p| p.tensors.iter().map(|_| AtomicBool::new(false)).collect()).collect();
     let scales = pool
