@@ -555,7 +555,7 @@ fn quantized_checkpoints_are_named() {
     }
     let folder = Folder::llama();
     folder.write().put("hf_quant_config.json", "{\"quantization\": {}}");
-    refuse(&folder, &["hf_quant_config.json", "(modelopt)"]);
+    refuse(&folder, &["hf_quant_config.json", "(modelopt unnamed)"]);
 }
 
 #[test]
