@@ -4,7 +4,10 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::Instant;
 
 use common::folder::{Folder, Stored};
 use common::model::{DENSE, MOE, ODD, Shape, model};
@@ -284,6 +287,31 @@ fn families() -> Vec<(&'static str, Folder, Vec<&'static str>)> {
     ]
 }
 
+/// A little text through a model, with Gram matrices.
+fn statistics(dir: &Path, model: &Folder) -> PathBuf {
+    let (text, stats) = (dir.join("text.txt"), dir.join("stats"));
+    let line = |i: usize| format!("the {} heron sees {} fish, and {} of them see it. ", i % 7, i * i % 31, i % 5);
+    fs::write(&text, (0..100).map(line).collect::<String>()).unwrap();
+    let [model, text, out] = [model.path(), &text, &stats].map(|p| p.to_str().unwrap());
+    let amount = ["--rows", "8", "--length", "64"];
+    quant_ok(&[&["calibrate", model, "--data", text, "--gram", "--quiet", "-o", out], &amount[..]].concat());
+    stats
+}
+
+fn request<'a>(source: &'a dyn Checkpoint, statistics: Option<&'a Statistics>) -> Request<'a> {
+    Request {
+        source,
+        imatrix: None,
+        statistics,
+        fold: statistics.is_some(),
+        feedback: false,
+        search: true,
+        exact_llama: false,
+        allow_requantize: false,
+        split_max_bytes: None,
+    }
+}
+
 fn logits(checkpoint: &dyn Checkpoint) -> Vec<f32> {
     let tokens: Vec<u32> = (0..60).map(|i| (i * 7919 + 13) % 256).collect();
     let engine = Engine::new(checkpoint, tokens.len()).unwrap();
@@ -296,28 +324,11 @@ fn logits(checkpoint: &dyn Checkpoint) -> Vec<f32> {
 #[test]
 fn folding_leaves_the_function_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
-    let text = dir.path().join("text.txt");
-    let line = |i: usize| format!("the {} heron sees {} fish, and {} of them see it. ", i % 7, i * i % 31, i % 5);
-    fs::write(&text, (0..100).map(line).collect::<String>()).unwrap();
     for (name, folder, expected) in families() {
-        let stats = dir.path().join(format!("{name}.stats"));
-        let [path, text, out] = [folder.path(), &text, &stats].map(|p| p.to_str().unwrap());
-        let amount = ["--rows", "8", "--length", "64"];
-        let args = ["calibrate", path, "--data", text, "--gram", "--quiet", "-o", out];
-        quant_ok(&[&args[..], &amount].concat());
-        let (source, statistics) = (open(folder.path()).unwrap(), Statistics::open(&stats).unwrap());
+        let statistics = Statistics::open(&statistics(dir.path(), &folder)).unwrap();
+        let source = open(folder.path()).unwrap();
         let plain = logits(source.as_ref());
-        let request = Request {
-            source: source.as_ref(),
-            imatrix: None,
-            statistics: Some(&statistics),
-            fold: true,
-            feedback: false,
-            search: true,
-            exact_llama: false,
-            allow_requantize: false,
-            split_max_bytes: None,
-        };
+        let request = request(source.as_ref(), Some(&statistics));
         for (coarse, fine) in [("awq", "hf-f32"), ("q4_0", "f32")] {
             let path = dir.path().join(format!("{name}-{fine}"));
             let plan = |to: &str| Plan::new(&request, &Recipe::load(to).unwrap(), &path).unwrap();
@@ -353,4 +364,136 @@ fn without_writers(folds: &Folds) -> Folds {
     let mut folds = folds.clone();
     folds.values_mut().for_each(|f| f.rows = None);
     folds
+}
+
+/// Names of what is not meant to stay.
+fn hidden(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    names.filter(|n| n.starts_with('.')).collect()
+}
+
+/// All files under a path, in the order of their names, with what they hold.
+fn contents(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    if path.is_file() {
+        return vec![(PathBuf::new(), fs::read(path).unwrap())];
+    }
+    let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|e| e.unwrap().path()).collect();
+    names.sort();
+    names.iter().map(|p| (p.file_name().unwrap().into(), fs::read(p).unwrap())).collect()
+}
+
+#[test]
+fn killed_runs_go_on_and_end_in_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let model = model(&Shape { layers: 2, ..MOE });
+    let stats = statistics(dir.path(), &model);
+    for (to, more) in [("q4_k_m", "awq+gptq"), ("w4a16", "gptq"), ("q6_k", "rtn")] {
+        let (whole, killed) = (file(&format!("{to}-whole")), file(&format!("{to}-killed")));
+        let args = |out: &Path| {
+            let [model, stats, out] = [model.path(), &stats, out].map(|p| p.to_str().unwrap().to_owned());
+            let args = ["convert", &model, "--to", to, "--stats", &stats, "--method", more, "--json", "-o", &out];
+            args.map(str::to_owned)
+        };
+        let start = Instant::now();
+        let said = |args: &[String]| -> Value {
+            let said = quant_ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+            serde_json::from_str(&said).unwrap()
+        };
+        let expected = said(&args(&whole));
+        let took = start.elapsed();
+        let (mut kills, mut resumed) = (0, 0);
+        for i in 0..80 {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_quant"))
+                .args(args(&killed))
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(took.mul_f64(0.1 + 0.9 * f64::from(i * 7 % 10) / 10.0));
+            child.kill().unwrap();
+            let out = child.wait_with_output().unwrap();
+            resumed += usize::from(String::from_utf8_lossy(&out.stderr).contains("weights of a run that was stopped"));
+            // A run that is killed while it reports has published its files.
+            if killed.exists() {
+                assert!(contents(&whole) == contents(&killed), "{to}");
+                if killed.is_dir() { fs::remove_dir_all(&killed).unwrap() } else { fs::remove_file(&killed).unwrap() }
+            } else {
+                kills += 1;
+            }
+            if kills >= 20 && resumed >= 5 {
+                break;
+            }
+        }
+        assert!(kills >= 20 && resumed >= 5, "{to}: {kills} kills, {resumed} resumed");
+        let end = said(&args(&killed));
+        assert!(contents(&whole) == contents(&killed), "{to}");
+        assert_eq!(hidden(dir.path()), [""; 0], "{to}");
+        // What was solved by a run that was killed is told as if it had not been.
+        for key in ["solved", "carried", "requantized"] {
+            assert_eq!(expected["outputs"][0][key], end["outputs"][0][key], "{to}");
+        }
+    }
+}
+
+/// What the journal of a conversion to q8_0 says when all is done: its first line, and a line for each weight.
+fn journal_of(model: &Path) -> (String, Vec<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, text) = (open(model).unwrap(), Mutex::new(String::new()));
+    let request = request(source.as_ref(), None);
+    let plan = Plan::new(&request, &Recipe::load("q8_0").unwrap(), &dir.path().join("m.gguf")).unwrap();
+    let listen = |_| *text.lock().unwrap() = fs::read_to_string(dir.path().join(".m.gguf.journal")).unwrap();
+    convert::run(&request, &[plan], 1, &listen).unwrap();
+    assert!(hidden(dir.path()).is_empty());
+    let text = text.into_inner().unwrap();
+    let mut lines = text.lines().map(|line| format!("{line}\n"));
+    (lines.next().unwrap(), lines.collect())
+}
+
+#[test]
+fn what_a_killed_run_left_is_used_by_the_same_job_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let (model, other) = (model(&Shape { layers: 1, ..DENSE }), model(&Shape { layers: 1, ..MOE }));
+    let (whole, out) = (file("whole.gguf"), file("out.gguf"));
+    convert(model.path(), "q8_0", &whole, &[]);
+    let expected = fs::read(&whole).unwrap();
+    // A run that was killed at its very end: everything is there but the name.
+    let (job, done) = journal_of(model.path());
+    let left = |bytes: &[u8], lines: &str| {
+        fs::write(file(".out.gguf.partial"), bytes).unwrap();
+        fs::write(file(".out.gguf.journal"), lines).unwrap();
+    };
+    let run = |model: &Path, to: &str| {
+        let args = ["convert", model.to_str().unwrap(), "--to", to, "-o", out.to_str().unwrap()];
+        let said = common::quant(&args);
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        assert_eq!(hidden(dir.path()), [""; 0]);
+        String::from_utf8(said.stderr).unwrap().lines().find(|l| l.contains("going on")).map(str::to_owned)
+    };
+    let (all, lines) = (done.len(), format!("{job}{}", done.concat()));
+    left(&expected, &lines);
+    let going_on = |n: usize| Some(format!("going on after {n} of {all} weights of a run that was stopped"));
+    assert_eq!(run(model.path(), "q8_0"), going_on(all));
+    assert!(fs::read(&out).unwrap() == expected);
+    // One weight has other bytes by now, another was never done.
+    let last = open(&whole).unwrap().tensors().last().unwrap().name.clone();
+    let undone = done.iter().find(|line| !line.contains(&last)).unwrap();
+    let mut damaged = expected.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    left(&damaged, &lines.replace(undone, ""));
+    assert_eq!(run(model.path(), "q8_0"), going_on(all - 2));
+    assert!(fs::read(&out).unwrap() == expected);
+    // A file of another length, another job, another model.
+    left(&expected[1..], &lines);
+    assert_eq!(run(model.path(), "q8_0"), None);
+    assert!(fs::read(&out).unwrap() == expected);
+    for (model, to) in [(model.path(), "q4_0"), (other.path(), "q8_0")] {
+        left(&expected, &lines);
+        assert_eq!(run(model, to), None);
+    }
+    // The same model, changed since.
+    model.write();
+    left(&expected, &lines);
+    assert_eq!(run(model.path(), "q8_0"), None);
 }
