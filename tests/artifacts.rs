@@ -574,7 +574,7 @@ fn mlx_parts_must_fit_together() {
     refused(&[DOWN, "instead of [256, 16]"], &setting(DOWN, json!({ "bits": 4, "group_size": 32 })));
     refused(&["bits is 0"], &setting("bits", json!(0)));
     refused(&["mlx, mode mxfp8"], &setting("mode", json!("mxfp8")));
-    refused(&["lm_head", "mode mxfp4, 4 bits in groups of 64 with scales of BF16"], &setting("mode", json!("mxfp4")));
+    refused(&["lm_head", "4 bits in groups of 64 with scales of BF16"], &setting("mode", json!("mxfp4")));
     refused(&["lm_head.weight", "does not say how it is packed"], &|lie| {
         lie.config.as_object_mut().unwrap().retain(|key, _| !key.starts_with("quantization"));
     });

@@ -396,3 +396,38 @@ fn shares_are_kept_and_overlap_is_told() {
     let lengths: Vec<usize> = packed.about().runs[0].kept.as_ref().unwrap().iter().map(Vec::len).collect();
     assert!(lengths.len() == 20 && lengths.iter().all(|n| *n == 64), "{lengths:?}");
 }
+
+/// The trained sibling of the probe: its router spreads the tokens, and every expert is measured.
+#[test]
+fn experts_of_a_trained_model_are_covered() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("text"), quant_ok(&["probe", "--split", "calibration", "--count", "6", "--text"])).unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/evals/probe/model-moe");
+    let (text, out) = (path("text"), path("stats"));
+    let said = quant_ok(&[
+        "calibrate",
+        model,
+        "--data",
+        &text,
+        "--rows",
+        "8",
+        "--length",
+        "512",
+        "-o",
+        &out,
+        "--json",
+        "--quiet",
+    ]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    for layer in 0..2 {
+        let of = |s: &&Value| s["key"].as_str().unwrap().starts_with(&format!("blk.{layer}.ffn_down_exps."));
+        let shares: Vec<f64> =
+            said["sites"].as_array().unwrap().iter().filter(of).map(|s| s["share"].as_f64().unwrap()).collect();
+        assert_eq!(shares.len(), 8);
+        // Two experts a token.
+        assert!((shares.iter().sum::<f64>() - 2.0).abs() < 1e-9, "{shares:?}");
+        assert!(shares.iter().all(|s| (0.01..0.9).contains(s)), "{shares:?}");
+    }
+    assert!(said["starved"].as_array().unwrap().is_empty(), "{}", said["starved"]);
+}

@@ -51,7 +51,8 @@ fn families() -> Vec<(&'static str, Folder, Vec<&'static str>)> {
         let bias = Stored { dtype: "F32", shape: vec![256], bytes: bytemuck::cast_slice(&values).to_vec() };
         qwen.tensors.insert(format!("model.layers.{layer}.self_attn.{head}_proj.bias"), bias);
     }
-    [&gemma, &qwen].map(Folder::write);
+    gemma.write();
+    qwen.write();
     let common = ["attn_norm", "attn_q", "attn_k", "attn_v", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"];
     let own = |more: &[&'static str]| [&common[..], &["attn_output"], more].concat();
     vec![

@@ -95,6 +95,16 @@ pub fn measure(job: &Job<'_>, model_hash: String, progress: &dyn Fn(u64)) -> Res
 }
 
 impl Measurement {
+    /// Withdraws offers of fewer bytes than a weight has already, by name.
+    pub fn at_least(&mut self, bytes: &HashMap<String, u64>) {
+        for weight in &mut self.weights {
+            if let Some(least) = bytes.get(&weight.name) {
+                let widest = weight.offers.iter().map(|o| o.bytes).max().unwrap_or(0);
+                weight.offers.retain(|o| o.bytes >= widest.min(*least));
+            }
+        }
+    }
+
     /// What there is to choose from. `alike`: weights that must have one format, by name.
     pub fn items(&self, alike: &dyn Fn(&str) -> String) -> Result<(Vec<Item>, Vec<Vec<&str>>)> {
         let mut groups: BTreeMap<String, Vec<&Measured>> = BTreeMap::new();

@@ -1,6 +1,6 @@
 //! From a measurement and a budget to a recipe.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::knapsack::{self, Budget};
 use super::measure::Measurement;
@@ -52,9 +52,9 @@ pub fn mix(
         false => name.to_owned(),
     };
     let (items, codecs) = measurement.items(&alike)?;
-    let measured: HashMap<&str, ()> = measurement.weights.iter().map(|w| (w.name.as_str(), ())).collect();
+    let measured: HashSet<&str> = measurement.weights.iter().map(|w| w.name.as_str()).collect();
     let open: u64 =
-        narrowest.tensors.iter().filter(|t| measured.contains_key(t.spec.name.as_str())).map(|t| t.bytes as u64).sum();
+        narrowest.tensors.iter().filter(|t| measured.contains(t.spec.name.as_str())).map(|t| t.bytes as u64).sum();
     let least = |total: u64, rest: u64| {
         total.checked_sub(rest).ok_or_else(|| {
             Error::request(format!("what stays as it is takes {} KiB, more than all may take", rest.div_ceil(1 << 10)))
@@ -72,18 +72,21 @@ pub fn mix(
     let chosen = knapsack::choose(&items, budget)?;
     let format: HashMap<&str, &str> =
         items.iter().zip(&chosen.chosen).zip(&codecs).map(|((i, c), codecs)| (i.name.as_str(), codecs[*c])).collect();
+    let named: Vec<(&str, &str)> = narrowest
+        .tensors
+        .iter()
+        .map(|t| t.spec.name.as_str())
+        .filter(|name| measured.contains(name))
+        .filter_map(|name| Some((name, *format.get(alike(name).as_str())?)))
+        .collect();
     let mut text = format!(
-        "# Chosen by measuring {} scored tokens: a mean divergence of {:.2e} is predicted.\nextends = \"{base}\"\nname = \"{name}\"\n\n[tensors]\n",
-        measurement.tokens, chosen.loss
+        "# Chosen by measuring {} scored tokens: a mean divergence of {:.2e} is predicted.\nextends = {}\nname = \"{name}\"\n\n[tensors]\n",
+        measurement.tokens,
+        chosen.loss,
+        toml::Value::from(base)
     );
-    for t in &narrowest.tensors {
-        if let Some(codec) =
-            format.get(alike(&t.spec.name).as_str()).filter(|_| measured.contains_key(t.spec.name.as_str()))
-        {
-            text += &format!("'^{}$' = \"{codec}\"\n", regex::escape(&t.spec.name));
-        }
-    }
-    Ok(Mixed { recipe: Recipe::parse(&text)?, text, predicted: chosen.loss })
+    named.iter().for_each(|(tensor, codec)| text += &format!("'^{}$' = \"{codec}\"\n", regex::escape(tensor)));
+    Ok(Mixed { recipe: recipe.with_formats(name, named.into_iter())?, text, predicted: chosen.loss })
 }
 
 /// One name for all that are fused.

@@ -103,3 +103,16 @@ pub fn always_f32(name: &str, shape: &[usize]) -> bool {
     let router = name.ends_with(".ffn_gate_inp.weight") || name.ends_with(".ffn_gate_inp_shexp.weight");
     shape.len() <= 1 || router || name.ends_with("_norm.weight") || !name.ends_with(".weight")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_read_in_attention_everywhere_and_elsewhere_in_some() {
+        let read = |arch, name| scale_is_read(arch, &WeightId::parse(name));
+        assert!(read("gemma3", "blk.0.attn_output.weight") && !read("gemma3", "blk.0.ffn_up.weight"));
+        assert!(read("llama", "blk.1.ffn_down_exps.weight") && read("qwen3moe", "blk.1.ffn_gate_exps.weight"));
+        assert!(!read("llama", "output.weight") && !read("llama", "token_embd.weight"));
+    }
+}

@@ -1,5 +1,6 @@
 //! `quant convert --target-bpw`, `--target-size`, `--max-kld`: measure, choose, convert, measure again.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -35,7 +36,7 @@ pub struct GoalArgs {
     #[arg(long, value_name = "FILE.json", requires = "goal")]
     measurement: Option<PathBuf>,
     #[command(flatten)]
-    text: TextArgs,
+    pub text: TextArgs,
 }
 
 impl GoalArgs {
@@ -58,6 +59,8 @@ impl GoalArgs {
 pub struct Allocation<'a> {
     pub args: &'a GoalArgs,
     pub goal: Goal,
+    /// Bytes that weights have at the least, by name.
+    pub least: HashMap<String, u64>,
     pub request: &'a Request<'a>,
     /// As it was asked for.
     pub target: &'a str,
@@ -109,7 +112,8 @@ impl Allocation<'_> {
         }
         let judged = windows.split_off((windows.len() * MEASURED / (MEASURED + JUDGED)).max(1).min(windows.len() - 1));
         let start = std::time::Instant::now();
-        let measurement = self.measurement(&narrowest, &windows)?;
+        let mut measurement = self.measurement(&narrowest, &windows)?;
+        measurement.at_least(&self.least);
         let seconds = start.elapsed().as_secs_f64();
         let mut goal = self.goal;
         for attempt in 1.. {
@@ -130,8 +134,12 @@ impl Allocation<'_> {
         Err(Error::request("no attempt was made"))
     }
 
-    /// The recipe that the chosen one extends: `exl2-4bpw` is exl2.
+    /// The recipe that the chosen one extends: `exl2-4bpw` is exl2. A file is named so that it is found from anywhere.
     fn base(&self) -> String {
+        if self.target.ends_with(".toml") {
+            let file = Path::new(self.target);
+            return file.canonicalize().map_or_else(|_| self.target.to_owned(), |p| p.display().to_string());
+        }
         match self.target.strip_suffix("bpw").and_then(|t| t.rsplit_once('-')) {
             Some((base, bits)) if bits.parse::<f64>().is_ok() => base.to_owned(),
             _ => self.target.to_owned(),
@@ -211,7 +219,8 @@ impl Allocation<'_> {
         if rejected {
             remove(self.path).at(|| self.path.display().to_string())?;
             std::fs::rename(&other, self.path).at(|| self.path.display().to_string())?;
-            (plans.swap_remove(0), outputs.swap_remove(0));
+            plans.swap_remove(0);
+            outputs.swap_remove(0);
         } else {
             if preset.is_some() {
                 remove(&other).at(|| other.display().to_string())?;

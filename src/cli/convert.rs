@@ -1,19 +1,17 @@
 //! `quant convert` and `quant plan`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::allocate::{Allocated, Allocation, GoalArgs};
+use super::inputs::InputArgs;
 use super::report::{Progress, Reporter, table};
 use super::size::Size;
 use super::{Common, model};
-use crate::calibrate::imatrix::Imatrix;
-use crate::calibrate::method::{self, METHODS, Method, Needs};
-use crate::calibrate::stats::Statistics;
-use crate::container::{Checkpoint, OpenOptions, hf};
+use crate::container::{OpenOptions, hf};
 use crate::convert::{self, Event, Output, Plan, Planned, Request};
 use crate::error::{At, Error, Result};
 use crate::recipe::Recipe;
@@ -28,18 +26,8 @@ pub struct Convert {
     /// Output file or folder, or a folder for several targets [default: NAME-TARGET.gguf or NAME-TARGET/ beside the model]
     #[arg(short, long, value_name = "FILE|DIR")]
     output: Option<PathBuf>,
-    /// Importance matrix made by llama-imatrix, GGUF or the older .dat
-    #[arg(long, value_name = "FILE")]
-    imatrix: Option<PathBuf>,
-    /// Statistics made by `quant calibrate`, in place of an importance matrix; with --gram they serve every method
-    #[arg(long, value_name = "FILE", conflicts_with = "imatrix")]
-    stats: Option<PathBuf>,
-    /// How codes are chosen (`quant list methods`); `auto` takes the best that the statistics suffice for
-    #[arg(long, value_name = "METHOD", value_parser = std::iter::once("auto").chain(METHODS.iter().map(|m| m.name)).collect::<Vec<_>>(), default_value = "auto")]
-    method: String,
-    /// Scales and codes exactly as llama.cpp would choose them: no method but `rtn` and `imatrix`
-    #[arg(long)]
-    exact_llama: bool,
+    #[command(flatten)]
+    inputs: InputArgs,
     /// Change the recipe, e.g. --set output=q8_0 --set 'fallback.q4_k=q8_0' (recipes/README.md has the language)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -65,17 +53,11 @@ pub struct Convert {
 impl Convert {
     pub fn run(&self, common: &Common, reporter: &Reporter, dry_run: bool) -> Result<bool> {
         let model = model::open(&self.model, &OpenOptions { pre: self.pre.clone() }, reporter)?;
-        let inputs = Inputs::load(self, model.checkpoint.as_ref())?;
+        let inputs = self.inputs.load(model.checkpoint.as_ref())?;
         let request = Request {
-            source: model.checkpoint.as_ref(),
-            imatrix: inputs.imatrix.as_ref().map(|(m, file)| (m, file.as_str())),
-            statistics: inputs.statistics.as_ref(),
-            fold: inputs.method.folds,
-            feedback: inputs.method.feedback,
-            search: inputs.method.search,
-            exact_llama: self.exact_llama,
             allow_requantize: self.allow_requantize,
             split_max_bytes: self.split_max_size.map(|s| s.0),
+            ..inputs.request(model.checkpoint.as_ref())
         };
         self.goal.check()?;
         let recipes = self.to.iter().map(|to| self.recipe(to)).collect::<Result<Vec<_>>>()?;
@@ -85,7 +67,9 @@ impl Convert {
                 return Err(Error::request("one target at a time is measured for"));
             };
             let (args, threads) = (&self.goal, common.threads());
-            let allocation = Allocation { args, goal, request: &request, target, recipe, path, threads, reporter };
+            let least = HashMap::new();
+            let allocation =
+                Allocation { args, goal, least, request: &request, target, recipe, path, threads, reporter };
             let made = allocation.run()?;
             let (plans, outputs) = (std::slice::from_ref(&made.plan), std::slice::from_ref(&made.output));
             return print_outputs(plans, outputs, Some(&made), reporter).map(|()| true);
@@ -197,47 +181,6 @@ impl Convert {
     }
 }
 
-/// What is known of the inputs of the weights, and the method that makes use of it.
-struct Inputs {
-    imatrix: Option<(Imatrix, String)>,
-    statistics: Option<Statistics>,
-    method: &'static Method,
-}
-
-impl Inputs {
-    /// What the flags name, as far as the method may use it.
-    fn load(flags: &Convert, model: &dyn Checkpoint) -> Result<Inputs> {
-        let file = flags.stats.as_ref().or(flags.imatrix.as_ref());
-        let shown = file.map_or_else(String::new, |p| p.display().to_string());
-        let statistics = flags.stats.as_ref().map(|p| Statistics::open(p)).transpose()?;
-        if let Some(statistics) = &statistics {
-            statistics.check_model(model).at(|| shown.clone())?;
-        }
-        let known = match (file, &statistics) {
-            (None, _) => Needs::Nothing,
-            (_, Some(s)) if s.about().gram && !flags.exact_llama => Needs::Gram,
-            _ => Needs::MeanSquares,
-        };
-        let method = METHODS.iter().find(|m| m.name == flags.method).unwrap_or_else(|| method::best(known));
-        if method.needs > known {
-            let needs = format!("--method {} needs {}", method.name, method.needs);
-            return Err(match (flags.exact_llama && method.needs == Needs::Gram, file) {
-                (true, _) => Error::request(format!("llama.cpp has no {}", method.name)).help("drop --exact-llama"),
-                (_, Some(_)) => Error::request(format!("{needs}, which {shown} lacks"))
-                    .help("make them with `quant calibrate MODEL --gram -o STATS` and pass --stats STATS"),
-                (_, None) => Error::request(format!("{needs}, and nothing is known of the inputs"))
-                    .help("make statistics with `quant calibrate MODEL -o STATS` and pass --stats STATS"),
-            });
-        }
-        let imatrix = match (&statistics, &flags.imatrix) {
-            _ if method.needs == Needs::Nothing => None,
-            (Some(statistics), _) => Some((statistics.imatrix(), shown)),
-            (None, path) => path.as_ref().map(|p| Imatrix::open(p)).transpose()?.map(|m| (m, shown)),
-        };
-        Ok(Inputs { imatrix, statistics, method })
-    }
-}
-
 /// Shows how a conversion goes on.
 pub fn follow(event: Event, bar: &Progress, reporter: &Reporter) {
     match event {
@@ -296,7 +239,7 @@ fn tensors_json(plan: &Plan) -> Vec<Value> {
         .collect()
 }
 
-fn print_outputs(plans: &[Plan], outputs: &[Output], made: Option<&Allocated>, reporter: &Reporter) -> Result<()> {
+pub fn print_outputs(plans: &[Plan], outputs: &[Output], made: Option<&Allocated>, reporter: &Reporter) -> Result<()> {
     if reporter.json {
         let outputs: Vec<Value> = plans
             .iter()

@@ -6,6 +6,7 @@ mod calibrate;
 mod convert;
 mod eval;
 mod generate;
+mod inputs;
 mod inspect;
 mod list;
 mod model;
@@ -13,6 +14,7 @@ mod probe;
 mod quality;
 mod quickstart;
 mod reference;
+mod repair;
 mod report;
 mod shell;
 mod size;
@@ -69,6 +71,8 @@ enum Command {
     Eval(eval::Eval),
     /// Rank an artifact's weights by what each costs in divergence from the model
     Blame(blame::Blame),
+    /// Give an artifact's weights more bits where that buys most, until its divergence is low enough
+    Repair(repair::Repair),
     /// Keep a reference's hidden states in a file, to evaluate artifacts without the model
     Reference(reference::Reference),
     /// Show what a model or artifact holds
@@ -98,6 +102,7 @@ pub fn main() -> u8 {
         Command::Calibrate(c) => c.run(&cli.common, &reporter),
         Command::Eval(c) => c.run(&cli.common, &reporter),
         Command::Blame(c) => c.run(&cli.common, &reporter),
+        Command::Repair(c) => c.run(&cli.common, &reporter),
         Command::Reference(c) => c.run(&cli.common, &reporter),
         Command::Inspect(c) => c.run(&cli.common, &reporter),
         Command::Verify(c) => c.run(&cli.common, &reporter),

@@ -96,7 +96,7 @@ pub enum MatrixGrid {
 }
 
 impl MatrixGrid {
-    pub fn as_ref(&self) -> &dyn Grid {
+    pub fn get(&self) -> &dyn Grid {
         match self {
             MatrixGrid::Format(grid) => *grid,
             MatrixGrid::Made(grid) => grid.as_ref(),

@@ -305,7 +305,7 @@ impl Job<'_> {
         let (planned, dims) = (target.planned, weight.packed.dims);
         let mut codes = None;
         let Some(grid) = self.grid(target, weight, scratch)? else { return Ok(false) };
-        let grid = grid.as_ref();
+        let grid = grid.get();
         if planned.carried && target.folded.is_none() {
             codes = carried(planned, weight, grid);
             if codes.is_none() {

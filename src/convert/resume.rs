@@ -16,7 +16,9 @@ use crate::error::{Error, Result};
 /// All that the bytes of an output depend on beside its layout, as one line.
 pub fn job(request: &Request<'_>, plan: &Plan) -> Result<String> {
     let mut hash = blake3::Hasher::new();
-    let Request { source, imatrix, statistics, fold, feedback, search, exact_llama, allow_requantize, .. } = request;
+    // No `..`: a new field must have its say here.
+    let Request { source, imatrix, statistics, fold, feedback, search, exact_llama, allow_requantize, split_max_bytes } =
+        request;
     for (path, bytes) in source.files() {
         let changed = std::fs::metadata(&path).and_then(|m| m.modified()).ok();
         let changed = changed.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
@@ -27,7 +29,11 @@ pub fn job(request: &Request<'_>, plan: &Plan) -> Result<String> {
         entry.values.iter().try_for_each(|x| hash.write_all(&x.to_le_bytes()))?;
     }
     writeln!(hash, "{:?}", statistics.map(|s| &s.about().hash))?;
-    writeln!(hash, "{fold} {feedback} {search} {exact_llama} {allow_requantize} {:?}", plan.tensors)?;
+    writeln!(
+        hash,
+        "{fold} {feedback} {search} {exact_llama} {allow_requantize} {split_max_bytes:?} {:?}",
+        plan.tensors
+    )?;
     let model = fingerprint::of(*source)?;
     Ok(format!("quant {} {} {model} {}", env!("CARGO_PKG_VERSION"), plan.target, hash.finalize().to_hex()))
 }

@@ -106,7 +106,7 @@ fn solve(
     let factor = job.factor((at.plan, at.output), &weight, at.plane);
     let importance = importance.as_deref();
     let grid = grid(&weight, planned, folded, factor, importance).at(place)?;
-    let matrix = Matrix { weight: &weight, planned, folded, factor, grid: grid.as_ref(), importance };
+    let matrix = Matrix { weight: &weight, planned, folded, factor, grid: grid.get(), importance };
 
     let scaled = folded.is_some_and(|f| f.columns.is_some());
     let mut solution = Solution {

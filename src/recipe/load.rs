@@ -71,6 +71,17 @@ impl Recipe {
         out
     }
 
+    /// The recipe under another name, with formats for single tensors.
+    pub fn with_formats<'a>(&self, name: &str, formats: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Recipe> {
+        let mut out = self.narrowest();
+        name.clone_into(&mut out.name);
+        for (tensor, format) in formats {
+            let pattern = Pattern::parse(&format!("^{}$", regex::escape(tensor)))?;
+            out.named.insert(0, Named { pattern, target: target(format)?, set: None });
+        }
+        Ok(out)
+    }
+
     /// A recipe that is not in a file; it can extend presets only.
     pub fn parse(text: &str) -> Result<Recipe> {
         Loader::default().read(Text { label: "recipe", text }, None)

@@ -133,18 +133,24 @@ impl Search<'_> {
         }
     }
 
-    /// The line `step * code + offset` that is nearest to the weights, through the codes that `scale` gives them.
+    /// The line `step * code + offset` that is nearest to the weights, through the codes that `scale` gives them. Groups with an
+    /// offset of their own are of 32 and more.
     fn line(&mut self, scale: Scale) {
         let (inverse, top) = (scale.step.recip(), self.scheme.top());
-        let code = |n: usize| code(self.w[n], inverse, scale, top);
         // Around the middle of the codes, so that no sum cancels another.
         let center = top as f32 / 2.0;
-        let [i, q, qq, w, qw] = match self.importance {
-            None => sums(self.w.len(), |n| moment(1.0, code(n) - center, self.w[n])),
-            Some(importance) => {
-                sums(self.w.len().min(importance.len()), |n| moment(importance[n], code(n) - center, self.w[n]))
+        let mut sums = [[0.0; 8]; 5];
+        for (n, w) in self.w.as_chunks::<8>().0.iter().enumerate() {
+            let i = self.importance.map_or([1.0; 8], |i| i.as_chunks::<8>().0[n]);
+            let q = w.map(|w| code(w, inverse, scale, top) - center);
+            let times = |a: &[f32; 8], b: &[f32; 8]| -> [f32; 8] { std::array::from_fn(|lane| a[lane] * b[lane]) };
+            let iq = times(&i, &q);
+            let products = [i, iq, times(&iq, &q), times(&i, w), times(&iq, w)];
+            for (sums, product) in sums.iter_mut().zip(&products) {
+                sums.iter_mut().zip(product).for_each(|(sum, x)| *sum += x);
             }
-        };
+        }
+        let [i, q, qq, w, qw] = sums.map(|lanes| lanes.iter().sum::<f32>());
         let determinant = i * qq - q * q;
         let step = (i * qw - q * w) / determinant;
         let offset = (w - step * q) / i - step * center;
@@ -159,36 +165,24 @@ impl Search<'_> {
             let error = w - scale.value(code(w, inverse, scale, top));
             error * error
         };
-        let [error] = match self.importance {
-            None => sums(self.w.len(), |n| [off(self.w[n])]),
-            Some(importance) => sums(self.w.len().min(importance.len()), |n| [importance[n] * off(self.w[n])]),
-        };
-        error
-    }
-}
-
-/// What a least-squares line needs of one weight.
-#[inline(always)]
-fn moment(importance: f32, q: f32, w: f32) -> [f32; 5] {
-    [importance, importance * q, importance * q * q, importance * w, importance * q * w]
-}
-
-/// Each in eight running sums, which become one vector.
-#[inline(always)]
-fn sums<const N: usize>(len: usize, term: impl Fn(usize) -> [f32; N]) -> [f32; N] {
-    let mut sums = [[0.0; 8]; N];
-    for n in (0..len - len % 8).step_by(8) {
-        let terms: [[f32; N]; 8] = std::array::from_fn(|lane| term(n + lane));
-        for (i, sums) in sums.iter_mut().enumerate() {
-            sums.iter_mut().zip(&terms).for_each(|(sum, term)| *sum += term[i]);
+        match self.importance {
+            None => sum(self.w.len(), |n| off(self.w[n])),
+            Some(importance) => sum(self.w.len().min(importance.len()), |n| importance[n] * off(self.w[n])),
         }
     }
-    let mut rest = [0.0; N];
-    for n in len - len % 8..len {
-        let term = term(n);
-        (0..N).for_each(|i| rest[i] += term[i]);
+}
+
+/// In eight running sums, which become one vector.
+#[inline(always)]
+fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+    let mut sums = [0.0; 8];
+    for n in (0..len - len % 8).step_by(8) {
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum += term(n + lane);
+        }
     }
-    std::array::from_fn(|i| sums[i].iter().sum::<f32>() + rest[i])
+    let rest: f32 = (len - len % 8..len).map(term).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 #[inline(always)]

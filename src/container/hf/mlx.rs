@@ -28,20 +28,26 @@ pub struct Mlx {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Setting {
-    mode: Mode,
+    family: Family,
     bits: usize,
     group: usize,
 }
 
-/// And what is meant where a setting leaves its bits and its group out.
-type Mode = &'static (&'static str, Family, usize, usize);
-
-const MODES: [(&str, Family, usize, usize); 3] =
-    [("affine", Family::Mlx, 4, 64), ("nvfp4", Family::MlxFloat, 4, 16), ("mxfp4", Family::MlxFloat, 4, 32)];
+/// The mode of integers; those of floats are the ends of their formats' names.
+const AFFINE: &str = "affine";
+const PREFIX: &str = "mlx-";
 
 /// Whether a format makes a folder one of MLX's.
 pub fn owns(codec: &dyn Codec) -> bool {
-    codec.scheme().is_some_and(|s| MODES.iter().any(|(_, family, ..)| *family == s.family))
+    codec.scheme().is_some_and(|s| mode(s).is_some())
+}
+
+fn mode(scheme: &Scheme) -> Option<&'static str> {
+    match scheme.family {
+        Family::Mlx => Some(AFFINE),
+        Family::MlxFloat => codec::with_scheme(scheme)?.name().strip_prefix(PREFIX),
+        _ => None,
+    }
 }
 
 /// Reads `quantization`: settings for all modules, and under their names those of single ones.
@@ -60,10 +66,17 @@ pub fn read(q: &Value) -> Result<Storage> {
 }
 
 fn setting(q: &Value) -> Result<Setting> {
-    let stated = q.get("mode").map_or("affine", |mode| mode.as_str().unwrap_or("unnamed"));
-    let mode = MODES.iter().find(|(name, ..)| *name == stated);
-    let mode @ (_, _, bits, group) = mode.ok_or_else(|| refuse(&format!("mlx, mode {stated}")))?;
-    Ok(Setting { mode, bits: number(q, "bits", *bits)?, group: number(q, "group_size", *group)? })
+    let mode = q.get("mode").map_or(AFFINE, |mode| mode.as_str().unwrap_or("unnamed"));
+    // What is meant where bits and group are left out.
+    let (family, bits, group) = if mode == AFFINE {
+        (Family::Mlx, 4, 64)
+    } else {
+        let scheme = codec::find(&format!("{PREFIX}{mode}")).ok().and_then(|c| c.scheme());
+        let scheme = scheme.filter(|s| s.family == Family::MlxFloat);
+        let scheme = scheme.ok_or_else(|| refuse(&format!("mlx, mode {mode}")))?;
+        (scheme.family, scheme.bits, scheme.group.unwrap_or(1))
+    };
+    Ok(Setting { family, bits: number(q, "bits", bits)?, group: number(q, "group_size", group)? })
 }
 
 fn number(q: &Value, key: &str, default: usize) -> Result<usize> {
@@ -84,7 +97,7 @@ pub fn bundles(storage: &Mlx, shards: &[Shard], located: Vec<Located>) -> Result
 
 fn bundle(storage: &Mlx, module: &str, file: &str, all: &mut All) -> Result<Bundle> {
     let setting = storage.modules.get(module).copied().unwrap_or(Some(storage.default));
-    let Setting { mode: (mode, family, ..), bits, group } =
+    let Setting { family, bits, group } =
         setting.ok_or_else(|| Error::input("a packed weight, but config.json says that it is not packed"))?;
     let shape = &integers::find(module, all, "weight")?.entry.shape;
     let (experts, rows, across) = match shape[..] {
@@ -96,11 +109,10 @@ fn bundle(storage: &Mlx, module: &str, file: &str, all: &mut All) -> Result<Bund
     let cols = across.checked_mul(32).filter(|n| n.is_multiple_of(bits)).map(|n| n / bits);
     let cols = cols.ok_or_else(|| Error::input(format!("{across} words a row for codes of {bits} bits")))?;
     let scales = integers::find(module, all, "scales")?.entry.dtype;
-    let symmetric = *family != Family::Mlx;
-    let scheme = Scheme { family: *family, bits, group: Some(group), symmetric, scales };
-    let codec = codec::with_scheme(&scheme).ok_or_else(|| {
-        Error::unsupported(format!("mode {mode}, {bits} bits in groups of {group} with scales of {scales}"))
-    })?;
+    let symmetric = family != Family::Mlx;
+    let scheme = Scheme { family, bits, group: Some(group), symmetric, scales };
+    let codec = codec::with_scheme(&scheme)
+        .ok_or_else(|| Error::unsupported(format!("{bits} bits in groups of {group} with scales of {scales}")))?;
     let dims = Dims::new(rows, cols);
     let layout = codec.layout(dims).map_err(|e| Error::input(e.message()))?;
     let parts: Vec<Stored> =
@@ -123,11 +135,8 @@ pub fn declare(modules: &[Module]) -> Result<Declaration> {
     let mut kinds: Vec<(Value, Vec<&str>)> = Vec::new();
     for module in modules {
         let Some(scheme) = &module.scheme else { continue };
-        let mode = MODES.iter().find(|(_, family, _, group)| {
-            *family == scheme.family && (*family == Family::Mlx || scheme.group == Some(*group))
-        });
-        let (mode, ..) =
-            mode.ok_or_else(|| Error::request("MLX's formats and others cannot share a folder").at(&module.name))?;
+        let mode = mode(scheme)
+            .ok_or_else(|| Error::request("MLX's formats and others cannot share a folder").at(&module.name))?;
         let setting = json!({ "group_size": scheme.group, "bits": scheme.bits, "mode": mode });
         match kinds.iter_mut().find(|(s, _)| *s == setting) {
             Some((_, names)) => names.push(&module.name),
@@ -170,23 +179,25 @@ mod tests {
             json!({ "group_size": 64, "bits": 4, "mode": "affine", "b": { "group_size": 32, "bits": 6, "mode": "affine" } })
         );
         assert_eq!((keys, sidecar), (&["quantization", "quantization_config"][..], None));
-        let modules = BTreeMap::from([("b".to_owned(), Some(Setting { mode: &MODES[0], bits: 6, group: 32 }))]);
-        let expected = Storage::Mlx(Mlx { default: Setting { mode: &MODES[0], bits: 4, group: 64 }, modules });
+        let modules = BTreeMap::from([("b".to_owned(), Some(Setting { family: Family::Mlx, bits: 6, group: 32 }))]);
+        let expected = Storage::Mlx(Mlx { default: Setting { family: Family::Mlx, bits: 4, group: 64 }, modules });
         assert_eq!(storage(&json!({ "quantization": config, "quantization_config": config })).unwrap(), expected);
     }
 
     #[test]
     fn single_modules_have_settings_of_their_own() {
+        let name = codec::all().find(|c| c.scheme().is_some_and(|s| s.family == Family::MlxFloat)).unwrap().name();
+        let float = name.strip_prefix(PREFIX).unwrap();
         let q = json!({ "bits": 3, "group_size": 128, "a": false, "b": true, "c": { "bits": 8 }, "d": {}, "e": "words",
-            "f": { "mode": "nvfp4" } });
+            "f": { "mode": float } });
         let Storage::Mlx(read) = read(&q).unwrap() else { panic!() };
-        let setting = |bits, group| Some(Setting { mode: &MODES[0], bits, group });
+        let setting = |bits, group| Some(Setting { family: Family::Mlx, bits, group });
         let expected = [
             ("a", None),
             ("b", setting(3, 128)),
             ("c", setting(8, 64)),
             ("d", setting(4, 64)),
-            ("f", Some(Setting { mode: &MODES[1], bits: 4, group: 16 })),
+            ("f", Some(Setting { family: Family::MlxFloat, bits: 4, group: 16 })),
         ];
         assert!(read.modules.iter().map(|(name, s)| (name.as_str(), *s)).eq(expected));
         for wrong in [json!({ "bits": 0 }), json!({ "bits": "four" }), json!({ "a": { "group_size": 1e9 } })] {
