@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::folder::Folder;
 use common::model::{DENSE, MOE, Shape, model};
-use common::{quant, quant_fails, quant_ok};
+use common::{hidden, quant, quant_fails, quant_ok};
 use quant::arch::Role;
 use quant::calibrate::imatrix::Imatrix;
 use quant::calibrate::stats::{SiteStats, Statistics};
@@ -73,11 +73,6 @@ impl Bench {
         words.iter().for_each(|word| assert!(error.contains(word), "no {word} in\n{error}"));
         assert!(!self.file("never").exists() && hidden(self.dir.path()).is_empty());
     }
-}
-
-fn hidden(folder: &Path) -> Vec<String> {
-    let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    names.filter(|n| n.starts_with('.')).collect()
 }
 
 fn site<'a>(s: &'a Statistics, layer: Option<u32>, role: Role) -> SiteStats<'a> {

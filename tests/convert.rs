@@ -2,20 +2,14 @@
 
 mod common;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use common::folder::{Folder, Stored};
 use common::model::{DENSE, MOE, ODD, Shape, model};
 use common::{quant_fails, quant_ok};
-use quant::calibrate::stats::Statistics;
-use quant::container::{Checkpoint, open};
-use quant::convert::fold::Folds;
-use quant::convert::{self, Plan, Request, fold};
-use quant::engine::{Engine, NoTap, Sequence};
-use quant::recipe::{self, Recipe};
-use serde_json::{Value, json};
+use quant::container::open;
+use quant::recipe;
+use serde_json::Value;
 
 fn convert(model: &Path, to: &str, out: &Path, more: &[&str]) -> Value {
     let (model, out) = (model.to_str().unwrap(), out.to_str().unwrap());
@@ -236,123 +230,4 @@ fn usage_errors_exit_with_two_and_say_what_is_known() {
     assert_eq!(out.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&out.stderr).contains("q4_k_m"));
     assert_eq!(common::quant(&["convert"]).status.code(), Some(2));
-}
-
-/// A model with a few channels that are far more active than the rest, wherever a scale can hide: AWQ has much to gain.
-fn uneven(shape: &Shape) -> Folder {
-    let mut folder = model(shape);
-    let writes = |name: &str| ["norm", "v_proj", "up_proj"].iter().any(|w| name.contains(w));
-    for (_, t) in folder.tensors.iter_mut().filter(|(name, _)| writes(name)) {
-        let cols = t.shape.get(1).copied().unwrap_or(1);
-        change(t, |i, w| if (i / cols) % 37 == 5 { 10.0 * w } else { w });
-    }
-    folder.write();
-    folder
-}
-
-fn change(t: &mut Stored, value: impl Fn(usize, f32) -> f32) {
-    let read = |(i, b): (usize, &[u8])| value(i, f32::from_le_bytes(b.try_into().unwrap())).to_le_bytes();
-    t.bytes = t.bytes.chunks_exact(4).enumerate().flat_map(read).collect();
-}
-
-/// Small models whose folds differ: their name, what they are, and what AWQ scales in a layer.
-fn families() -> Vec<(&'static str, Folder, Vec<&'static str>)> {
-    let norm = |name: &str| name.ends_with("norm.weight");
-    let plain = Shape { layers: 2, ..DENSE };
-    let heads = Shape { kv_heads: 4, ..plain };
-    let mut gemma = uneven(&Shape { tied: true, ..plain });
-    gemma.config["architectures"] = json!(["GemmaForCausalLM"]);
-    gemma.config["hidden_act"] = json!("gelu_pytorch_tanh");
-    gemma.config["head_dim"] = json!(64);
-    for (_, gain) in gemma.tensors.iter_mut().filter(|(name, _)| norm(name)) {
-        change(gain, |_, g| g - 1.0);
-    }
-    let mut qwen = uneven(&heads);
-    qwen.config["architectures"] = json!(["Qwen2ForCausalLM"]);
-    for (layer, head) in (0..2).flat_map(|l| ["q", "k", "v"].map(|h| (l, h))) {
-        let values: Vec<f32> = (0..256).map(|i| ((i * 37 + layer) % 19) as f32 / 19.0 - 0.5).collect();
-        let bias = Stored { dtype: "F32", shape: vec![256], bytes: bytemuck::cast_slice(&values).to_vec() };
-        qwen.tensors.insert(format!("model.layers.{layer}.self_attn.{head}_proj.bias"), bias);
-    }
-    [&gemma, &qwen].map(Folder::write);
-    let common = ["attn_norm", "attn_q", "attn_k", "attn_v", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"];
-    let own = |more: &[&'static str]| [&common[..], &["attn_output"], more].concat();
-    vec![
-        ("llama", uneven(&plain), common.to_vec()),
-        ("heads of their own", uneven(&heads), own(&[])),
-        ("gemma", gemma, common.to_vec()),
-        ("qwen2", qwen, own(&["attn_v.bias"])),
-        ("experts", uneven(&MOE), common[..4].to_vec()),
-    ]
-}
-
-fn logits(checkpoint: &dyn Checkpoint) -> Vec<f32> {
-    let tokens: Vec<u32> = (0..60).map(|i| (i * 7919 + 13) % 256).collect();
-    let engine = Engine::new(checkpoint, tokens.len()).unwrap();
-    let mut cache = engine.transient(tokens.len()).unwrap();
-    let hidden = engine.forward(&mut [Sequence { tokens: &tokens, cache: &mut cache }], &mut NoTap).unwrap();
-    engine.head().unwrap().logits(&hidden)
-}
-
-/// What AWQ's scales do to one side of a product, the other side takes back: in weights that lose nothing, in both containers.
-#[test]
-fn folding_leaves_the_function_as_it_is() {
-    let dir = tempfile::tempdir().unwrap();
-    let text = dir.path().join("text.txt");
-    let line = |i: usize| format!("the {} heron sees {} fish, and {} of them see it. ", i % 7, i * i % 31, i % 5);
-    fs::write(&text, (0..100).map(line).collect::<String>()).unwrap();
-    for (name, folder, expected) in families() {
-        let stats = dir.path().join(format!("{name}.stats"));
-        let [path, text, out] = [folder.path(), &text, &stats].map(|p| p.to_str().unwrap());
-        let amount = ["--rows", "8", "--length", "64"];
-        let args = ["calibrate", path, "--data", text, "--gram", "--quiet", "-o", out];
-        quant_ok(&[&args[..], &amount].concat());
-        let (source, statistics) = (open(folder.path()).unwrap(), Statistics::open(&stats).unwrap());
-        let plain = logits(source.as_ref());
-        let request = Request {
-            source: source.as_ref(),
-            imatrix: None,
-            statistics: Some(&statistics),
-            fold: true,
-            feedback: false,
-            search: true,
-            exact_llama: false,
-            allow_requantize: false,
-            split_max_bytes: None,
-        };
-        for (coarse, fine) in [("awq", "hf-f32"), ("q4_0", "f32")] {
-            let path = dir.path().join(format!("{name}-{fine}"));
-            let plan = |to: &str| Plan::new(&request, &Recipe::load(to).unwrap(), &path).unwrap();
-            let (coarse, fine) = (plan(coarse), plan(fine));
-            let names = |p: &Plan| p.tensors.iter().map(|t| t.spec.name.clone()).collect::<Vec<_>>();
-            assert_eq!(names(&coarse), names(&fine));
-            let folds = fold::search(&request, &coarse).unwrap();
-            let found: BTreeSet<&str> = folds.keys().map(|o| stem(&coarse.tensors[*o].spec.name)).collect();
-            assert_eq!(found, expected.iter().copied().collect(), "{name}");
-            let apart = |folds: Folds| {
-                convert::run_folded(&request, std::slice::from_ref(&fine), &|_| Ok(folds.clone()), 2, &|_| {}).unwrap();
-                let folded = logits(open(&path).unwrap().as_ref());
-                let most = plain.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-                plain.iter().zip(&folded).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / most
-            };
-            let (whole, half) = (apart(folds.clone()), apart(without_writers(&folds)));
-            println!("{name} {}: {whole:e}, {half:e} with one side alone", fine.target);
-            assert!(whole <= 1e-5, "{name} {}: {whole:e}", fine.target);
-            // The scales are not all 1.
-            assert!(half > 1e-2, "{name} {}: {half:e}", fine.target);
-        }
-    }
-}
-
-/// `blk.1.attn_v.weight` is `attn_v`.
-fn stem(name: &str) -> &str {
-    let stem = name.splitn(3, '.').last().unwrap();
-    stem.strip_suffix(".weight").unwrap_or(stem)
-}
-
-/// Scales that nothing takes back.
-fn without_writers(folds: &Folds) -> Folds {
-    let mut folds = folds.clone();
-    folds.values_mut().for_each(|f| f.rows = None);
-    folds
 }

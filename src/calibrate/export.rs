@@ -35,7 +35,7 @@ impl Imatrix {
             tensors.push(TensorSpec { name: format!("{name}.in_sum2"), shape: vec![planes, entry.cols], codec });
             tensors.push(TensorSpec { name: format!("{name}.counts"), shape: vec![planes, 1], codec });
         }
-        let writer = gguf::create(path, &metadata, &tensors, None, &[])?;
+        let writer = gguf::create(path, &metadata, &tensors, None, &[], None)?;
         for (i, (_, entry)) in self.iter().enumerate() {
             let counts: Vec<f32> = entry.planes_with_counts().map(|(count, _)| count as f32).collect();
             let sums =

@@ -1,16 +1,16 @@
 //! What a killed run can go on from: a line for every finished layer, and the hidden states behind it.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::states::States;
-use crate::container::output::{Output, open_private};
-use crate::error::{At, Error, Result};
+use crate::container::journal;
+use crate::container::output::Output;
+use crate::error::Result;
 
-/// A finished layer. Hashes instead of fsync: what was lost when the machine went down is seen, and costs a new start.
+/// A finished layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Done {
     pub layer: usize,
@@ -22,9 +22,8 @@ pub struct Done {
 
 /// Temporary files beside the output; removed in the end, however it comes, unless the process is killed.
 pub struct Journal {
-    path: PathBuf,
-    files: Vec<PathBuf>,
-    file: File,
+    lines: journal::Journal,
+    files: [PathBuf; 2],
     /// Two, which take turns: a layer reads one and writes the other.
     states: [States; 2],
 }
@@ -35,33 +34,17 @@ impl Journal {
     pub fn open(output: &Path, job: &str, tokens: usize, hidden: usize) -> Result<(Journal, Vec<Done>)> {
         let [path, a, b] = ["journal", "states-0", "states-1"].map(|what| Output::beside(output, what));
         let states = [States::open(&a, tokens, hidden)?, States::open(&b, tokens, hidden)?];
-        let mut file = open_private(&path).at(|| path.display().to_string())?;
-        let mut text = String::new();
-        // What is not text is no journal.
-        let _ = file.read_to_string(&mut text);
-        let mut lines = text.lines();
-        let done = match lines.next() == Some(job) {
-            true => lines.map_while(|l| serde_json::from_str(l).ok()).collect(),
-            false => Vec::new(),
-        };
-        let mut journal = Journal { files: vec![path.clone(), a, b], path, file, states };
-        journal.start(job)?;
-        done.iter().try_for_each(|d| journal.add(d))?;
-        Ok((journal, done))
+        let (lines, done) = journal::Journal::open(path, job)?;
+        Ok((Journal { lines, files: [a, b], states }, done))
     }
 
     /// Forgets all layers.
     pub fn start(&mut self, job: &str) -> Result<()> {
-        use std::io::Seek;
-        let at = || self.path.display().to_string();
-        self.file.set_len(0).at(at)?;
-        self.file.rewind().at(at)?;
-        writeln!(self.file, "{job}").at(at)
+        self.lines.start(job)
     }
 
     pub fn add(&mut self, done: &Done) -> Result<()> {
-        let line = serde_json::to_string(done).map_err(|e| Error::input(e.to_string()))?;
-        writeln!(self.file, "{line}").at(|| self.path.display().to_string())
+        self.lines.add(done)
     }
 
     /// The states in front of `layer`.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::convert::follow;
 use super::quality::digits;
 use super::report::Reporter;
 use super::size::Size;
@@ -203,7 +204,8 @@ impl Allocation<'_> {
         plans.extend(self.preset(&plans[0], &other)?);
         let bytes = self.request.source.tensors().iter().map(|t| t.bytes as u64).sum();
         let bar = self.reporter.progress("convert", bytes);
-        let mut outputs = convert::run(self.request, &plans, self.threads, &|n| bar.advance(n))?;
+        let mut outputs =
+            convert::run(self.request, &plans, self.threads, &|event| follow(event, &bar, self.reporter))?;
         bar.finish();
         let klds = plans.iter().map(|p| self.judge(&p.path, judged)).collect::<Result<Vec<f64>>>();
         let remove =

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use super::allocate::{Allocated, Allocation, GoalArgs};
 use super::inputs::InputArgs;
-use super::report::{Reporter, table};
+use super::report::{Progress, Reporter, table};
 use super::size::Size;
 use super::{Common, model};
 use crate::container::{OpenOptions, hf};
-use crate::convert::{self, Output, Plan, Planned, Request};
+use crate::convert::{self, Event, Output, Plan, Planned, Request};
 use crate::error::{At, Error, Result};
 use crate::recipe::Recipe;
 
@@ -89,7 +89,7 @@ impl Convert {
         }
         let bytes = model.checkpoint.tensors().iter().map(|t| t.bytes as u64).sum();
         let bar = reporter.progress("convert", bytes);
-        let outputs = convert::run(&request, &plans, threads, &|n| bar.advance(n))?;
+        let outputs = convert::run(&request, &plans, threads, &|event| follow(event, &bar, reporter))?;
         bar.finish();
         print_outputs(&plans, &outputs, None, reporter).map(|()| true)
     }
@@ -178,6 +178,16 @@ impl Convert {
             ))?;
         }
         Ok(())
+    }
+}
+
+/// Shows how a conversion goes on.
+pub fn follow(event: Event, bar: &Progress, reporter: &Reporter) {
+    match event {
+        Event::Bytes(n) => bar.advance(n),
+        Event::Resumed { weights, of } => {
+            reporter.note(&format!("going on after {weights} of {of} weights of a run that was stopped"));
+        }
     }
 }
 
@@ -284,7 +294,7 @@ fn solved_note(plan: &Plan, output: &Output) -> Option<String> {
     ratios.sort_by(f64::total_cmp);
     let median = ratios.get(ratios.len() / 2)?;
     let mut counts = BTreeMap::<&str, usize>::new();
-    output.solved.iter().for_each(|s| *counts.entry(s.method).or_default() += 1);
+    output.solved.iter().for_each(|s| *counts.entry(&s.method).or_default() += 1);
     let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{n} by {name}")).collect();
     let mut note = format!(
         "{}: {}; median error of the outputs {median:.2} times that of imatrix, on held-out text",

@@ -4,6 +4,7 @@ pub mod gguf;
 pub mod hf;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod journal;
 pub mod map;
 pub mod output;
 pub mod sink;

@@ -21,12 +21,17 @@ pub struct Output {
 impl Output {
     /// Claims `.<name>.partial` beside `path`, empty; left-overs of a killed run are reused.
     pub fn create(path: &Path) -> Result<Output> {
-        let output = Output::open(path, open_to_write)?;
+        let output = Output::resume(path)?;
         output.clear()?;
         Ok(output)
     }
 
-    /// The same for a file that only its owner may read, and with what a killed run left in it.
+    /// The same with what a killed run left in it.
+    pub fn resume(path: &Path) -> Result<Output> {
+        Output::open(path, open_to_write)
+    }
+
+    /// The same for a file that only its owner may read.
     pub fn resume_private(path: &Path) -> Result<Output> {
         Output::open(path, open_private)
     }
@@ -61,9 +66,15 @@ impl Output {
         self.file.set_len(0).at(|| self.temporary.display().to_string())
     }
 
+    /// Its length, and the disk space that it takes already.
+    pub fn size(&self) -> Result<(u64, u64)> {
+        let metadata = self.file.metadata().at(|| self.temporary.display().to_string())?;
+        Ok((metadata.len(), space(&metadata)))
+    }
+
     /// Bytes that were written before, from `offset`.
     ///
-    /// Errors: fewer than `bytes`; an output that was not opened to resume.
+    /// Errors: fewer than `bytes`.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         read_exact_at(&self.file, offset, bytes).at(|| self.temporary.display().to_string())
     }
@@ -193,12 +204,13 @@ fn claim(temporary: &Path, open: fn(&Path) -> std::io::Result<File>) -> Result<F
 fn open_to_write(path: &Path) -> std::io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     // Not through a link: in a folder that others can write, it could lead anywhere.
-    OpenOptions::new().write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW).open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW).open(path)
 }
 
 #[cfg(not(unix))]
 fn open_to_write(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(false).open(path)
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
 }
 
 /// Opens or makes a file that only its owner can read and write; what it holds stays.
@@ -305,6 +317,16 @@ fn start_writeback(file: &File) {
 
 #[cfg(not(target_os = "linux"))]
 fn start_writeback(_: &File) {}
+
+#[cfg(unix)]
+fn space(metadata: &fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(metadata).saturating_mul(512)
+}
+
+#[cfg(not(unix))]
+fn space(metadata: &fs::Metadata) -> u64 {
+    metadata.len()
+}
 
 #[cfg(unix)]
 fn free_space(folder: &Path) -> Option<u64> {

@@ -5,6 +5,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
+use super::journal::Journal;
 use super::output::{self, Output};
 use crate::error::{At, Error, Result};
 
@@ -15,6 +18,25 @@ pub struct Slot {
     /// From the start of the shard's file.
     pub offset: u64,
     pub bytes: u64,
+}
+
+/// Bytes of a tensor, by its number in the sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub tensor: usize,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// A part of the output that is complete.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// What its writer calls it.
+    pub name: String,
+    /// BLAKE3 of its bytes, place after place.
+    digest: String,
+    /// What its writer must know to go on without it.
+    pub note: serde_json::Value,
 }
 
 /// A file to be written: its first bytes, or all of them.
@@ -38,6 +60,9 @@ pub struct Sink {
     // Before the folder that they lie in: fields are dropped in this order.
     outputs: Vec<Output>,
     tensors: Vec<Progress>,
+    journal: Option<Journal>,
+    /// Of a run that was killed.
+    done: Vec<Done>,
     folder: Option<Folder>,
 }
 
@@ -49,13 +74,33 @@ struct Progress {
 
 impl Sink {
     /// Reserves the space of all files and writes what is known of them. `tensors` are the names and places of what is still
-    /// missing. `inputs` are files that must not be overwritten.
-    pub fn create(files: &[NewFile], tensors: Vec<(String, Slot)>, inputs: &[PathBuf]) -> Result<Sink> {
+    /// missing. `inputs` are files that must not be overwritten. With a `job`, one line that tells all that the bytes
+    /// depend on, the run can be killed, and one with an equal line finds what was [`Sink::done`].
+    pub fn create(
+        files: &[NewFile],
+        tensors: Vec<(String, Slot)>,
+        inputs: &[PathBuf],
+        job: Option<&str>,
+    ) -> Result<Sink> {
         let paths: Vec<PathBuf> = files.iter().map(|f| f.path.clone()).collect();
         output::refuse_inputs(&paths, inputs)?;
-        let outputs = paths.iter().map(|path| Output::create(path)).collect::<Result<Vec<_>>>()?;
+        let outputs = paths.iter().map(|path| Output::resume(path)).collect::<Result<Vec<_>>>()?;
+        let (journal, mut done) = match (job, paths.first()) {
+            // The lock on the first file guards it too.
+            (Some(job), Some(first)) => {
+                Journal::open(Output::beside(first, "journal"), job).map(|(j, d)| (Some(j), d))?
+            }
+            _ => (None, Vec::new()),
+        };
+        let sizes = outputs.iter().map(Output::size).collect::<Result<Vec<_>>>()?;
+        let reserved = sizes.iter().zip(files).all(|((length, _), file)| *length == file.bytes);
+        if done.is_empty() || !reserved {
+            done.clear();
+            outputs.iter().try_for_each(Output::clear)?;
+        }
         if let Some(first) = paths.first() {
-            output::check_space(first, files.iter().map(|f| f.bytes).sum())?;
+            let taken: u64 = if done.is_empty() { 0 } else { sizes.iter().map(|(_, space)| space).sum() };
+            output::check_space(first, files.iter().map(|f| f.bytes).sum::<u64>().saturating_sub(taken))?;
         }
         for (output, file) in outputs.iter().zip(files) {
             output.reserve(file.bytes)?;
@@ -67,7 +112,8 @@ impl Sink {
             }
         }
         let progress = |(name, slot)| Progress { name, slot, written: AtomicU64::new(0) };
-        Ok(Sink { outputs, tensors: tensors.into_iter().map(progress).collect(), folder: None })
+        let tensors = tensors.into_iter().map(progress).collect();
+        Ok(Sink { outputs, tensors, journal, done, folder: None })
     }
 
     /// [`Sink::create`] for a folder of files, named relative to it, which appears when all of them are complete. A folder of
@@ -77,6 +123,7 @@ impl Sink {
         files: &[NewFile],
         tensors: Vec<(String, Slot)>,
         inputs: &[PathBuf],
+        job: Option<&str>,
         own: impl Fn(&str) -> bool,
     ) -> Result<Sink> {
         let is_own = |name: &str| own(name) || files.iter().any(|f| f.path.as_os_str() == name);
@@ -85,24 +132,69 @@ impl Sink {
         output::refuse_inputs(&finals, inputs)?;
         let folder = Folder::create(path)?;
         let inside = |f: &NewFile| NewFile { path: folder.temporary.join(&f.path), ..f.clone() };
-        let mut sink = Sink::create(&files.iter().map(inside).collect::<Vec<_>>(), tensors, inputs)?;
+        let mut sink = Sink::create(&files.iter().map(inside).collect::<Vec<_>>(), tensors, inputs, job)?;
         sink.folder = Some(folder);
         Ok(sink)
     }
 
     /// Writes bytes of tensor `tensor`, `offset` counted from its first. Each byte must be written once.
     pub fn write_at(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let place = Place { tensor, offset, bytes: bytes.len() as u64 };
+        let (progress, output, start) = self.find(place)?;
+        output.write_at(start, bytes)?;
+        progress.written.fetch_add(place.bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The tensor, its file, and where in the file a place begins.
+    fn find(&self, place: Place) -> Result<(&Progress, &Output, u64)> {
+        let Place { tensor, offset, bytes } = place;
         let progress =
             self.tensors.get(tensor).ok_or_else(|| Error::request(format!("no tensor {tensor} in the layout")))?;
         let Slot { shard, offset: start, bytes: size } = progress.slot;
-        let length = bytes.len() as u64;
-        if offset.checked_add(length).is_none_or(|end| end > size) {
-            let message = format!("{length} bytes at {offset} reach beyond the tensor's {size}");
+        if offset.checked_add(bytes).is_none_or(|end| end > size) {
+            let message = format!("{bytes} bytes at {offset} reach beyond the tensor's {size}");
             return Err(Error::request(message).at(&progress.name));
         }
-        self.outputs[shard].write_at(start + offset, bytes)?;
-        progress.written.fetch_add(length, Ordering::Relaxed);
-        Ok(())
+        Ok((progress, &self.outputs[shard], start + offset))
+    }
+
+    /// Tells a later run, should this one be killed, that all bytes of `places` are written.
+    pub fn done(&self, name: String, places: &[Place], note: serde_json::Value) -> Result<()> {
+        match &self.journal {
+            Some(journal) => journal.add(&Done { name, digest: self.digest(places)?, note }),
+            None => Ok(()),
+        }
+    }
+
+    /// What a killed run was done with.
+    pub fn found(&self) -> &[Done] {
+        &self.done
+    }
+
+    /// Takes the bytes of `places` for written, if they are as they were when they were [`Sink::found`] done.
+    pub fn keep(&self, done: &Done, places: &[Place]) -> Result<bool> {
+        if self.digest(places)? != done.digest {
+            return Ok(false);
+        }
+        for place in places {
+            self.find(*place)?.0.written.fetch_add(place.bytes, Ordering::Relaxed);
+        }
+        Ok(true)
+    }
+
+    fn digest(&self, places: &[Place]) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; places.iter().map(|p| p.bytes).max().unwrap_or(0).min(1 << 20) as usize];
+        for place in places {
+            let (_, output, start) = self.find(*place)?;
+            for from in (0..place.bytes).step_by(buffer.len().max(1)) {
+                let piece = &mut buffer[..(place.bytes - from).min(1 << 20) as usize];
+                output.read_at(start + from, piece)?;
+                hasher.update(piece);
+            }
+        }
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     /// Makes the files durable and gives them their final names, which it returns; of a folder, its own name first. Refuses if a

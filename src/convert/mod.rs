@@ -3,6 +3,7 @@
 pub mod fold;
 mod folder;
 pub mod plan;
+mod resume;
 mod scale;
 mod solve;
 pub mod verify;
@@ -26,6 +27,7 @@ use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
 use fold::{Folded, Folds};
 pub use plan::{Layout, Plan, Planned, Request};
+use resume::Ledger;
 pub use solve::Solution;
 
 /// Weights decoded at a time by one thread: 512 KiB of f32, which stays in a core's second-level cache.
@@ -44,6 +46,18 @@ pub struct Output {
     pub solved: Vec<Solution>,
 }
 
+/// Where a run stands.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// So many bytes of source were read since the last.
+    Bytes(u64),
+    /// So many of all weights (each of a stack, in each output) were there, from a run of the same job that was killed.
+    Resumed { weights: usize, of: usize },
+}
+
+/// Called from any thread.
+pub type Listener<'a> = &'a (dyn Fn(Event) + Sync);
+
 /// Reports `bytes` of source read since the last call. Called from any thread.
 pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 
@@ -54,39 +68,55 @@ struct Unit {
     rows: Range<usize>,
 }
 
-/// Writes every plan. All of them are made from `request.source`; each weight is read and decoded once.
-pub fn run(request: &Request<'_>, plans: &[Plan], threads: usize, progress: Progress<'_>) -> Result<Vec<Output>> {
-    run_folded(request, plans, &|plan| fold::search(request, plan), threads, progress)
+/// Writes every plan. All of them are made from `request.source`; each weight is read and decoded once. A run that was killed
+/// goes on where it stopped, if the job is the same.
+pub fn run(request: &Request<'_>, plans: &[Plan], threads: usize, event: Listener<'_>) -> Result<Vec<Output>> {
+    let job = |plan: &Plan| resume::job(request, plan).map(Some);
+    write(request, plans, &job, &|plan| fold::search(request, plan), threads, event)
 }
 
-/// [`run`] with scales of columns from elsewhere.
+/// [`run`] with scales of columns from elsewhere. It does not go on from another.
 pub fn run_folded(
     request: &Request<'_>,
     plans: &[Plan],
     folds: &(dyn Fn(&Plan) -> Result<Folds> + Sync),
     threads: usize,
-    progress: Progress<'_>,
+    event: Listener<'_>,
+) -> Result<Vec<Output>> {
+    write(request, plans, &|_| Ok(None), folds, threads, event)
+}
+
+fn write(
+    request: &Request<'_>,
+    plans: &[Plan],
+    job: &dyn Fn(&Plan) -> Result<Option<String>>,
+    folds: &(dyn Fn(&Plan) -> Result<Folds> + Sync),
+    threads: usize,
+    event: Listener<'_>,
 ) -> Result<Vec<Output>> {
     let start = Instant::now();
     let inputs: Vec<PathBuf> = request.source.files().into_iter().map(|(path, _)| path).collect();
-    let sinks = plans.iter().map(|p| p.create(request.split_max_bytes, &inputs)).collect::<Result<Vec<_>>>()?;
+    let create = |p: &Plan| p.create(request.split_max_bytes, &inputs, job(p)?.as_deref());
+    let sinks = plans.iter().map(create).collect::<Result<Vec<_>>>()?;
     let pool = cpu::pool(threads)?;
     let folds = pool.install(|| plans.iter().map(folds).collect::<Result<Vec<_>>>())?;
     let outputs = outputs_by_source(request.source, plans);
     let again = plans.iter().map(|p| p.tensors.iter().map(|_| AtomicBool::new(false)).collect()).collect();
     let scales = pool
         .install(|| plans.iter().zip(&folds).map(|(p, f)| scale::choose(request, p, f)).collect::<Result<Vec<_>>>())?;
-    let job = Job { request, plans, sinks: &sinks, folds, scales, outputs, again };
+    let ledger = Ledger::new(request.source, plans);
+    let job = Job { request, plans, sinks: &sinks, folds, scales, outputs, again, ledger };
     job.write_scales()?;
+    let kept = pool.install(|| job.resume(event))?;
     each_unit(&job.units(), threads, |unit, scratch| {
         job.convert(unit, scratch)?;
         let t = &request.source.tensors()[unit.tensor];
         if !job.all_solved(unit.tensor) {
-            progress((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64);
+            event(Event::Bytes((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64));
         }
         Ok(())
     })?;
-    let solutions = pool.install(|| solve::run(&job, progress))?;
+    let solutions = pool.install(|| solve::run(&job, kept, event))?;
     let counts: Vec<_> = (0..plans.len()).map(|p| job.counts(p)).collect();
 
     let mut done = Vec::new();
@@ -174,6 +204,7 @@ struct Job<'a> {
     outputs: Vec<Vec<(usize, usize)>>,
     /// For every output tensor whether codes that should have gone over as they are had to be chosen anew.
     again: Vec<Vec<AtomicBool>>,
+    ledger: Ledger,
 }
 
 impl Job<'_> {
@@ -231,9 +262,20 @@ impl Job<'_> {
         self.outputs[tensor].iter().all(|(p, o)| self.plans[*p].tensors[*o].solve)
     }
 
-    /// All outputs of a unit but those that are solved for.
+    /// Tells that a matrix was solved for, if its source is not needed again.
+    fn solved(&self, at: (usize, usize), event: Listener<'_>) {
+        let source = self.plans[at.0].tensors[at.1].source;
+        let t = &self.request.source.tensors()[source];
+        if self.all_solved(source) && self.outputs[source].last() == Some(&at) {
+            event(Event::Bytes((t.bytes / t.planes().max(1)) as u64));
+        }
+    }
+
+    /// All outputs of a unit but those that are solved for, or were made by a run that was killed.
     fn convert(&self, unit: &Unit, scratch: &mut Scratch) -> Result<()> {
-        if self.all_solved(unit.tensor) {
+        let open = |(p, o): (usize, usize)| !self.plans[p].tensors[o].solve && !self.ledger.is_done(p, o, unit.plane);
+        let outputs: Vec<_> = self.outputs[unit.tensor].iter().copied().filter(|at| open(*at)).collect();
+        if outputs.is_empty() {
             return Ok(());
         }
         let source = self.request.source;
@@ -241,7 +283,7 @@ impl Job<'_> {
         let place = || format!("{} ({} in {})", t.name, t.source, t.file);
         let weight = source.read(unit.tensor, unit.plane).at(place)?;
         let mut rolling = Vec::new();
-        for &(p, o) in self.outputs[unit.tensor].iter().filter(|(p, o)| !self.plans[*p].tensors[*o].solve) {
+        for (p, o) in outputs {
             let (planned, folded) = (&self.plans[p].tensors[o], self.folds[p].get(&o));
             let target = Target { sink: &self.sinks[p], planned, folded, unit, t, p, o };
             if !target.planned.whole() || !self.whole(&target, &weight, scratch).at(place)? {
@@ -288,6 +330,7 @@ impl Job<'_> {
             let (slot, offset) = planned.slot(target.unit.plane, part);
             target.sink.write_at(slot, offset, bytes)?;
         }
+        self.wrote((target.p, target.o), target.unit.plane, target.unit.rows.len(), None)?;
         Ok(true)
     }
 
@@ -336,6 +379,7 @@ impl Job<'_> {
         scratch.source.resize(rows.len() * dims.cols, 0.0);
         decode(rows.clone(), &mut scratch.source);
         check_finite(&scratch.source, dims.cols, rows.start)?;
+        let wrote = |target: &Target<'_>| self.wrote((target.p, target.o), target.unit.plane, rows.len(), None);
         for target in targets {
             let (t, planned) = (target.t, target.planned);
             let row_bytes = planned.bytes / (t.planes() * dims.rows).max(1);
@@ -344,6 +388,7 @@ impl Job<'_> {
             if planned.copied && target.folded.is_none() {
                 let bytes = &weight.packed.parts[0][rows.start * row_bytes..rows.end * row_bytes];
                 target.sink.write_at(slot, offset, bytes)?;
+                wrote(target)?;
                 continue;
             }
             let factor = self.factor((target.p, target.o), weight, target.unit.plane);
@@ -370,6 +415,7 @@ impl Job<'_> {
                 check_halves(planned, weights, dims.cols, rows.start)?;
             }
             target.sink.write_at(slot, offset, &scratch.encoded)?;
+            wrote(target)?;
         }
         Ok(())
     }

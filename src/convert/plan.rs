@@ -8,6 +8,7 @@ use crate::calibrate::imatrix::Imatrix;
 use crate::calibrate::stats::Statistics;
 use crate::codec::{self, Activations, Codec, Importance, transcode};
 use crate::container::gguf::{self, TensorSpec};
+use crate::container::sink::Place;
 use crate::container::{Checkpoint, Convention, Sink, Tensor, hf};
 use crate::error::{At, Error, Result};
 use crate::metadata::{Metadata, Value};
@@ -57,6 +58,16 @@ impl Planned {
             true => (first + part, plane as u64 * parts[part] as u64),
             false => (first + plane * parts.len() + part, 0),
         }
+    }
+
+    /// All parts of a plane.
+    pub fn places(&self, plane: usize) -> Vec<Place> {
+        let parts = &self.slots.parts[..self.slots.parts.len() - self.suffixes().len()];
+        let place = |(part, bytes): (usize, &usize)| {
+            let (tensor, offset) = self.slot(plane, part);
+            Place { tensor, offset, bytes: *bytes as u64 }
+        };
+        parts.iter().enumerate().map(place).collect()
     }
 
     /// The slot of a scale that lies beside the parts: 0 is that of the weights, 1 that of the inputs.
@@ -177,14 +188,14 @@ impl Plan {
         Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout })
     }
 
-    /// Files under temporary names, to be filled in.
-    pub fn create(&self, split: Option<u64>, inputs: &[PathBuf]) -> Result<Sink> {
+    /// Files under temporary names, to be filled in; `job` is that of [`Sink::create`].
+    pub fn create(&self, split: Option<u64>, inputs: &[PathBuf], job: Option<&str>) -> Result<Sink> {
         match &self.layout {
             Layout::Gguf { metadata, .. } => {
                 let specs = self.specs();
-                gguf::create(&self.path, metadata, &specs, split, inputs)
+                gguf::create(&self.path, metadata, &specs, split, inputs, job)
             }
-            Layout::Folder(folder) => folder.create(&self.path, inputs),
+            Layout::Folder(folder) => folder.create(&self.path, inputs, job),
         }
     }
 

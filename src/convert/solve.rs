@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::fold::Folded;
-use super::{Factor, Job, Planned, Progress, matrix_rows};
+use super::{Factor, Job, Listener, Planned, matrix_rows};
 use crate::calibrate::method::{self, awq, gptq};
 use crate::calibrate::stats::Gram;
 use crate::codec::grid::{Codes, Grid, MatrixGrid};
@@ -22,13 +23,13 @@ const ROWS: usize = 64;
 const SAMPLE: usize = 64;
 
 /// How one matrix was solved.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Solution {
     pub name: String,
     /// Of a stack of experts.
     pub plane: usize,
     /// A row of [`method::METHODS`].
-    pub method: &'static str,
+    pub method: Cow<'static, str>,
     /// Mean square error of the output over that of rounding the plain weights, on held-out text; `None`: not tried.
     pub error_ratio: Option<f64>,
     /// Why feedback was given up, if so.
@@ -42,9 +43,9 @@ struct Target {
     plane: usize,
 }
 
-/// Solves and writes what the plans left to it; what was done, for each plan.
-pub(super) fn run(job: &Job<'_>, progress: Progress<'_>) -> Result<Vec<Vec<Solution>>> {
-    let mut out: Vec<Vec<(usize, Solution)>> = vec![Vec::new(); job.plans.len()];
+/// Solves and writes what the plans left to it; what was done for each plan, with what was `kept` of a run that was killed.
+pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Listener<'_>) -> Result<Vec<Vec<Solution>>> {
+    let mut out = kept;
     for ((key, expert), targets) in sites(job) {
         let first = &job.plans[targets[0].plan].tensors[targets[0].output];
         let id = &job.request.source.tensors()[first.source].id;
@@ -59,11 +60,7 @@ pub(super) fn run(job: &Job<'_>, progress: Progress<'_>) -> Result<Vec<Vec<Solut
         let judge = stats.as_ref().and_then(|s| s.held_out.as_ref()).or(gram);
         for target in targets {
             let solution = solve(job, &target, &feedback, judge).at(|| format!("the site {key}"))?;
-            let source = job.plans[target.plan].tensors[target.output].source;
-            let t = &job.request.source.tensors()[source];
-            if job.all_solved(source) && job.outputs[source].last() == Some(&(target.plan, target.output)) {
-                progress((t.bytes / t.planes().max(1)) as u64);
-            }
+            job.solved((target.plan, target.output), event);
             out[target.plan].push((target.output, solution));
         }
     }
@@ -79,14 +76,14 @@ pub(super) fn run(job: &Job<'_>, progress: Progress<'_>) -> Result<Vec<Vec<Solut
 /// The matrices to be solved for, by site: its name and the expert.
 fn sites(job: &Job<'_>) -> BTreeMap<(String, Option<u32>), Vec<Target>> {
     let mut out: BTreeMap<_, Vec<Target>> = BTreeMap::new();
-    for (plan, p) in job.plans.iter().enumerate() {
-        for (output, planned) in p.tensors.iter().enumerate().filter(|(_, t)| t.solve) {
+    for (p, plan) in job.plans.iter().enumerate() {
+        for (output, planned) in plan.tensors.iter().enumerate().filter(|(_, t)| t.solve) {
             let t = &job.request.source.tensors()[planned.source];
             let layer = t.id.layer.map_or_else(String::new, |l| format!("blk.{l:05}."));
             let key = format!("{layer}{}", t.id.role.site().as_ref().unwrap_or(&t.id.role).stem());
-            for plane in 0..t.planes() {
+            for plane in (0..t.planes()).filter(|plane| !job.ledger.is_done(p, output, *plane)) {
                 let expert = (t.shape.len() > 2).then_some(plane as u32);
-                out.entry((key.clone(), expert)).or_default().push(Target { plan, output, plane });
+                out.entry((key.clone(), expert)).or_default().push(Target { plan: p, output, plane });
             }
         }
     }
@@ -115,7 +112,7 @@ fn solve(
     let mut solution = Solution {
         name: t.name.clone(),
         plane: at.plane,
-        method: if scaled { "awq" } else { "imatrix" },
+        method: if scaled { "awq" } else { "imatrix" }.into(),
         error_ratio: None,
         because: None,
     };
@@ -133,7 +130,7 @@ fn solve(
             let (plain, rounded, fed) = matrix.losses(feedback.as_deref(), judge).at(place)?;
             let best = match fed {
                 Some(fed) if fed < rounded => {
-                    solution.method = if scaled { "awq+gptq" } else { "gptq" };
+                    solution.method = if scaled { "awq+gptq" } else { "gptq" }.into();
                     chosen = feedback;
                     fed
                 }
@@ -149,6 +146,7 @@ fn solve(
         _ => {}
     }
     matrix.write(&job.sinks[at.plan], at.plane, chosen.as_deref()).at(place)?;
+    job.wrote((at.plan, at.output), at.plane, dims.rows, Some(&solution)).at(place)?;
     Ok(solution)
 }
 

@@ -61,7 +61,7 @@ fn content(t: usize, bytes: u64) -> Vec<u8> {
 
 fn write(path: &Path, metadata: &Metadata, specs: &[TensorSpec], split: Option<u64>) -> Result<Vec<PathBuf>> {
     let layout = layout(metadata, specs, split)?;
-    let writer = create(path, metadata, specs, split, &[])?;
+    let writer = create(path, metadata, specs, split, &[], None)?;
     for (t, slot) in layout.slots.iter().enumerate() {
         writer.write_at(t, 0, &content(t, slot.bytes))?;
     }
@@ -81,7 +81,7 @@ fn what_is_written_is_read() {
     let path = folder.path().join("m.gguf");
     let (metadata, specs) = (pairs(), specs());
     let layout = layout(&metadata, &specs, None).unwrap();
-    let writer = create(&path, &metadata, &specs, None, &[]).unwrap();
+    let writer = create(&path, &metadata, &specs, None, &[], None).unwrap();
     std::thread::scope(|scope| {
         let (writer, layout) = (&writer, &layout);
         for parity in 0..2 {
@@ -210,7 +210,7 @@ fn a_split_that_needs_one_shard_is_numbered_too() {
 fn incomplete_files_never_get_their_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    let create = || create(&path, &pairs(), &five(), Some(64), &[]).unwrap();
+    let create = || create(&path, &pairs(), &five(), Some(64), &[], None).unwrap();
     let writer = create();
     writer.write_at(0, 0, &[0; 63]).unwrap();
     let error = writer.finish().unwrap_err();
@@ -223,7 +223,7 @@ fn incomplete_files_never_get_their_name() {
 #[test]
 fn writes_stay_inside_their_tensor() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = create(&folder.path().join("m.gguf"), &pairs(), &five(), None, &[]).unwrap();
+    let writer = create(&folder.path().join("m.gguf"), &pairs(), &five(), None, &[], None).unwrap();
     for (tensor, offset, length) in [(0, 0, 65), (0, 64, 1), (0, u64::MAX, 1), (5, 0, 0)] {
         assert!(writer.write_at(tensor, offset, &vec![0; length]).is_err());
     }
@@ -233,7 +233,7 @@ fn writes_stay_inside_their_tensor() {
 fn two_runs_do_not_share_an_output() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    let create = || create(&path, &pairs(), &five(), None, &[]);
+    let create = || create(&path, &pairs(), &five(), None, &[], None);
     let first = create().unwrap();
     let error = create().err().unwrap();
     assert!(error.to_string().contains("another run is writing"), "{error}");
@@ -250,7 +250,7 @@ fn inputs_are_not_overwritten() {
     let link = folder.path().join("link.gguf");
     fs::hard_link(&source, &link).unwrap();
     for path in [&source, &link, &folder.path().join(".").join("source.gguf")] {
-        let error = create(path, &pairs(), &specs(), None, std::slice::from_ref(&source)).err().unwrap();
+        let error = create(path, &pairs(), &specs(), None, std::slice::from_ref(&source), None).err().unwrap();
         assert!(error.to_string().contains("one of the inputs"), "{error}");
     }
     assert!(output::same_file(&source, &link));
@@ -261,7 +261,7 @@ fn inputs_are_not_overwritten() {
 #[test]
 fn outputs_that_cannot_be() {
     let folder = tempfile::tempdir().unwrap();
-    let create = |path: &Path, specs: &[TensorSpec]| create(path, &pairs(), specs, None, &[]).err().unwrap();
+    let create = |path: &Path, specs: &[TensorSpec]| create(path, &pairs(), specs, None, &[], None).err().unwrap();
     assert_eq!(create(folder.path(), &specs()).kind, Kind::Request);
     let error = create(&folder.path().join("none/m.gguf"), &specs());
     assert!(error.to_string().contains("folder does not exist"), "{error}");

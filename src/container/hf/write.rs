@@ -43,10 +43,10 @@ impl Folder {
         1 + self.slots.iter().map(|s| s.shard).max().unwrap_or(0)
     }
 
-    /// The weights' places in the sink are those of [`Folder::slots`].
-    pub fn create(&self, path: &Path, inputs: &[PathBuf]) -> Result<Sink> {
+    /// The weights' places in the sink are those of [`Folder::slots`]; `job` is that of [`Sink::create`].
+    pub fn create(&self, path: &Path, inputs: &[PathBuf], job: Option<&str>) -> Result<Sink> {
         let tensors = self.names.iter().cloned().zip(self.slots.iter().copied()).collect();
-        Sink::create_folder(path, &self.files, tensors, inputs, |name| is_weights(name) || is_sidecar(name))
+        Sink::create_folder(path, &self.files, tensors, inputs, job, |name| is_weights(name) || is_sidecar(name))
     }
 }
 
