@@ -44,7 +44,6 @@ check logits.py
 check engine.py
 check probe.py
 check calibrate.py
-check reference_methods.py
 check artifacts.py
 check exl2.py
 check kill.py
