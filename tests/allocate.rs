@@ -88,6 +88,9 @@ fn mixes_keep_their_budget_and_lose_less_than_presets() {
     smaller.extend(["--measurement".to_owned(), measurement.clone()]);
     bench.made(&smaller);
     assert!(fs::metadata(bench.file("small.gguf")).unwrap().len() <= 1700 << 10);
+    let mut other = bench.args("packed", "never", ["--target-bpw", "4"]);
+    other.extend(["--measurement".to_owned(), measurement.clone()]);
+    assert!(quant_fails(&strs(&other)).contains("not measured with the formats"));
     let text = fs::read_to_string(&measurement).unwrap();
     let hash = serde_json::from_str::<Value>(&text).unwrap()["model_hash"].as_str().unwrap().to_owned();
     fs::write(&measurement, text.replace(&hash, "0123456789abcdef")).unwrap();

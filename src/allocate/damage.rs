@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::overlay::{Overlay, Patch};
 use crate::container::Checkpoint;
+use crate::device::cpu::TokenScore;
 use crate::engine::{Engine, KvCache, NoTap, Sequence};
 use crate::error::{At, Result};
 use crate::eval::protocol::Window;
@@ -18,13 +19,6 @@ pub struct Variant {
     pub tensors: Vec<usize>,
 }
 
-/// What a variant did.
-#[derive(Clone, Copy, Debug)]
-pub struct Damage {
-    /// Mean KL divergence of its answers from the model's, nats a token.
-    pub kld: f64,
-}
-
 /// Hidden states that are held at a time, in bytes; more variants take another pass over the model.
 const STATES: usize = 1 << 29;
 /// Variants whose logits are computed side by side.
@@ -32,14 +26,13 @@ const SIDES: usize = 8;
 
 /// A variant on its way: where it is, and its own final norm and head if it has any.
 struct Running {
-    variant: usize,
     /// `[tokens][hidden]`
     x: Vec<f32>,
     /// Of the embedding, the final norm and the head, which are needed at the end.
     late: HashMap<usize, Patch>,
 }
 
-/// Measures every variant on `windows`; `make` gives a variant's tensors, one variant at a time. `progress` is called with the number
+/// The mean KL divergence of each variant's answers from the model's on `windows`, nats a token; `make` gives a variant's tensors, one variant at a time. `progress` is called with the number
 /// of variants that departed. Runs in the caller's rayon pool.
 pub fn damages(
     base: &dyn Checkpoint,
@@ -47,7 +40,7 @@ pub fn damages(
     variants: &[Variant],
     make: &dyn Fn(usize) -> Result<HashMap<usize, Patch>>,
     progress: &dyn Fn(u64),
-) -> Result<Vec<Damage>> {
+) -> Result<Vec<f64>> {
     let engine = Engine::new(base, longest(windows))?;
     let run = Run { base, engine: &engine, windows, make };
     // Those that depart late have least to run: together.
@@ -55,10 +48,10 @@ pub fn damages(
     order.sort_by_key(|v| run.departs(&variants[*v]));
     let tokens: usize = windows.iter().map(|w| w.tokens.len()).sum();
     let each = (tokens * engine.hidden() * 4).max(1);
-    let mut out = vec![Damage { kld: 0.0 }; variants.len()];
+    let mut out = vec![0.0; variants.len()];
     for some in order.chunks((STATES / each).max(1)) {
         let found = run.pass(variants, some, progress)?;
-        some.iter().zip(found).for_each(|(v, damage)| out[*v] = damage);
+        some.iter().zip(found).for_each(|(v, kld)| out[*v] = kld);
     }
     Ok(out)
 }
@@ -92,7 +85,7 @@ impl Run<'_> {
     }
 
     /// Runs some variants, given in the order in which they depart.
-    fn pass(&self, variants: &[Variant], some: &[usize], progress: &dyn Fn(u64)) -> Result<Vec<Damage>> {
+    fn pass(&self, variants: &[Variant], some: &[usize], progress: &dyn Fn(u64)) -> Result<Vec<f64>> {
         let mut caches = self.caches(1)?;
         let mut x = self.engine.pass(&mut NoTap).embed(&self.sequences(&mut caches))?;
         let mut running: Vec<Running> = Vec::new();
@@ -111,7 +104,7 @@ impl Run<'_> {
         }
         for v in starts(Stage::End) {
             let late = (self.make)(v).at(|| variants[v].name.clone())?;
-            running.push(Running { variant: v, x: x.clone(), late });
+            running.push(Running { x: x.clone(), late });
             progress(1);
         }
         self.compare(&x, running)
@@ -135,7 +128,7 @@ impl Run<'_> {
             }
         };
         overlay.patches.retain(|t, _| self.base.tensors()[*t].id.layer.is_none());
-        Ok(Running { variant, x, late: overlay.patches })
+        Ok(Running { x, late: overlay.patches })
     }
 
     /// The model's own layer, for variants that departed before it.
@@ -157,43 +150,32 @@ impl Run<'_> {
     }
 
     /// Divergences, in the order given.
-    fn compare(&self, base: &[f32], mut running: Vec<Running>) -> Result<Vec<Damage>> {
+    fn compare(&self, base: &[f32], mut running: Vec<Running>) -> Result<Vec<f64>> {
         let late: Vec<HashMap<usize, Patch>> = running.iter_mut().map(|r| std::mem::take(&mut r.late)).collect();
         let overlays: Vec<Overlay<'_>> = late.into_iter().map(|patches| Overlay { base: self.base, patches }).collect();
         let targets = crate::eval::targets(self.windows);
         let head = self.engine.head()?;
         let expected = self.scored(self.engine, base)?;
         let reference = Side { name: "the reference", head: &head, hidden: &expected };
-        let mut order: Vec<usize> = (0..running.len()).collect();
-        let mut out = vec![(0, Damage { kld: 0.0 }); running.len()];
-        order.sort_by_key(|i| running[*i].variant);
-        for some in order.chunks(SIDES) {
-            let engines =
-                some.iter().map(|i| Engine::new(&overlays[*i], longest(self.windows))).collect::<Result<Vec<_>>>()?;
+        let mut out = Vec::with_capacity(running.len());
+        for (some, overlays) in running.chunks(SIDES).zip(overlays.chunks(SIDES)) {
+            let engines = overlays.iter().map(|o| Engine::new(o, longest(self.windows))).collect::<Result<Vec<_>>>()?;
             let heads = engines.iter().map(Engine::head).collect::<Result<Vec<_>>>()?;
             let hidden: Vec<Vec<f32>> =
-                some.iter().zip(&engines).map(|(i, e)| self.scored(e, &running[*i].x)).collect::<Result<_>>()?;
+                some.iter().zip(&engines).map(|(r, e)| self.scored(e, &r.x)).collect::<Result<_>>()?;
             let sides: Vec<Side<'_>> =
                 heads.iter().zip(&hidden).map(|(head, hidden)| Side { name: "a variant", head, hidden }).collect();
-            for (i, scores) in some.iter().zip(compare(&reference, &sides, &targets)?) {
-                let kld = scores.iter().map(|s| s.kld).sum::<f64>() / scores.len().max(1) as f64;
-                out[*i] = (running[*i].variant, Damage { kld });
-            }
+            let mean = |scores: Vec<TokenScore>| scores.iter().map(|s| s.kld).sum::<f64>() / scores.len().max(1) as f64;
+            out.extend(compare(&reference, &sides, &targets)?.into_iter().map(mean));
         }
-        Ok(out.into_iter().map(|(_, damage)| damage).collect())
+        Ok(out)
     }
 
     /// Final hidden states of the scored positions.
     fn scored(&self, engine: &Engine<'_>, x: &[f32]) -> Result<Vec<f32>> {
         let mut caches = self.caches(1)?;
         let all = engine.pass(&mut NoTap).finish(&self.sequences(&mut caches), x)?;
-        let hidden = engine.hidden();
-        let (mut out, mut start) = (Vec::new(), 0);
-        for w in self.windows {
-            out.extend_from_slice(&all[(start + w.scored.start) * hidden..(start + w.scored.end) * hidden]);
-            start += w.tokens.len();
-        }
-        Ok(out)
+        Ok(crate::eval::scored(self.windows, &all, engine.hidden()))
     }
 
     fn caches(&self, times: usize) -> Result<Vec<KvCache>> {

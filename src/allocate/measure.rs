@@ -76,25 +76,40 @@ pub fn measure(job: &Job<'_>, model_hash: String, progress: &dyn Fn(u64)) -> Res
     let variants: Vec<Variant> =
         costs.iter().map(|c| Variant { name: tensors[c.tensor].name.clone(), tensors: vec![c.tensor] }).collect();
     let make = |i: usize| Ok(HashMap::from([(costs[i].tensor, weigher.rounded(&costs[i])?)]));
-    let damage = damages(job.source, job.windows, &variants, &make, progress)?;
-    let measured = |(c, damage): (&Cost, &super::Damage)| {
+    let klds = damages(job.source, job.windows, &variants, &make, progress)?;
+    let measured = |(c, kld): (&Cost, &f64)| {
         // Second order: the divergence grows with the square of the change, as the error does.
-        let slope = if c.run_error > 0.0 { damage.kld.max(0.0) / c.run_error } else { 0.0 };
+        let slope = if c.run_error > 0.0 { kld.max(0.0) / c.run_error } else { 0.0 };
         let offer =
             |o: &(&'static dyn Codec, u64, f64)| Offer { codec: o.0.name().to_owned(), bytes: o.1, kld: slope * o.2 };
         Measured {
             name: tensors[c.tensor].name.clone(),
             rounded_to: c.run_with.name().to_owned(),
-            kld: damage.kld,
+            kld: *kld,
             offers: c.offers.iter().map(offer).collect(),
         }
     };
     let tokens = job.windows.iter().map(|w| w.scored.len()).sum();
-    let weights = costs.iter().zip(&damage).map(measured).collect();
+    let weights = costs.iter().zip(&klds).map(measured).collect();
     Ok(Measurement { model_hash, tokens, weights })
 }
 
 impl Measurement {
+    /// Keeps these weights, and offers of these formats.
+    ///
+    /// Errors: a weight that was not measured, or with none of the formats.
+    pub fn only(&mut self, names: &[&str], ladder: &[&'static dyn Codec]) -> Result<()> {
+        self.weights.retain(|w| names.contains(&w.name.as_str()));
+        for weight in &mut self.weights {
+            weight.offers.retain(|o| ladder.iter().any(|c| c.name() == o.codec));
+        }
+        let measured = |name: &str| self.weights.iter().any(|w| w.name == name && !w.offers.is_empty());
+        match names.iter().find(|name| !measured(name)) {
+            None => Ok(()),
+            Some(name) => Err(Error::request("it was not measured with the formats of this recipe").at(*name)),
+        }
+    }
+
     /// Withdraws offers of fewer bytes than a weight has already, by name.
     pub fn at_least(&mut self, bytes: &HashMap<String, u64>) {
         for weight in &mut self.weights {
@@ -106,7 +121,7 @@ impl Measurement {
     }
 
     /// What there is to choose from. `alike`: weights that must have one format, by name.
-    pub fn items(&self, alike: &dyn Fn(&str) -> String) -> Result<(Vec<Item>, Vec<Vec<&str>>)> {
+    pub fn items(&self, alike: &dyn Fn(&str) -> String) -> (Vec<Item>, Vec<Vec<&str>>) {
         let mut groups: BTreeMap<String, Vec<&Measured>> = BTreeMap::new();
         self.weights.iter().for_each(|w| groups.entry(alike(&w.name)).or_default().push(w));
         let mut items = Vec::new();
@@ -123,7 +138,7 @@ impl Measurement {
             codecs.push(options.iter().map(|o| o.0).collect());
             items.push(Item { name, options: options.into_iter().map(|(_, bytes, kld)| (bytes, kld)).collect() });
         }
-        Ok((items, codecs))
+        (items, codecs)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::knapsack::{self, Budget};
 use super::measure::Measurement;
+use crate::arch::WeightId;
 use crate::convert::Plan;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
@@ -29,14 +30,6 @@ pub struct Mixed {
     pub predicted: f64,
 }
 
-/// Weights that runtimes fuse.
-const FUSED: &[(&[&str], &str)] = &[
-    (&["attn_q", "attn_k", "attn_v"], "attn_qkv"),
-    (&["ffn_gate", "ffn_up"], "ffn_gate_up"),
-    (&["ffn_gate_exps", "ffn_up_exps"], "ffn_gate_up_exps"),
-    (&["ffn_gate_shexp", "ffn_up_shexp"], "ffn_gate_up_shexp"),
-];
-
 /// `narrowest`: the plan of [`Recipe::narrowest`]. `base`: what the recipe is called.
 ///
 /// Errors: a goal out of reach, with what is the least.
@@ -51,7 +44,7 @@ pub fn mix(
         true => fused(name),
         false => name.to_owned(),
     };
-    let (items, codecs) = measurement.items(&alike)?;
+    let (items, codecs) = measurement.items(&alike);
     let measured: HashSet<&str> = measurement.weights.iter().map(|w| w.name.as_str()).collect();
     let open: u64 =
         narrowest.tensors.iter().filter(|t| measured.contains(t.spec.name.as_str())).map(|t| t.bytes as u64).sum();
@@ -89,13 +82,8 @@ pub fn mix(
     Ok(Mixed { recipe: recipe.with_formats(name, named.into_iter())?, text, predicted: chosen.loss })
 }
 
-/// One name for all that are fused.
+/// One name for all that runtimes fuse: the weights that read one activation.
 fn fused(name: &str) -> String {
-    let Some((layer, stem)) = name.strip_suffix(".weight").and_then(|n| n.rsplit_once('.')) else {
-        return name.to_owned();
-    };
-    match FUSED.iter().find(|(parts, _)| parts.contains(&stem)) {
-        Some((_, whole)) => format!("{layer}.{whole}.weight"),
-        None => name.to_owned(),
-    }
+    let id = WeightId::parse(name);
+    format!("{:?} {}", id.layer, id.role.site().unwrap_or(id.role).stem())
 }

@@ -9,7 +9,7 @@ mod mix;
 mod overlay;
 
 pub use blame::Pair;
-pub use damage::{Damage, Variant, damages};
+pub use damage::{Variant, damages};
 pub use measure::{Job, Measured, Measurement, Offer, measure};
 pub use mix::{Goal, Mixed, mix};
 pub use overlay::{Overlay, Patch};

@@ -90,6 +90,7 @@ pub struct Allocated {
 /// Windows that weights are measured on, and others that the outcome is judged by; their ratio, if there are fewer.
 const MEASURED: usize = 6;
 const JUDGED: usize = 18;
+const AGAIN: &str = "name another file: it will be measured again";
 /// A divergence that was asked for is aimed at again if the outcome misses it.
 const TRIES: usize = 3;
 
@@ -157,24 +158,26 @@ impl Allocation<'_> {
 
     fn measurement(&self, narrowest: &Plan, windows: &[Window]) -> Result<Measurement> {
         let source = self.request.source;
-        let model_hash = fingerprint::of(source)?;
-        if let Some(path) = self.args.measurement.as_ref().filter(|p| p.exists()) {
-            let at = || path.display().to_string();
-            let text = std::fs::read_to_string(path).at(at)?;
-            let found: Measurement =
-                serde_json::from_str(&text).map_err(|e| Error::input(format!("no measurement: {e}")).at(at()))?;
-            if found.model_hash != model_hash {
-                let error = Error::input("this measurement was made for another model").at(at());
-                return Err(error.help("name another file: it will be measured again"));
-            }
-            return Ok(found);
-        }
         let ladder = self.recipe.ladder();
         let fits = |t: &&convert::Planned| {
             let dims = source.tensors()[t.source].dims();
             t.choice.open && ladder.iter().any(|c| c.layout(dims).is_ok())
         };
         let open: Vec<usize> = narrowest.tensors.iter().filter(fits).map(|t| t.source).collect();
+        let model_hash = fingerprint::of(source)?;
+        if let Some(path) = self.args.measurement.as_ref().filter(|p| p.exists()) {
+            let at = || path.display().to_string();
+            let text = std::fs::read_to_string(path).at(at)?;
+            let mut found: Measurement =
+                serde_json::from_str(&text).map_err(|e| Error::input(format!("no measurement: {e}")).at(at()))?;
+            if found.model_hash != model_hash {
+                let error = Error::input("this measurement was made for another model").at(at());
+                return Err(error.help(AGAIN));
+            }
+            let names: Vec<&str> = open.iter().map(|i| source.tensors()[*i].name.as_str()).collect();
+            found.only(&names, ladder).map_err(|e| e.at(at()).help(AGAIN))?;
+            return Ok(found);
+        }
         let bits = match self.goal {
             Goal::Bits(bits) => bits,
             Goal::Size(bytes) => bytes as f64 * 8.0 / narrowest.weights().max(1) as f64,

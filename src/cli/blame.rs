@@ -52,7 +52,7 @@ impl Blame {
             ))
         })?;
         bar.finish();
-        let mut ranked: Vec<(&Variant, f64)> = parts.iter().zip(&damage).map(|(p, d)| (p, d.kld)).collect();
+        let mut ranked: Vec<(&Variant, f64)> = parts.iter().zip(&damage).map(|(p, kld)| (p, *kld)).collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
         let sum: f64 = ranked.iter().map(|r| r.1).sum();
         if reporter.json {

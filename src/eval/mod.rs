@@ -134,13 +134,17 @@ pub fn states(engine: &Engine<'_>, windows: &[Window]) -> Result<Vec<f32>> {
     let mut sequences: Vec<Sequence<'_>> =
         windows.iter().zip(&mut caches).map(|(w, cache)| Sequence { tokens: &w.tokens, cache }).collect();
     let all = engine.forward(&mut sequences, &mut NoTap)?;
-    let hidden = engine.hidden();
+    Ok(scored(windows, &all, engine.hidden()))
+}
+
+/// The scored positions' of all states, `[tokens][hidden]`.
+pub(crate) fn scored(windows: &[Window], all: &[f32], hidden: usize) -> Vec<f32> {
     let (mut out, mut start) = (Vec::new(), 0);
     for w in windows {
         out.extend_from_slice(&all[(start + w.scored.start) * hidden..(start + w.scored.end) * hidden]);
         start += w.tokens.len();
     }
-    Ok(out)
+    out
 }
 
 pub(crate) fn targets(windows: &[Window]) -> Vec<u32> {

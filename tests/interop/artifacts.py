@@ -71,8 +71,8 @@ def measured(source, preset, work):
 
 
 def packed():
-    """Presets that make folders of packed weights."""
-    return [name for name in presets("hf") if not name.startswith("hf-")]
+    """Presets that make folders of packed weights. EXL2's owner needs a GPU: exl2.py reads those."""
+    return [name for name in presets("hf") if not name.startswith(("hf-", "exl2"))]
 
 
 def config(folder):
