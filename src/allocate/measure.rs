@@ -11,7 +11,7 @@ use super::knapsack::Item;
 use super::overlay::Patch;
 use crate::arch::Role;
 use crate::calibrate::imatrix::Imatrix;
-use crate::calibrate::method::{self, gptq};
+use crate::calibrate::method::{self, Fit, gptq};
 use crate::calibrate::stats::{Gram, Statistics};
 use crate::codec::{self, Codec, Grid, Importance, float};
 use crate::container::{Checkpoint, Tensor, Weight};
@@ -353,7 +353,7 @@ fn on_grid(
     feedback: Option<&Feedback>,
 ) -> Vec<f32> {
     let found = match feedback {
-        Some(feedback) => method::solve(grid, w, cols, importance, feedback),
+        Some(feedback) => method::solve(grid, w, cols, importance, Fit::Importance, feedback),
         None => method::nearest(grid, w, cols, importance),
     };
     method::errors(grid, w, cols, &found)

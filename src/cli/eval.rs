@@ -4,20 +4,23 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::gate::{self, GateArgs};
 use super::model::Model;
 use super::quality::{self, Row, facts};
 use super::report::{Reporter, markdown, table};
+use super::tasks::TaskArgs;
 use super::text::TextArgs;
-use super::{Common, model};
-use crate::container::OpenOptions;
+use super::{Common, Exit, model};
 use crate::container::output::{Output, publish, refuse_inputs};
+use crate::container::{Checkpoint, OpenOptions};
 use crate::convert::verify;
 use crate::device::cpu;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
 use crate::eval::protocol::Window;
 use crate::eval::reference::{Cached, Conditions, Facts, Reference};
-use crate::eval::stats::{self, summarize};
+use crate::eval::stats::{self, Chunk, summarize};
+use crate::eval::task::Task;
 use crate::eval::{self, Candidate};
 
 #[derive(Args)]
@@ -33,12 +36,25 @@ pub struct Eval {
     /// What is judged: the weights alone, or the model as runtimes serve it, activations rounded where its files say so
     #[arg(long, value_name = "WHICH", value_parser = ["plain", "as-served"], default_value = "plain")]
     activations: String,
+    #[command(flatten)]
+    tasks: TaskArgs,
+    /// Ask the tasks alone: no text is read
+    #[arg(long, requires = "suite", conflicts_with = "weights")]
+    no_text: bool,
     /// Also compare every weight with the reference's
     #[arg(long, requires = "reference")]
     weights: bool,
     /// Write the table as Markdown too
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Write what --json prints to a file too: for `quant gate`, and as a later run's baseline
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Judge the results by the budgets in this TOML file: exit code 0 passed, 3 a budget was missed, 4 not enough evidence
+    #[arg(long, value_name = "FILE")]
+    gate: Option<PathBuf>,
+    #[command(flatten)]
+    gating: GateArgs,
 }
 
 /// What `--reference` names.
@@ -82,40 +98,121 @@ impl Source {
 type Artifact = (String, Model);
 
 impl Eval {
-    pub fn run(&self, common: &Common, reporter: &Reporter) -> Result<bool> {
+    pub fn run(&self, common: &Common, reporter: &Reporter) -> Result<Exit> {
         let options = OpenOptions::default();
         let open = |a: &String| Ok((a.clone(), model::open(a, &options, reporter)?));
         let artifacts: Vec<Artifact> = self.artifacts.iter().map(open).collect::<Result<_>>()?;
         let source = self.reference.as_ref().map(|r| Source::open(r, reporter)).transpose()?;
 
+        let tasks = self.tasks.load()?;
+
         let inputs = artifacts.iter().flat_map(|(_, m)| m.files()).chain(source.iter().flat_map(Source::files));
         let inputs: Vec<PathBuf> = inputs.chain(self.text.data.iter().cloned()).collect();
-        refuse_inputs(self.markdown.as_slice(), &inputs)?;
-        match &source {
-            Some(source) => self.paired(&artifacts, source, common, reporter),
-            None => self.alone(&artifacts, common, reporter),
+        let outputs: Vec<PathBuf> = [&self.markdown, &self.save].into_iter().flatten().cloned().collect();
+        refuse_inputs(&outputs, &inputs)?;
+        let gate = self.gating.ready(self.gate.as_deref())?;
+        let mut report = match &source {
+            _ if self.no_text => self.no_text(&artifacts, source.as_ref())?,
+            Some(source) => self.paired(&artifacts, source, common, reporter)?,
+            None => self.alone(&artifacts, common, reporter)?,
+        };
+        if self.tasks.wanted() {
+            self.ask(&tasks, &artifacts, source.as_ref(), &mut report, common, reporter)?;
         }
-        .map(|()| true)
+        let judgement = gate.map(|gate| self.gating.judge(&report.json, &gate)).transpose()?;
+        if let Some(judgement) = &judgement {
+            report.json["gate"] = serde_json::json!(judgement);
+        }
+        self.print(&report, reporter)?;
+        let Some(judgement) = judgement else { return Ok(Exit::DONE) };
+        if !reporter.json {
+            reporter.text("")?;
+            gate::print(&judgement, reporter)?;
+        }
+        Ok(gate::exit(&judgement))
+    }
+
+    fn engine<'a>(&self, checkpoint: &'a dyn Checkpoint, positions: usize) -> Result<Engine<'a>> {
+        let engine = Engine::new(checkpoint, positions)?;
+        Ok(if self.activations == "as-served" { engine.as_served() } else { engine })
     }
 
     fn candidates<'a>(&self, artifacts: &'a [Artifact], positions: usize) -> Result<Vec<Candidate<'a>>> {
-        let mut out = Vec::with_capacity(artifacts.len());
-        for (path, artifact) in artifacts {
-            let engine = Engine::new(artifact.checkpoint.as_ref(), positions).at(|| path.clone())?;
-            let engine = if self.activations == "as-served" { engine.as_served() } else { engine };
-            out.push(Candidate { name: path.clone(), engine });
+        let candidate = |(path, artifact): &'a Artifact| {
+            let engine = self.engine(artifact.checkpoint.as_ref(), positions).at(|| path.clone())?;
+            Ok(Candidate { name: path.clone(), engine })
+        };
+        artifacts.iter().map(candidate).collect()
+    }
+
+    /// Tasks, for the reference's model and all artifacts.
+    fn ask(
+        &self,
+        tasks: &[Task],
+        artifacts: &[Artifact],
+        source: Option<&Source>,
+        report: &mut Report<'_>,
+        common: &Common,
+        reporter: &Reporter,
+    ) -> Result<()> {
+        let reference = match source {
+            Some(Source::Model(m)) => Some(m.checkpoint.as_ref()),
+            Some(Source::File(_)) => {
+                let note = "a reference file cannot be asked: tasks are compared with the model itself alone";
+                report.notes.push(note.to_owned());
+                None
+            }
+            None => None,
+        };
+        let named: Vec<_> = artifacts.iter().map(|(path, m)| (path.as_str(), m.checkpoint.as_ref())).collect();
+        let served = self.activations == "as-served";
+        let results = self.tasks.ask(tasks, reference, &named, served, common.threads(), reporter)?;
+        report.more.extend(results.tables());
+        report.notes.extend(results.notes());
+        results.join(&mut report.json);
+        Ok(())
+    }
+
+    /// Sizes alone: what tasks are added to.
+    fn no_text(&self, artifacts: &[Artifact], source: Option<&Source>) -> Result<Report<'static>> {
+        if let (Some(Source::Model(m)), _) | (None, Some((_, m))) = (source, artifacts.first()) {
+            let hash = eval::tokenizer_hash(&m.checkpoint.metadata()?)?;
+            same_tokenizers(artifacts, &hash, "the reference's")?;
         }
-        Ok(out)
+        let reference = match source {
+            Some(Source::Model(m)) => Some(facts(&m.name, m.checkpoint.as_ref())),
+            _ => None,
+        };
+        let path = self.reference.as_deref().unwrap_or_default();
+        let sizes: Vec<_> = artifacts
+            .iter()
+            .map(|(path, m)| {
+                (path.clone(), quality::format(m.checkpoint.as_ref()), facts(&m.name, m.checkpoint.as_ref()))
+            })
+            .collect();
+        Ok(Report {
+            header: quality::HEADER_SIZES,
+            cells: quality::cells_sizes(&sizes),
+            more: Vec::new(),
+            notes: Vec::new(),
+            json: quality::to_json_sizes(&sizes, reference.as_ref(), path),
+        })
     }
 
     /// Against the reference, token by token.
-    fn paired(&self, artifacts: &[Artifact], source: &Source, common: &Common, reporter: &Reporter) -> Result<()> {
+    fn paired(
+        &self,
+        artifacts: &[Artifact],
+        source: &Source,
+        common: &Common,
+        reporter: &Reporter,
+    ) -> Result<Report<'static>> {
         if self.weights && matches!(source, Source::File(_)) {
             return Err(Error::request("a reference file has no weights to compare")
                 .help("drop --weights, or pass the model itself"));
         }
         let (windows, conditions, reference_facts) = source.prepare(&self.text)?;
-        same_tokenizers(artifacts, &conditions, "the reference's")?;
+        same_tokenizers(artifacts, &conditions.tokenizer_hash, "the reference's")?;
         let (scores, noise) = cpu::pool(common.threads())?.install(|| {
             let positions = eval::longest(&windows);
             let candidates = self.candidates(artifacts, positions)?;
@@ -147,28 +244,26 @@ impl Eval {
                 format: quality::format(checkpoint),
                 facts: facts(&artifact.name, checkpoint),
                 figures: summarize(&scores).at(|| path.clone())?,
+                chunks: scores.iter().map(|chunk| Chunk::of(chunk)).collect(),
                 weights,
             });
         }
         rows.sort_by(|a, b| a.figures.kld.mean.total_cmp(&b.figures.kld.mean));
         let path = self.reference.as_deref().unwrap_or_default();
-        self.print(
-            &Report {
-                header: quality::HEADER,
-                cells: quality::cells(&rows, &reference_facts),
-                weights: quality::worst_weights(&rows),
-                notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, noise),
-                json: quality::to_json(&rows, &conditions, path, &reference_facts, noise),
-            },
-            reporter,
-        )
+        Ok(Report {
+            header: quality::HEADER,
+            cells: quality::cells(&rows, &reference_facts),
+            more: quality::worst_weights(&rows),
+            notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, noise),
+            json: quality::to_json(&rows, &conditions, path, &reference_facts, noise),
+        })
     }
 
     /// Perplexity alone, artifact by artifact.
-    fn alone(&self, artifacts: &[Artifact], common: &Common, reporter: &Reporter) -> Result<()> {
-        let Some((_, first)) = artifacts.first() else { return Ok(()) };
+    fn alone(&self, artifacts: &[Artifact], common: &Common, reporter: &Reporter) -> Result<Report<'static>> {
+        let Some((_, first)) = artifacts.first() else { return Err(Error::request("there is no artifact")) };
         let (windows, conditions) = self.text.prepare(first.checkpoint.as_ref())?;
-        same_tokenizers(artifacts, &conditions, "the first artifact's")?;
+        same_tokenizers(artifacts, &conditions.tokenizer_hash, "the first artifact's")?;
         let mut rows = cpu::pool(common.threads())?.install(|| {
             let candidates = self.candidates(artifacts, eval::longest(&windows))?;
             let bar = reporter.tokens("evaluate", tokens(&windows) * candidates.len() as u64);
@@ -181,6 +276,7 @@ impl Eval {
                     format: quality::format(checkpoint),
                     facts: facts(&artifact.name, checkpoint),
                     figures: stats::likelihood(&nll).at(|| path.clone())?,
+                    chunks: nll.iter().map(|chunk| Chunk::alone(chunk)).collect(),
                     weights: None,
                 });
             }
@@ -188,33 +284,31 @@ impl Eval {
             Ok::<_, Error>(rows)
         })?;
         rows.sort_by(|a, b| a.figures.perplexity.value.total_cmp(&b.figures.perplexity.value));
-        self.print(
-            &Report {
-                header: quality::HEADER_ALONE,
-                cells: quality::cells_alone(&rows),
-                weights: Vec::new(),
-                notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, None),
-                json: quality::to_json_alone(&rows, &conditions),
-            },
-            reporter,
-        )
+        Ok(Report {
+            header: quality::HEADER_ALONE,
+            cells: quality::cells_alone(&rows),
+            more: Vec::new(),
+            notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, None),
+            json: quality::to_json_alone(&rows, &conditions),
+        })
     }
 
     fn print(&self, report: &Report<'_>, reporter: &Reporter) -> Result<()> {
         let right: Vec<usize> = (1..report.header.len()).collect();
         if let Some(path) = &self.markdown {
             let text = format!("{}\n{}\n", markdown(report.header, &right, &report.cells), report.notes.join("  \n"));
-            let output = Output::create(path)?;
-            output.write_at(0, text.as_bytes())?;
-            publish(vec![output])?;
+            write(path, &text)?;
+        }
+        if let Some(path) = &self.save {
+            write(path, &format!("{:#}\n", report.json))?;
         }
         if reporter.json {
             return reporter.value(&report.json);
         }
         reporter.text(&table(report.header, &right, report.cells.iter().cloned()))?;
         reporter.text("")?;
-        for (title, lines) in &report.weights {
-            reporter.text(&table(&[title, "format", "relative"], &[2], lines.iter().cloned()))?;
+        for more in &report.more {
+            reporter.text(more)?;
             reporter.text("")?;
         }
         report.notes.iter().try_for_each(|note| reporter.text(note))
@@ -225,21 +319,27 @@ impl Eval {
 struct Report<'a> {
     header: &'a [&'a str],
     cells: Vec<Vec<String>>,
-    weights: Vec<(String, Vec<Vec<String>>)>,
+    /// Other tables, for the terminal alone.
+    more: Vec<String>,
     notes: Vec<String>,
     json: serde_json::Value,
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    let output = Output::create(path)?;
+    output.write_at(0, text.as_bytes())?;
+    publish(vec![output]).map(drop)
 }
 
 fn tokens(windows: &[Window]) -> u64 {
     windows.iter().map(|w| w.tokens.len() as u64).sum()
 }
 
-/// `whose` tokenizer the conditions tell of.
-fn same_tokenizers(artifacts: &[Artifact], conditions: &Conditions, whose: &str) -> Result<()> {
+/// `theirs`: the hash of the tokenizer, and `whose` it is.
+fn same_tokenizers(artifacts: &[Artifact], theirs: &str, whose: &str) -> Result<()> {
     for (path, artifact) in artifacts {
         let hash = eval::tokenizer_hash(&artifact.checkpoint.metadata()?)?;
-        if hash != conditions.tokenizer_hash {
-            let theirs = &conditions.tokenizer_hash;
+        if hash != theirs {
             let what = format!("its tokenizer ({hash}) is not {whose} ({theirs}): tokens would mean other texts");
             return Err(Error::input(what).at(path.clone()).help("compare files that were made from one model"));
         }

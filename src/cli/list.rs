@@ -10,6 +10,7 @@ use crate::calibrate::method::METHODS;
 use crate::calibrate::mix;
 use crate::codec::{self, Importance};
 use crate::error::Result;
+use crate::eval::task::{File, presets};
 use crate::{arch, container, recipe};
 
 #[derive(Args)]
@@ -26,9 +27,11 @@ enum What {
     Archs,
     Containers,
     Mixes,
+    Tasks,
 }
 
-const ALL: &[What] = &[What::Presets, What::Methods, What::Formats, What::Archs, What::Containers, What::Mixes];
+const ALL: &[What] =
+    &[What::Presets, What::Methods, What::Formats, What::Archs, What::Containers, What::Mixes, What::Tasks];
 
 impl List {
     pub fn run(&self, reporter: &Reporter) -> Result<bool> {
@@ -63,6 +66,7 @@ impl What {
             What::Archs => ("archs", &["arch", "classes"], archs()),
             What::Containers => ("containers", &["container", "about"], containers()),
             What::Mixes => ("mixes", &["mix", "about"], mixes()),
+            What::Tasks => ("tasks", &["task", "kind", "rows", "about"], tasks()),
         }
     }
 }
@@ -115,4 +119,18 @@ fn containers() -> Vec<Vec<String>> {
 fn mixes() -> Vec<Vec<String>> {
     let about = |mix: Result<mix::Mix>| mix.map_or_else(|e| e.message().to_owned(), |m| m.about);
     mix::all().map(|(name, mix)| vec![name.to_owned(), about(mix)]).collect()
+}
+
+fn tasks() -> Vec<Vec<String>> {
+    let row = |name: &str, file: File| {
+        let rows = match (&file.published, file.has_rows(), file.fields.as_slice()) {
+            (_, true, _) => "bundled".to_owned(),
+            (Some(at), ..) => format!("{name}=ROWS of {at}"),
+            (None, _, fields) => format!("yours, with {}", fields.join(", ")),
+        };
+        let check = if file.checks().is_empty() { String::new() } else { format!(", {}", file.checks()) };
+        vec![name.to_owned(), format!("{}{check}", file.kind().map_or("", |k| k.name)), rows, file.about]
+    };
+    let all = presets::EMBEDDED.iter().map(|(name, _)| (*name, File::preset(name)));
+    all.filter_map(|(name, file)| Some(row(name, file.ok()?))).collect()
 }

@@ -5,6 +5,7 @@ mod blame;
 mod calibrate;
 mod convert;
 mod eval;
+mod gate;
 mod generate;
 mod inputs;
 mod inspect;
@@ -19,6 +20,7 @@ mod report;
 mod shell;
 mod size;
 mod statistics_report;
+mod tasks;
 mod text;
 mod verify;
 
@@ -69,6 +71,8 @@ enum Command {
     Calibrate(Box<calibrate::Calibrate>),
     /// Measure perplexity, and what was lost against a reference: KL divergence, top-1 agreement
     Eval(eval::Eval),
+    /// Judge a report of eval by budgets and by an earlier report: PASS, REGRESSION, INCONCLUSIVE or INVALID
+    Gate(gate::Gate),
     /// Rank an artifact's weights by what each costs in divergence from the model
     Blame(blame::Blame),
     /// Give an artifact's weights more bits where that buys most, until its divergence is low enough
@@ -90,35 +94,52 @@ enum Command {
     Shell(shell::Shell),
 }
 
-/// Runs the program; returns the exit code: 0 done, 1 failed, 2 wrong usage.
+/// The program's exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Exit(u8);
+
+impl Exit {
+    const DONE: Exit = Exit(0);
+    const FAILED: Exit = Exit(1);
+    const USAGE: Exit = Exit(2);
+    const GATE_MISSED: Exit = Exit(3);
+    const INCONCLUSIVE: Exit = Exit(4);
+}
+
+impl From<bool> for Exit {
+    fn from(good: bool) -> Exit {
+        if good { Exit::DONE } else { Exit::FAILED }
+    }
+}
+
+/// Runs the program; returns the exit code: 0 done, 1 failed, 2 wrong usage, 3 a gate was missed, 4 not enough evidence.
 pub fn main() -> u8 {
     refuse_large_files_by_error();
     let cli = Cli::parse();
     let reporter = Reporter::new(cli.common.json, cli.common.quiet);
-    let outcome: Result<bool> = match &cli.command {
-        Command::Quickstart(c) => c.run(&cli.common, &reporter),
-        Command::Convert(c) => c.run(&cli.common, &reporter, false),
-        Command::Plan(c) => c.run(&cli.common, &reporter, true),
-        Command::Calibrate(c) => c.run(&cli.common, &reporter),
-        Command::Eval(c) => c.run(&cli.common, &reporter),
-        Command::Blame(c) => c.run(&cli.common, &reporter),
-        Command::Repair(c) => c.run(&cli.common, &reporter),
-        Command::Reference(c) => c.run(&cli.common, &reporter),
-        Command::Inspect(c) => c.run(&cli.common, &reporter),
-        Command::Verify(c) => c.run(&cli.common, &reporter),
-        Command::Generate(c) => c.run(&cli.common, &reporter),
-        Command::Probe(c) => c.run(&reporter),
-        Command::List(c) => c.run(&reporter),
-        Command::Shell(c) => c.run(),
+    let (common, reporter) = (&cli.common, &reporter);
+    let outcome: Result<Exit> = match &cli.command {
+        Command::Quickstart(c) => c.run(common, reporter).map(Exit::from),
+        Command::Convert(c) => c.run(common, reporter, false).map(Exit::from),
+        Command::Plan(c) => c.run(common, reporter, true).map(Exit::from),
+        Command::Calibrate(c) => c.run(common, reporter).map(Exit::from),
+        Command::Eval(c) => c.run(common, reporter),
+        Command::Gate(c) => c.run(reporter),
+        Command::Blame(c) => c.run(common, reporter).map(Exit::from),
+        Command::Repair(c) => c.run(common, reporter).map(Exit::from),
+        Command::Reference(c) => c.run(common, reporter).map(Exit::from),
+        Command::Inspect(c) => c.run(common, reporter).map(Exit::from),
+        Command::Verify(c) => c.run(common, reporter).map(Exit::from),
+        Command::Generate(c) => c.run(common, reporter).map(Exit::from),
+        Command::Probe(c) => c.run(reporter).map(Exit::from),
+        Command::List(c) => c.run(reporter).map(Exit::from),
+        Command::Shell(c) => c.run().map(Exit::from),
     };
-    match outcome {
-        Ok(true) => 0,
-        Ok(false) => 1,
-        Err(e) => {
-            reporter.error(&e);
-            if e.kind == Kind::Request { 2 } else { 1 }
-        }
-    }
+    let exit = outcome.unwrap_or_else(|e| {
+        reporter.error(&e);
+        if e.kind == Kind::Request { Exit::USAGE } else { Exit::FAILED }
+    });
+    exit.0
 }
 
 fn command() -> clap::Command {

@@ -3,12 +3,13 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::report::table;
 use super::size::Size;
 use crate::container::Checkpoint;
 use crate::convert::verify::WeightError;
 use crate::eval::Noise;
 use crate::eval::reference::{Conditions, Facts};
-use crate::eval::stats::{Likelihood, Summary};
+use crate::eval::stats::{Chunk, Likelihood, Summary};
 
 /// One artifact's results.
 pub struct Row<Figures> {
@@ -16,6 +17,8 @@ pub struct Row<Figures> {
     pub format: String,
     pub facts: Facts,
     pub figures: Figures,
+    /// Window by window, for `quant gate`.
+    pub chunks: Vec<Chunk>,
     pub weights: Option<Vec<WeightError>>,
 }
 
@@ -79,15 +82,26 @@ pub fn cells_alone(rows: &[Row<Likelihood>]) -> Vec<Vec<String>> {
     rows.iter().map(cells).collect()
 }
 
-/// The ten weights of each artifact that differ most from the reference's: title and rows of a table.
-pub fn worst_weights(rows: &[Row<Summary>]) -> Vec<(String, Vec<Vec<String>>)> {
-    let table = |row: &Row<Summary>| {
+pub const HEADER_SIZES: &[&str] = &["model", "format", "size", "bits/weight"];
+
+/// Path, format and size of each artifact.
+pub fn cells_sizes(rows: &[(String, String, Facts)]) -> Vec<Vec<String>> {
+    let cells = |(path, format, facts): &(String, String, Facts)| {
+        vec![path.clone(), format.clone(), Size(facts.bytes).to_string(), format!("{:.2}", bpw(facts))]
+    };
+    rows.iter().map(cells).collect()
+}
+
+/// The ten weights of each artifact that differ most from the reference's, as tables.
+pub fn worst_weights(rows: &[Row<Summary>]) -> Vec<String> {
+    let worst = |row: &Row<Summary>| {
         let mut errors: Vec<&WeightError> = row.weights.as_ref()?.iter().collect();
         errors.sort_by(|a, b| b.relative.total_cmp(&a.relative));
         let line = |e: &WeightError| vec![e.name.clone(), e.codec.to_owned(), format!("{:.5}", e.relative)];
-        Some((format!("largest errors of {}", row.path), errors.into_iter().take(10).map(line).collect()))
+        let title = format!("largest errors of {}", row.path);
+        Some(table(&[&title, "format", "relative"], &[2], errors.into_iter().take(10).map(line)))
     };
-    rows.iter().filter_map(table).collect()
+    rows.iter().filter_map(worst).collect()
 }
 
 /// Three significant digits.
@@ -163,10 +177,18 @@ pub fn to_json_alone(rows: &[Row<Likelihood>], conditions: &Conditions) -> Value
         "artifacts": rows.iter().map(artifact).collect::<Vec<_>>()})
 }
 
+/// What is known without reading a text.
+pub fn to_json_sizes(rows: &[(String, String, Facts)], reference: Option<&Facts>, path: &str) -> Value {
+    let artifact = |(path, format, facts): &(String, String, Facts)| json!({"path": path, "format": format, "bytes": facts.bytes, "bpw": bpw(facts)});
+    let reference = reference.map(|r| json!({"path": path, "name": r.name, "bytes": r.bytes, "bpw": bpw(r)}));
+    json!({"reference": reference, "artifacts": rows.iter().map(artifact).collect::<Vec<_>>()})
+}
+
 fn artifact<Figures: Serialize>(row: &Row<Figures>) -> Value {
     let mut value = json!({"path": row.path, "format": row.format, "bytes": row.facts.bytes, "bpw": bpw(&row.facts)});
     if let (Value::Object(out), Ok(Value::Object(figures))) = (&mut value, serde_json::to_value(&row.figures)) {
         out.extend(figures);
+        out.insert("chunks".into(), json!(row.chunks));
     }
     value
 }

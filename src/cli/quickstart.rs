@@ -241,7 +241,8 @@ impl Exam {
             let checkpoint = model.checkpoint.as_ref();
             let figures = summarize(&scores).at(|| model.name.clone())?;
             let (path, format) = (model.name.clone(), quality::format(checkpoint));
-            Ok(Row { path, format, facts: facts(&model.name, checkpoint), figures, weights: None })
+            let chunks = Vec::new();
+            Ok(Row { path, format, facts: facts(&model.name, checkpoint), figures, chunks, weights: None })
         };
         let rows = artifacts.iter().zip(scores).map(row).collect::<Result<_>>()?;
         Ok(Found { rows, skills, conditions: self.conditions, noise })

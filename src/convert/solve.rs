@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fold::Folded;
 use super::{Factor, Job, Listener, Planned, matrix_rows};
-use crate::calibrate::method::{self, awq, gptq};
+use crate::calibrate::method::{self, FITS, Fit, awq, gptq};
 use crate::calibrate::stats::Gram;
 use crate::codec::grid::{Codes, Grid, MatrixGrid};
 use crate::container::{Sink, Weight};
@@ -127,14 +127,14 @@ fn solve(
                 Some(scale) => Cow::Owned(f.scaled(scale)),
                 None => Cow::Borrowed(f),
             });
-            let (plain, rounded, fed) = matrix.losses(feedback.as_deref(), judge).at(place)?;
+            let Losses { plain, rounded, fed } = matrix.losses(feedback.as_deref(), judge).at(place)?;
             let best = match fed {
-                Some(fed) if fed < rounded => {
+                Some((how, fed)) if fed < rounded => {
                     solution.method = if scaled { "awq+gptq" } else { "gptq" }.into();
-                    chosen = feedback;
+                    chosen = feedback.map(|f| (how, f));
                     fed
                 }
-                Some(fed) => {
+                Some((_, fed)) => {
                     let times = fed / rounded.max(f64::MIN_POSITIVE);
                     solution.because = Some(format!("feedback leaves {times:.2} times the error on held-out text"));
                     rounded
@@ -145,7 +145,8 @@ fn solve(
         }
         _ => {}
     }
-    matrix.write(&job.sinks[at.plan], at.plane, chosen.as_deref()).at(place)?;
+    let chosen = chosen.as_ref().map(|(how, f)| (*how, f.as_ref()));
+    matrix.write(&job.sinks[at.plan], at.plane, chosen).at(place)?;
     job.wrote((at.plan, at.output), at.plane, dims.rows, Some(&solution)).at(place)?;
     Ok(solution)
 }
@@ -177,6 +178,13 @@ fn parts(rows: usize, step: usize) -> impl IndexedParallelIterator<Item = Range<
     (0..rows.div_ceil(step)).into_par_iter().map(move |i| i * step..rows.min((i + 1) * step))
 }
 
+/// The output's error: by rounding the plain weights, by rounding, by feedback on the best scales.
+struct Losses {
+    plain: f64,
+    rounded: f64,
+    fed: Option<(Fit, f64)>,
+}
+
 /// A matrix, its grid, and what is known of its inputs.
 struct Matrix<'a> {
     weight: &'a Weight<'a>,
@@ -199,8 +207,8 @@ impl Matrix<'_> {
         Ok(w)
     }
 
-    /// The output's error on a sample of rows: by rounding the plain weights, by rounding, by feedback.
-    fn losses(&self, feedback: Option<&Feedback>, judge: &Gram<'_>) -> Result<(f64, f64, Option<f64>)> {
+    /// On a sample of rows.
+    fn losses(&self, feedback: Option<&Feedback>, judge: &Gram<'_>) -> Result<Losses> {
         let (rows, cols) = (self.weight.packed.dims.rows, self.cols());
         let sample: Vec<usize> = (0..rows.min(SAMPLE)).map(|i| i * rows / rows.min(SAMPLE)).collect();
         let mut w = Vec::with_capacity(sample.len() * cols);
@@ -225,17 +233,22 @@ impl Matrix<'_> {
             Some(loss(&w, solved, None))
         };
         let rounded = || loss(&w, method::nearest(self.grid, &w, cols, self.importance), columns);
-        let fed = || feedback.map(|f| loss(&w, method::solve(self.grid, &w, cols, self.importance, f), columns));
+        let fed = || {
+            let loss = |how| Some((how, loss(&w, self.solved(&w, how, feedback?), columns)));
+            let all: Vec<_> = FITS.into_par_iter().filter_map(loss).collect();
+            all.into_iter().min_by(|a, b| a.1.total_cmp(&b.1))
+        };
         let (plain, (rounded, fed)) = rayon::join(plain, || rayon::join(rounded, fed));
-        Ok((plain.unwrap_or(rounded), rounded, fed))
+        Ok(Losses { plain: plain.unwrap_or(rounded), rounded, fed })
     }
 
     /// Chooses all codes and writes them: row by row, or at once where words span rows.
-    fn write(&self, sink: &Sink, plane: usize, feedback: Option<&Feedback>) -> Result<()> {
+    fn write(&self, sink: &Sink, plane: usize, feedback: Option<(Fit, &Feedback)>) -> Result<()> {
         let (Dims { rows, cols }, codec) = (self.weight.packed.dims, self.planned.spec.codec);
         let parts = parts(rows, ROWS.next_multiple_of(self.grid.rows()));
         if self.planned.whole() {
-            let parts: Vec<Codes> = parts.map(|rows| self.codes(&self.rows(rows)?, feedback)).collect::<Result<_>>()?;
+            let parts: Vec<Codes> =
+                parts.map(|rows| Ok(self.codes(&self.rows(rows)?, feedback))).collect::<Result<_>>()?;
             let mut all = Codes::default();
             for part in parts {
                 all.params.extend(part.params);
@@ -261,7 +274,7 @@ impl Matrix<'_> {
                     out
                 }
                 _ => {
-                    let found = self.codes(&w, feedback)?;
+                    let found = self.codes(&w, feedback);
                     self.grid.pack(dims, &found.params, &found.codes).concat()
                 }
             };
@@ -269,10 +282,14 @@ impl Matrix<'_> {
         })
     }
 
-    fn codes(&self, w: &[f32], feedback: Option<&Feedback>) -> Result<Codes> {
-        Ok(match feedback {
-            Some(feedback) => method::solve(self.grid, w, self.cols(), self.importance, feedback),
+    fn codes(&self, w: &[f32], feedback: Option<(Fit, &Feedback)>) -> Codes {
+        match feedback {
+            Some((how, feedback)) => self.solved(w, how, feedback),
             None => method::nearest(self.grid, w, self.cols(), self.importance),
-        })
+        }
+    }
+
+    fn solved(&self, w: &[f32], how: Fit, feedback: &Feedback) -> Codes {
+        method::solve(self.grid, w, self.cols(), self.importance, how, feedback)
     }
 }

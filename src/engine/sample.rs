@@ -23,6 +23,17 @@ impl Default for Sampling {
     }
 }
 
+/// The most likely token; among equal logits the lowest.
+///
+/// Errors: no logits; one that is not finite.
+pub fn greediest(logits: &[f32]) -> Result<u32> {
+    if let Some(id) = logits.iter().position(|l| !l.is_finite()) {
+        return Err(Error::input(format!("the logit of token {id} is {}", logits[id]))
+            .help("run `quant verify` on the file: it names weights that are not numbers"));
+    }
+    argmax(logits).ok_or_else(|| Error::input("the model has no vocabulary"))
+}
+
 /// Chooses one token after another: the same ones for the same logits and seed.
 pub struct Sampler {
     sampling: Sampling,
@@ -54,11 +65,7 @@ impl Sampler {
     ///
     /// Errors: no logits; one that is not finite.
     pub fn next(&mut self, logits: &[f32]) -> Result<u32> {
-        if let Some(id) = logits.iter().position(|l| !l.is_finite()) {
-            return Err(Error::input(format!("the logit of token {id} is {}", logits[id]))
-                .help("run `quant verify` on the file: it names weights that are not numbers"));
-        }
-        let best = argmax(logits).ok_or_else(|| Error::input("the model has no vocabulary"))?;
+        let best = greediest(logits)?;
         if self.sampling.temperature == 0.0 {
             return Ok(best);
         }
@@ -129,7 +136,7 @@ impl Random {
     }
 
     /// From 0 to below 1.
-    fn uniform(&mut self) -> f64 {
+    pub fn uniform(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

@@ -1,12 +1,15 @@
 //! What did a file lose? Perplexity and divergence of artifacts against their reference, window by window of a text, the
 //! reference and all artifacts side by side. Nothing of the size of text x vocabulary is ever held.
 
+pub mod gate;
+pub mod paired;
 pub mod probe;
 pub mod protocol;
 pub mod reference;
 pub mod score;
 pub mod skills;
 pub mod stats;
+pub mod task;
 pub mod text;
 
 use std::ops::Range;

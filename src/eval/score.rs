@@ -53,13 +53,13 @@ pub fn likelihoods(model: &Side<'_>, targets: &[u32]) -> Result<Vec<f64>> {
     }
 }
 
-/// Whether each of `targets` is what the model finds most likely; of equally likely tokens the first.
+/// -log p of each of `targets`, and whether it is what the model finds most likely; of equally likely tokens the first.
 ///
 /// Errors: logits that are not finite.
-pub fn hits(model: &Side<'_>, targets: &[u32]) -> Result<Vec<bool>> {
+pub fn predictions(model: &Side<'_>, targets: &[u32]) -> Result<Vec<(f64, bool)>> {
     let all = gather(model, &[], targets)?;
     match all.reference().all(f64::is_finite) {
-        true => Ok(all.top().zip(targets).map(|(top, target)| top == *target).collect()),
+        true => Ok(all.reference().zip(all.top().zip(targets).map(|(top, target)| top == *target)).collect()),
         false => Err(not_finite("its logits are not finite", model.name)),
     }
 }

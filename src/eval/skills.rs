@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::probe::Item;
 use super::protocol::Window;
-use super::score::{Side, hits};
+use super::score::{Side, predictions};
 use super::{Candidate, batches, states, targets};
 use crate::container::Checkpoint;
 use crate::container::tokenizer::leading_bos;
@@ -89,8 +89,8 @@ pub fn right(model: &Candidate<'_>, windows: &[Window], progress: &dyn Fn(u64)) 
     for range in batches(windows) {
         let batch = &windows[range];
         let hidden = states(&model.engine, batch)?;
-        let hits = hits(&Side { name: &model.name, head: &head, hidden: &hidden }, &targets(batch))?;
-        let mut hits = hits.into_iter();
+        let found = predictions(&Side { name: &model.name, head: &head, hidden: &hidden }, &targets(batch))?;
+        let mut hits = found.into_iter().map(|(_, hit)| hit);
         // Not `all`, which would leave the rest of a window's hits to the next one.
         let all = |w: &Window| hits.by_ref().take(w.scored.len()).filter(|hit| !hit).count() == 0;
         out.extend(batch.iter().map(all));

@@ -230,6 +230,52 @@ fn bootstrap(chunks: &[Sums]) -> Option<[[f64; 2]; FIGURES]> {
     }))
 }
 
+/// A figure of sums over chunks, and the ends of its 95 % interval, by the draws of [`summarize`]; all the same for one chunk.
+pub fn resampled<const N: usize>(chunks: &[[f64; N]], figure: impl Fn([f64; N]) -> f64) -> [f64; 3] {
+    let add = |mut sums: [f64; N], chunk: &[f64; N]| {
+        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x);
+        sums
+    };
+    let whole = figure(chunks.iter().fold([0.0; N], add));
+    if chunks.len() < 2 {
+        return [whole; 3];
+    }
+    let mut rng = SplitMix(SEED);
+    let mut draw = || figure((0..chunks.len()).fold([0.0; N], |sums, _| add(sums, &chunks[rng.below(chunks.len())])));
+    let mut draws: Vec<f64> = (0..RESAMPLES).map(|_| draw()).collect();
+    draws.sort_unstable_by(f64::total_cmp);
+    let [low, high] = TAILS.map(|q| percentile(&draws, q));
+    [whole, low, high]
+}
+
+/// Sums over one chunk's tokens: what a later report is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Chunk {
+    pub tokens: usize,
+    pub nll: f64,
+    #[serde(flatten)]
+    pub against: Option<Against>,
+}
+
+/// The part of a [`Chunk`] that needs a reference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Against {
+    pub nll_ref: f64,
+    pub kld: f64,
+    pub same_top: usize,
+}
+
+impl Chunk {
+    pub fn of(tokens: &[TokenScore]) -> Chunk {
+        let Sums { nll, nll_ref, kld, same_top, .. } = Sums::of(tokens);
+        Chunk { tokens: tokens.len(), nll, against: Some(Against { nll_ref, kld, same_top: same_top as usize }) }
+    }
+
+    pub fn alone(nll: &[f64]) -> Chunk {
+        Chunk { tokens: nll.len(), nll: nll.iter().sum(), against: None }
+    }
+}
+
 /// The `q` quantile (0 to 1) of an ascending, non-empty list: rank `q * (n - 1)`, linear between neighbours.
 fn percentile(sorted: &[f64], q: f64) -> f64 {
     let rank = q * (sorted.len() - 1) as f64;

@@ -3,6 +3,8 @@
 mod parquet;
 mod schema;
 
+pub(crate) use parquet::rows as parquet_rows;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -121,7 +123,7 @@ fn within(documents: Vec<String>, room: u64) -> Result<Vec<String>> {
     if size > room { Err(too_large()) } else { Ok(documents) }
 }
 
-fn utf8(bytes: Vec<u8>) -> Result<String> {
+pub(crate) fn utf8(bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         let before = &e.as_bytes()[..at];
@@ -140,12 +142,17 @@ pub fn json_lines(text: &str, render: Render) -> Result<Vec<String>> {
     rows.map(|(index, line)| json_line(line, render).at(|| format!("line {}", index + 1))).collect()
 }
 
-fn json_line(line: &str, render: Render) -> Result<String> {
-    let row: Value = serde_json::from_str(line).map_err(|e| {
+/// One line's value.
+pub(crate) fn json(line: &str) -> Result<Value> {
+    serde_json::from_str(line).map_err(|e| {
         let whole = e.to_string();
         let what = whole.split(" at line ").next().unwrap_or_default();
         Error::input(format!("not JSON: {what}, column {}", e.column())).help("put one JSON object on each line")
-    })?;
+    })
+}
+
+fn json_line(line: &str, render: Render) -> Result<String> {
+    let row = json(line)?;
     let Value::Object(fields) = &row else {
         return Err(Error::input(format!("{}, not a JSON object", kind(&row))).help(FIELDS));
     };
@@ -176,7 +183,7 @@ fn wrong_kind(name: &str, value: &Value, wanted: &str) -> Error {
     Error::input(format!("`{name}` is {}, not {wanted}", kind(value))).help(FIELDS)
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::{errors, nearest, output_error, solve};
+use super::{Fit, errors, nearest, output_error, solve};
 use crate::calibrate::stats::{Gram, SiteStats};
 use crate::codec::grid::Grid;
 use crate::device::cpu::Feedback;
@@ -82,7 +82,7 @@ fn loss(
             columns(&mut w, scale);
         }
         let found = match &feedback {
-            Some(feedback) => solve(reader.grid, &w, cols, Some(&importance), feedback),
+            Some(feedback) => solve(reader.grid, &w, cols, Some(&importance), Fit::Importance, feedback),
             None => nearest(reader.grid, &w, cols, Some(&importance)),
         };
         let mut errors = errors(reader.grid, &w, cols, &found);

@@ -60,7 +60,12 @@ fn shares(factor: &[f64], order: Vec<u32>) -> Feedback {
             *out = (reversed[at] / factor[at * n + at]) as f32;
         }
     });
-    Feedback { order, shares, stride }
+    let mut variances = vec![0.0; n];
+    for (j, column) in order.iter().enumerate() {
+        let at = n - 1 - j;
+        variances[*column as usize] = factor[at * n + at].powi(2) as f32;
+    }
+    Feedback { order, shares, stride, variances }
 }
 
 #[cfg(test)]
@@ -82,7 +87,7 @@ mod tests {
         let mut d = vec![0.0; n];
         for k in (0..n).rev() {
             d[k] = h(k, k) - (k + 1..n).map(|m| unit(k, m).powi(2) * d[m]).sum::<f64>();
-            assert!(d[k] > 0.0);
+            assert!(d[k] > 0.0 && (d[k] / f64::from(f.variances[f.order[k] as usize]) - 1.0).abs() < 1e-3);
             for j in 0..k {
                 let sum: f64 = (k..n).map(|m| unit(j, m) * d[m] * unit(k, m)).sum();
                 assert!((sum - h(j, k)).abs() < 1e-4, "{j}, {k}: {sum} is not {}", h(j, k));

@@ -4,7 +4,7 @@ pub mod awq;
 pub mod gptq;
 
 use crate::calibrate::stats::Gram;
-use crate::codec::grid::{self, Codes, Grid, Levels, Scale};
+use crate::codec::grid::{self, Codes, Grid, Levels, Scale, Unsearched};
 use crate::device::cpu::{self, Feedback};
 
 /// What a method must know of the inputs of a weight.
@@ -105,9 +105,33 @@ pub fn nearest(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32
     Codes { params, codes }
 }
 
+/// What scales under feedback are fitted for; none of these is best for all weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// Errors count by the mean squares of their inputs.
+    Importance,
+    /// By [`Feedback::variances`]: what the other columns cannot make good.
+    Variances,
+    /// All alike, and where the format has a rule of its own the largest weight is not cut: what columns take on widens them.
+    Plain,
+}
+
+pub const FITS: [Fit; 3] = [Fit::Importance, Fit::Variances, Fit::Plain];
+
 /// Codes under which every column makes good the errors of those before it, on scales fitted to the weights as they are.
-pub fn solve(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>, feedback: &Feedback) -> Codes {
-    let (params, scales) = fit(grid, w, cols, importance);
+pub fn solve(
+    grid: &dyn Grid,
+    w: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+    how: Fit,
+    feedback: &Feedback,
+) -> Codes {
+    let (params, scales) = match how {
+        Fit::Importance => fit(grid, w, cols, importance),
+        Fit::Variances => fit(grid, w, cols, Some(&feedback.variances)),
+        Fit::Plain => fit(&Unsearched(grid), w, cols, None),
+    };
     let mut codes = vec![0; w.len()];
     let span = grid.span(cols);
     let levels: Vec<Levels> = (0..cols).step_by(span.max(1)).map(|column| grid.levels_at(column)).collect();
@@ -186,7 +210,7 @@ pub mod tests {
             let importance: Vec<f32> = (0..cols).map(|i| gram.get(i, i)).collect();
             let (feedback, _) = gptq::feedback(&gram).unwrap();
             let plain = nearest(grid, &w, cols, Some(&importance));
-            let solved = solve(grid, &w, cols, Some(&importance), &feedback);
+            let solved = solve(grid, &w, cols, Some(&importance), Fit::Importance, &feedback);
             assert_eq!(plain.params, solved.params, "{}: scales are chosen before", codec.name());
             let loss = |s: &Codes| output_error(&errors(grid, &w, cols, s), &gram);
             let (plain, solved) = (loss(&plain), loss(&solved));
@@ -210,7 +234,7 @@ pub mod tests {
             let (feedback, _) = gptq::feedback(&gram).unwrap();
             let loss = |s: &Codes| output_error(&errors(grid, &w, cols, s), &gram);
             let plain = nearest(grid, &w, cols, Some(&importance));
-            let solved = solve(grid, &w, cols, Some(&importance), &feedback);
+            let solved = solve(grid, &w, cols, Some(&importance), Fit::Importance, &feedback);
             assert_eq!(plain.params, solved.params, "{name}: scales are chosen before");
             assert!(loss(&solved) < 0.7 * loss(&plain), "{name}: {} is not below {}", loss(&solved), loss(&plain));
         }

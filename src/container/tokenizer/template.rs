@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value};
 use regex::Regex;
 use serde_json::Value as Json;
@@ -33,19 +34,8 @@ pub fn check_template(source: &str) -> Result<()> {
 
 /// The text of a conversation. `context`: `messages`, `tools`, `add_generation_prompt`, `bos_token`, `eos_token` ...
 pub fn render_template(source: &str, context: &Json) -> Result<String> {
-    let context = value(context);
+    let context = Value::from(Serde(context));
     guarded(source, |env, source| env.render_str(source, context))
-}
-
-fn value(json: &Json) -> Value {
-    match json {
-        Json::Null => Value::from(()),
-        Json::Bool(b) => Value::from(*b),
-        Json::Number(n) => n.as_i64().map(Value::from).unwrap_or_else(|| Value::from(n.as_f64().unwrap_or(f64::NAN))),
-        Json::String(s) => Value::from(s.as_str()),
-        Json::Array(list) => list.iter().map(value).collect(),
-        Json::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), value(v)))),
-    }
 }
 
 fn guarded<T>(source: &str, run: impl FnOnce(&Environment, &str) -> Result<T, minijinja::Error>) -> Result<T> {

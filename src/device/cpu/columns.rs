@@ -19,6 +19,9 @@ pub struct Feedback {
     pub shares: Vec<f32>,
     /// Columns rounded up to whole panels.
     pub stride: usize,
+    /// What an error's square at each column, in the order of the weight, adds to the output's: the variance of its input that
+    /// the columns after it do not explain.
+    pub variances: Vec<f32>,
 }
 
 impl Feedback {
@@ -29,6 +32,7 @@ impl Feedback {
         for (row, from) in out.shares.chunks_exact_mut(self.stride.max(1)).zip(&ordered) {
             row.iter_mut().zip(&ordered).for_each(|(share, to)| *share *= to / from);
         }
+        out.variances.iter_mut().zip(scale).for_each(|(v, s)| *v /= s * s);
         out
     }
 
@@ -210,7 +214,7 @@ mod tests {
                 _ => Scale { step: 0.1 + 0.01 * (i % 7) as f32, zero: 0.5, offset: 0.02 },
             };
             let all: Vec<Scale> = (0..rows * cols / span).map(scale).collect();
-            let feedback = Feedback { order, shares, stride };
+            let feedback = Feedback { order, shares, stride, variances: vec![1.0; cols] };
             let mut codes = vec![0; w.len()];
             let same = vec![levels; cols / span];
             round_columns(&w, cols, Scales { levels: &same, span, all: &all }, &feedback, &mut codes);

@@ -25,13 +25,30 @@ pub fn column(file: Vec<u8>, name: &str, room: u64) -> Result<Vec<String>> {
     }
 }
 
-fn strings(file: Vec<u8>, name: &str, room: u64) -> Result<Vec<String>> {
+/// All rows as JSON objects.
+pub fn rows(file: Vec<u8>) -> Result<Vec<serde_json::Value>> {
+    let all = || {
+        let reader = open(file)?;
+        let rows = reader.get_row_iter(None).map_err(damaged)?;
+        rows.map(|row| row.map(|row| row.to_json_value()).map_err(damaged)).collect()
+    };
+    match catch_unwind(AssertUnwindSafe(all)) {
+        Ok(done) => done,
+        Err(_) => Err(Error::input("the file breaks the Parquet library").help("the file is damaged: fetch it again")),
+    }
+}
+
+fn open(file: Vec<u8>) -> Result<SerializedFileReader<Bytes>> {
     match schema::depth(&file) {
         Some(0..=MAX_DEPTH) => {}
         Some(depth) => return Err(Error::limits(format!("the schema nests {depth} levels deep"))),
         None => return Err(Error::input("the footer is damaged").help("fetch the file again")),
     }
-    let reader = SerializedFileReader::new(Bytes::from(file)).map_err(damaged)?;
+    SerializedFileReader::new(Bytes::from(file)).map_err(damaged)
+}
+
+fn strings(file: Vec<u8>, name: &str, room: u64) -> Result<Vec<String>> {
+    let reader = open(file)?;
     let metadata = reader.metadata();
     let schema = metadata.file_metadata().schema_descr();
     let place = schema.columns().iter().position(|c| c.path().parts() == [name]);

@@ -1,0 +1,300 @@
+//! Figures of a report, with their intervals.
+
+use serde_json::Value;
+
+use super::Verdict;
+use super::budget::{Limit, Unit};
+use crate::error::{Error, Result};
+use crate::eval::paired::Paired;
+use crate::eval::stats;
+
+/// A figure; a share, or a change of one, where the limit is in hundredths.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measure {
+    pub value: f64,
+    pub low: Option<f64>,
+    pub high: Option<f64>,
+    /// It is what it is: no sample, no interval.
+    pub exact: bool,
+    pub note: String,
+}
+
+/// A kind of metric. `NAME` in a pattern stands for what the user called it.
+struct Metric {
+    pattern: &'static str,
+    own: fn(&Value, &[&str], &Limit) -> Found,
+    /// Against another report's artifact; the reports are known to be of the same text.
+    since: Option<Since>,
+}
+
+type Found = std::result::Result<Measure, String>;
+type Since = fn(&Value, &Value, &[&str], &Limit) -> Found;
+
+static METRICS: &[Metric] = &[
+    Metric { pattern: "kld.mean", own: |a, _, _| divergence(a), since: Some(divergence_since) },
+    Metric { pattern: "kld.NAME", own: |a, n, _| point(&a["kld"][n[0]]), since: None },
+    Metric { pattern: "perplexity", own: |a, _, limit| perplexity(a, limit), since: Some(perplexity_since) },
+    Metric { pattern: "same_top", own: |a, _, _| estimate(&a["same_top"]), since: None },
+    Metric { pattern: "rms_delta_p", own: |a, _, _| estimate(&a["rms_delta_p"]), since: None },
+    Metric {
+        pattern: "bytes",
+        own: |a, _, _| point(&a["bytes"]).map(exact),
+        since: Some(|a, b, _, limit| grown(&a["bytes"], &b["bytes"], limit)),
+    },
+    Metric { pattern: "bpw", own: |a, _, _| point(&a["bpw"]).map(exact), since: None },
+    Metric { pattern: "tasks.NAME.NAME", own: task, since: Some(task_since) },
+    Metric { pattern: "positions.NAME.kld", own: |a, n, _| estimate(&position(a, n[0])["kld"]), since: None },
+    Metric { pattern: "positions.NAME.same_top", own: |a, n, _| estimate(&position(a, n[0])["same_top"]), since: None },
+    Metric { pattern: "kv.NAME.kld", own: |a, n, _| divergence(find(&a["kv"], "kv", n[0])), since: None },
+];
+
+/// Whether a report can have this metric.
+pub fn known(metric: &str) -> Result<()> {
+    row(metric).map(|_| ()).ok_or_else(|| {
+        let known: Vec<_> = METRICS.iter().map(|m| m.pattern).collect();
+        Error::input(format!("there is no metric {metric:?}")).help(format!("one of: {}", known.join(", ")))
+    })
+}
+
+/// The row, and what `NAME` stands for.
+fn row(metric: &str) -> Option<(&'static Metric, Vec<&str>)> {
+    METRICS.iter().find_map(|row| {
+        let (parts, pattern): (Vec<&str>, Vec<&str>) = (metric.split('.').collect(), row.pattern.split('.').collect());
+        // Names of cache types and tasks may have points in them: the last pattern parts are matched from the end.
+        let extra = parts.len().checked_sub(pattern.len())?;
+        let mut names = Vec::new();
+        let at = pattern.iter().position(|p| *p == "NAME").unwrap_or(pattern.len());
+        for (i, want) in pattern.iter().enumerate() {
+            let given = if i > at { parts[i + extra] } else { parts[i] };
+            match *want {
+                "NAME" if i == at && extra > 0 => {
+                    let from: usize = parts[..i].iter().map(|p| p.len() + 1).sum();
+                    let len: usize = parts[i..=i + extra].iter().map(|p| p.len() + 1).sum::<usize>() - 1;
+                    names.push(&metric[from..from + len]);
+                }
+                "NAME" => names.push(given),
+                want if want == given && (extra == 0 || at < pattern.len()) => {}
+                _ => return None,
+            }
+        }
+        Some((row, names))
+    })
+}
+
+/// The figure of one artifact.
+pub fn own(artifact: &Value, metric: &str, limit: &Limit) -> Found {
+    let (row, names) = row(metric).ok_or("there is no such metric")?;
+    (row.own)(artifact, &names, limit)
+}
+
+/// The figure against an earlier report of the same text and tasks.
+pub fn since(report: &Value, artifact: &Value, baseline: &Value, metric: &str, limit: &Limit) -> Found {
+    let (row, names) = row(metric).ok_or("there is no such metric")?;
+    let since = row.since.ok_or("this metric cannot be compared with a baseline")?;
+    let earlier = counterpart(report, artifact, baseline)?;
+    if !metric.starts_with("tasks.") && metric != "bytes" {
+        for key in ["protocol", "context", "corpus_hash", "tokenizer_hash"] {
+            let (now, then) = (&report["conditions"][key], &baseline["conditions"][key]);
+            if now.is_null() || now != then {
+                return Err(format!("the baseline's {key} is {then}, this one's {now}: they cannot be compared"));
+            }
+        }
+    }
+    if let Some(name) = names.first().filter(|_| metric.starts_with("tasks.")) {
+        let hash = |report: &Value| find(&report["tasks"], "name", name)["hash"].clone();
+        if hash(report).is_null() || hash(report) != hash(baseline) {
+            return Err(format!(
+                "the baseline asked other items of {name} ({} against {})",
+                hash(baseline),
+                hash(report)
+            ));
+        }
+    }
+    since(artifact, earlier, &names, limit)
+}
+
+/// The baseline's artifact of the same name; of one artifact each, that one.
+fn counterpart<'a>(report: &Value, artifact: &Value, baseline: &'a Value) -> std::result::Result<&'a Value, String> {
+    let count = |report: &Value| report["artifacts"].as_array().map_or(0, Vec::len);
+    if count(report) == 1 && count(baseline) == 1 {
+        return Ok(&baseline["artifacts"][0]);
+    }
+    let name = |artifact: &Value| {
+        let path = artifact["path"].as_str().unwrap_or_default();
+        path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
+    };
+    let found = baseline["artifacts"].as_array().and_then(|list| list.iter().find(|a| name(a) == name(artifact)));
+    found.ok_or_else(|| format!("the baseline has no {}", name(artifact)))
+}
+
+impl Measure {
+    /// `None`: not a number.
+    pub fn verdict(&self, limit: &Limit) -> Option<Verdict> {
+        let bound = limit.number / limit.scale();
+        let all = [Some(self.value), self.low, self.high];
+        if !all.iter().flatten().all(|x| x.is_finite()) {
+            return None;
+        }
+        let keeps = |x: f64| if limit.at_most { x <= bound } else { x >= bound };
+        let (Some(low), Some(high)) = (self.low, self.high) else {
+            return Some(match (keeps(self.value), self.exact) {
+                (true, true) => Verdict::Pass,
+                (false, true) => Verdict::Regression,
+                (_, false) => Verdict::Inconclusive,
+            });
+        };
+        Some(match (keeps(low), keeps(high)) {
+            (true, true) => Verdict::Pass,
+            (false, false) => Verdict::Regression,
+            _ => Verdict::Inconclusive,
+        })
+    }
+
+    /// What would decide it.
+    pub fn more(&self) -> String {
+        let note = if self.note.is_empty() { String::new() } else { format!("; {}", self.note) };
+        match self.low {
+            Some(_) => format!("the limit lies within the interval: evaluate more{note}"),
+            None => format!("one window has no interval: evaluate more{note}"),
+        }
+    }
+}
+
+/// A number without an interval, of a sample.
+fn point(value: &Value) -> Found {
+    let value = value.as_f64().ok_or("it was not measured")?;
+    Ok(Measure { value, low: None, high: None, exact: true, note: "no interval is known of it".to_owned() })
+}
+
+fn exact(measure: Measure) -> Measure {
+    Measure { exact: true, note: String::new(), ..measure }
+}
+
+/// `{value, low, high}`
+fn estimate(e: &Value) -> Found {
+    let value = e["value"].as_f64().ok_or("it was not measured")?;
+    Ok(Measure { value, low: e["low"].as_f64(), high: e["high"].as_f64(), exact: false, note: String::new() })
+}
+
+fn divergence(of: &Value) -> Found {
+    let kld = &of["kld"];
+    let value = kld["mean"].as_f64().ok_or("it was not measured: pass --reference")?;
+    Ok(Measure { value, low: kld["low"].as_f64(), high: kld["high"].as_f64(), exact: false, note: String::new() })
+}
+
+/// In percent the change against the reference, else the perplexity itself.
+fn perplexity(a: &Value, limit: &Limit) -> Found {
+    if limit.unit == Unit::Own {
+        return estimate(&a["perplexity"]);
+    }
+    let ratio = estimate(&a["ln_ppl_ratio"]).map_err(|_| "it was not measured: pass --reference")?;
+    Ok(Measure {
+        value: ratio.value.exp_m1(),
+        low: ratio.low.map(f64::exp_m1),
+        high: ratio.high.map(f64::exp_m1),
+        ..ratio
+    })
+}
+
+fn find<'a>(list: &'a Value, key: &str, name: &str) -> &'a Value {
+    let found = list.as_array().and_then(|list| list.iter().find(|x| x[key] == name));
+    found.unwrap_or(&Value::Null)
+}
+
+/// `FROM-TO`
+fn position<'a>(a: &'a Value, name: &str) -> &'a Value {
+    let fits = |p: &&Value| format!("{}-{}", p["from"], p["to"]) == name;
+    a["positions"].as_array().and_then(|list| list.iter().find(fits)).unwrap_or(&Value::Null)
+}
+
+/// In points the change against the reference, else the share itself.
+fn task(a: &Value, names: &[&str], limit: &Limit) -> Found {
+    let metric = &find(&a["tasks"], "name", names[0])["metrics"][names[1]];
+    let (Some(right), Some(of)) = (metric["right"].as_f64(), metric["of"].as_f64()) else {
+        return Err(format!("it was not measured: pass --suite {}", names[0]));
+    };
+    if of < 1.0 {
+        return Err("no item was asked".to_owned());
+    }
+    match limit.unit {
+        Unit::Own => {
+            let (low, high) = (metric["low"].as_f64(), metric["high"].as_f64());
+            Ok(Measure { value: right / of, low, high, exact: false, note: String::new() })
+        }
+        _ => {
+            let pair = &metric["against"];
+            let value = pair["difference"].as_f64().ok_or("it was not compared: pass --reference MODEL")?;
+            let note = pair["detectable"]
+                .as_f64()
+                .map_or_else(String::new, |d| format!("so many items show {:.1} pt", d * 100.0));
+            Ok(Measure { value, low: pair["low"].as_f64(), high: pair["high"].as_f64(), exact: false, note })
+        }
+    }
+}
+
+fn task_since(a: &Value, b: &Value, names: &[&str], limit: &Limit) -> Found {
+    if limit.unit != Unit::Points {
+        return Err("against a baseline the limit is in pt".to_owned());
+    }
+    let marks = |a: &Value| -> Option<Vec<bool>> {
+        Some(find(&a["tasks"], "name", names[0])["marks"][names[1]].as_str()?.bytes().map(|b| b == b'1').collect())
+    };
+    let (Some(now), Some(then)) = (marks(a), marks(b)) else {
+        return Err("both reports must have its marks".to_owned());
+    };
+    if now.len() != then.len() {
+        return Err(format!("{} items against {}", now.len(), then.len()));
+    }
+    let p = Paired::of(&then, &now).ok_or("no item was asked")?;
+    let note = format!("so many items show {:.1} pt", p.detectable * 100.0);
+    Ok(Measure { value: p.difference, low: Some(p.low), high: Some(p.high), exact: false, note })
+}
+
+/// Of each window: the sum of a figure over its tokens, and their number.
+fn chunks(a: &Value, key: &str) -> Option<Vec<(f64, f64)>> {
+    a["chunks"].as_array()?.iter().map(|c| Some((c[key].as_f64()?, c["tokens"].as_f64()?))).collect()
+}
+
+/// In percent the change, else the difference.
+fn divergence_since(a: &Value, b: &Value, _: &[&str], limit: &Limit) -> Found {
+    windows_since(a, b, "kld", limit, |now, then, relative| if relative { now / then - 1.0 } else { now - then })
+}
+
+/// In percent the change of the perplexity.
+fn perplexity_since(a: &Value, b: &Value, _: &[&str], limit: &Limit) -> Found {
+    windows_since(
+        a,
+        b,
+        "nll",
+        limit,
+        |now, then, relative| if relative { (now - then).exp_m1() } else { now.exp() - then.exp() },
+    )
+}
+
+fn windows_since(a: &Value, b: &Value, key: &str, limit: &Limit, change: fn(f64, f64, bool) -> f64) -> Found {
+    let (Some(now), Some(then)) = (chunks(a, key), chunks(b, key)) else {
+        return Err("both reports must have their windows".to_owned());
+    };
+    if now.len() != then.len() || now.iter().zip(&then).any(|(n, t)| n.1 != t.1) || now.is_empty() {
+        return Err(format!("{} windows against {}: they are not the same text", now.len(), then.len()));
+    }
+    let relative = limit.unit != Unit::Own;
+    let sums: Vec<[f64; 3]> = now.iter().zip(&then).map(|(n, t)| [n.0, t.0, n.1]).collect();
+    let [value, low, high] =
+        stats::resampled(&sums, |[now, then, tokens]| change(now / tokens, then / tokens, relative));
+    let interval = now.len() > 1;
+    Ok(Measure {
+        value,
+        low: interval.then_some(low),
+        high: interval.then_some(high),
+        exact: false,
+        note: String::new(),
+    })
+}
+
+/// In percent the growth, else the number of more.
+fn grown(now: &Value, then: &Value, limit: &Limit) -> Found {
+    let (Some(now), Some(then)) = (now.as_f64(), then.as_f64()) else { return Err("it is not known".to_owned()) };
+    let value = if limit.unit == Unit::Own { now - then } else { now / then - 1.0 };
+    Ok(Measure { value, low: None, high: None, exact: true, note: String::new() })
+}
