@@ -1,0 +1,169 @@
+//! Tasks: the bundled ones, the user's own, and what is wrong with files.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{quant_fails, quant_ok};
+use serde_json::Value;
+use tempfile::tempdir;
+
+const PROBE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/evals/probe/model");
+
+/// What `eval --json` says of one artifact and tasks, without a text.
+fn ask(artifact: &str, reference: Option<&str>, tasks: &[&str], more: &[&str]) -> Value {
+    let mut all = vec!["eval", artifact, "--no-text", "--json", "--quiet"];
+    all.extend(reference.into_iter().flat_map(|r| ["--reference", r]));
+    all.extend(tasks.iter().flat_map(|t| ["--suite", t]));
+    all.extend(more);
+    serde_json::from_str(&quant_ok(&all)).unwrap()
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn bundled_tasks_are_those_of_the_folder() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/evals/tasks");
+    let files = fs::read_dir(folder).unwrap().map(|f| f.unwrap().path());
+    let mut on_disk: Vec<String> = files
+        .filter(|p| p.extension().is_some_and(|e| e == "toml"))
+        .map(|p| p.file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    let mut embedded: Vec<_> = quant::eval::task::presets::EMBEDDED.iter().map(|(n, _)| (*n).to_owned()).collect();
+    on_disk.sort();
+    embedded.sort();
+    assert_eq!(on_disk, embedded);
+    for (name, text) in quant::eval::task::presets::EMBEDDED {
+        let file = quant::eval::task::File::parse(text).unwrap();
+        assert!(!file.about.is_empty() && file.kind().is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn the_model_knows_what_it_was_trained_on() {
+    let found = ask(PROBE, Some(PROBE), &["json", "arithmetic"], &["--items", "20"]);
+    for task in found["artifacts"][0]["tasks"].as_array().unwrap() {
+        let acc = &task["metrics"]["acc"];
+        assert!(acc["right"].as_u64().unwrap() >= 18 && acc["of"] == 20, "{task}");
+        assert_eq!(acc["against"]["lost"], 0);
+        assert!(acc["against"]["detectable"].as_f64().unwrap() > 0.05);
+        assert_eq!(task["marks"]["acc"].as_str().unwrap().len(), 20);
+    }
+    assert_eq!(found["tasks"][0]["reference"]["acc"]["of"], 20);
+}
+
+/// Sharing what choices begin with changes nothing: each prompt alone gives the same marks.
+#[test]
+fn choices_by_shared_and_by_separate_contexts_are_one() {
+    let folder = tempdir().unwrap();
+    let rows: Vec<(String, [&str; 3])> = (0..12)
+        .map(|i| (format!("{} + {} = ", 100 + 7 * i, 23 + i), [" 12", " one hundred and something", " 7"]))
+        .collect();
+    let shared =
+        rows.iter().map(|(c, choices)| serde_json::json!({"context": c, "choices": choices, "gold": 0}).to_string());
+    let apart = rows
+        .iter()
+        .map(|(c, choices)| serde_json::json!({"contexts": [c, c, c], "choices": choices, "gold": 0}).to_string());
+    let (shared, apart) = (shared.collect::<Vec<_>>().join("\n"), apart.collect::<Vec<_>>().join("\n"));
+    let (a, b) = (write(folder.path(), "a.jsonl", &shared), write(folder.path(), "b.jsonl", &apart));
+    let found = ask(PROBE, None, &[&a, &b], &[]);
+    let tasks = &found["artifacts"][0]["tasks"];
+    assert_eq!(tasks[0]["marks"], tasks[1]["marks"]);
+    assert_eq!(tasks[0]["name"], "choice:a");
+}
+
+/// What is written side by side is what is written alone.
+#[test]
+fn answers_do_not_depend_on_their_neighbours() {
+    let folder = tempdir().unwrap();
+    let task = "about = \"sums\"\nkind = \"generate\"\nprompt = \"{{ prompt }}\"\ndata = \"rows.jsonl\"\nstop = [\"\\n\"]\nlimit = 40\n\
+                [check]\nkind = \"exact\"\nanswer = \"answer\"\n";
+    let rows = quant_ok(&["probe", "--skill", "arithmetic,json,sort", "--split", "test", "--count", "4"]);
+    let marks = |name: &str, rows: &str| {
+        write(folder.path(), "rows.jsonl", rows);
+        let task = write(folder.path(), name, task);
+        let found = ask(PROBE, None, &[&task], &[]);
+        found["artifacts"][0]["tasks"][0]["marks"]["acc"].as_str().unwrap().to_owned()
+    };
+    let together = marks("together.toml", &rows);
+    let alone: String = rows.lines().map(|row| marks("alone.toml", row)).collect();
+    assert_eq!(together, alone);
+    assert!(together.contains('1') && together.len() == 12, "{together}");
+}
+
+#[test]
+fn flips_and_losses_are_told() {
+    let folder = tempdir().unwrap();
+    let small = folder.path().join("q2_0.gguf").display().to_string();
+    quant_ok(&["convert", PROBE, "--to", "q2_0", "-o", &small, "--quiet"]);
+    let found = ask(&small, Some(PROBE), &["arithmetic"], &["--items", "40"]);
+    let task = &found["artifacts"][0]["tasks"][0];
+    assert_eq!(task["metrics"]["acc"]["against"]["verdict"], "loss", "{task}");
+    let flip = &task["flips"][0];
+    assert!(flip["lost"] == true && !flip["prompt"].as_str().unwrap().is_empty(), "{flip}");
+}
+
+#[test]
+fn bad_files_are_told_by_file_line_and_field() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str, text: &str| write(folder.path(), name, text);
+    let eval = |task: &str, more: &[&str]| {
+        let mut all = vec!["eval", PROBE, "--no-text", "--suite", task];
+        all.extend(more);
+        quant_fails(&all)
+    };
+    let good = "{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"gold\": 1}\n";
+    for (rows, wanted) in [
+        ("{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"gold\": 2}", "line 2"),
+        ("{\"context\": \"a\", \"choices\": [\"b\"], \"gold\": 0}", "at least two"),
+        ("{\"context\": \"a\", \"choices\": \"b\", \"gold\": 0}", "`choices`"),
+        ("{\"context\": \"a\", \"choices\": [\"b\", 3], \"gold\": 0}", "`choices`"),
+        ("{\"context\": \"a\", \"choices\": [\"b\", \" \"], \"gold\": 0}", "choice 1 is empty"),
+        ("{\"context\": \"a\", \"choices\": [\"b\", \"c\"]}", "gold"),
+        ("[1]", "a list, not a JSON object"),
+        ("{\"context\"", "not JSON"),
+    ] {
+        let said = eval(&at("rows.jsonl", &format!("{good}{rows}\n")), &[]);
+        assert!(said.contains(wanted) && said.contains("rows.jsonl") && said.contains("line 2"), "{said}");
+    }
+    assert!(eval(&at("empty.jsonl", ""), &[]).contains("no rows"));
+    assert!(eval(&at("other.jsonl", "{\"x\": 1}\n"), &[]).contains("\"x\""));
+    assert!(eval("nonsense", &[]).contains("there is no task"));
+    assert!(eval("hellaswag", &[]).contains("Rowan/hellaswag"));
+    let schema = "{\"prompt\": \"p\", \"schema\": {\"type\": \"nonsense\"}}\n";
+    assert!(eval(&at("schema.jsonl", schema), &[]).contains("does not compile"));
+    let code = "{\"prompt\": \"def f():\", \"test\": \"f()\", \"entry_point\": \"f\"}\n";
+    assert!(eval(&at("code.jsonl", code), &[]).contains("--allow-exec"));
+    for (text, wanted) in [
+        ("about = \"x\"\nkind = \"nonsense\"\nprompt = \"\"", "no kind of task"),
+        ("about = \"x\"\nkind = \"choice\"\n", "prompt"),
+        ("about = \"x\"\nkind = \"choice\"\nprompt = \"\"\nsurprise = 1", "surprise"),
+        ("about = \"x\"\nkind = \"choice\"\nprompt = \"\"\ndata = \"absent.jsonl\"", "absent.jsonl"),
+    ] {
+        let said = eval(&at("task.toml", text), &[]);
+        assert!(said.contains(wanted) && said.contains("task.toml") || said.contains("absent.jsonl"), "{said}");
+    }
+}
+
+#[test]
+fn items_beyond_the_context() {
+    let folder = tempdir().unwrap();
+    let long = "word ".repeat(4000);
+    let rows = format!(
+        "{}\n{}\n",
+        serde_json::json!({"context": long, "choices": ["b", "c"], "gold": 0}),
+        serde_json::json!({"context": "short", "choices": ["b", "c"], "gold": 0})
+    );
+    let task = write(folder.path(), "long.jsonl", &rows);
+    let said = quant_fails(&["eval", PROBE, "--no-text", "--suite", &task]);
+    assert!(said.contains("more than the model's context") && said.contains("--overlong"), "{said}");
+    let skipped = ask(PROBE, None, &[&task], &["--overlong", "skip"]);
+    assert_eq!((&skipped["tasks"][0]["items"], &skipped["tasks"][0]["skipped"]), (&1.into(), &1.into()));
+    let cut = ask(PROBE, None, &[&task], &["--overlong", "left-truncate"]);
+    assert_eq!((&cut["tasks"][0]["items"], &cut["tasks"][0]["truncated"]), (&2.into(), &1.into()));
+}
