@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::kv::{self, Matrix};
 use super::model::Model;
 use super::quality::{self, Row, facts};
 use super::report::{Reporter, markdown, table};
 use super::text::TextArgs;
 use super::{Common, model};
+use crate::codec::kv::KvPolicy;
 use crate::container::OpenOptions;
 use crate::container::output::{Output, publish, refuse_inputs};
 use crate::convert::verify;
@@ -36,6 +38,15 @@ pub struct Eval {
     /// Also compare every weight with the reference's
     #[arg(long, requires = "reference")]
     weights: bool,
+    /// Compare cache types in place of files: what does each lose against the same weights with an f32 cache, by position?
+    ///
+    /// TYPE or KEYS/VALUES of `quant list kv`, several separated by commas; after each what stays in f16: `+sink4` (the first
+    /// positions), `+window128` (the latest), `+skip0,22-23` (whole layers). As in `f16,q8_0,q4h/q8_0+sink4+skip0,1`
+    #[arg(long, value_name = "TYPES", conflicts_with_all = ["reference", "weights"])]
+    kv: Option<String>,
+    /// Also read the first window token by token, and say how far that is from reading it at once
+    #[arg(long, requires = "kv")]
+    check_decode: bool,
     /// Write the table as Markdown too
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
@@ -92,20 +103,62 @@ impl Eval {
         let inputs: Vec<PathBuf> = inputs.chain(self.text.data.iter().cloned()).collect();
         refuse_inputs(self.markdown.as_slice(), &inputs)?;
         match &source {
+            _ if self.kv.is_some() => self.caches(&artifacts, common, reporter),
             Some(source) => self.paired(&artifacts, source, common, reporter),
             None => self.alone(&artifacts, common, reporter),
         }
         .map(|()| true)
     }
 
+    fn engine<'a>(&self, (path, artifact): &'a Artifact, positions: usize) -> Result<Engine<'a>> {
+        let engine = Engine::new(artifact.checkpoint.as_ref(), positions).at(|| path.clone())?;
+        Ok(if self.activations == "as-served" { engine.as_served() } else { engine })
+    }
+
     fn candidates<'a>(&self, artifacts: &'a [Artifact], positions: usize) -> Result<Vec<Candidate<'a>>> {
-        let mut out = Vec::with_capacity(artifacts.len());
-        for (path, artifact) in artifacts {
-            let engine = Engine::new(artifact.checkpoint.as_ref(), positions).at(|| path.clone())?;
-            let engine = if self.activations == "as-served" { engine.as_served() } else { engine };
-            out.push(Candidate { name: path.clone(), engine });
+        let candidate = |a: &'a Artifact| Ok(Candidate { name: a.0.clone(), engine: self.engine(a, positions)? });
+        artifacts.iter().map(candidate).collect()
+    }
+
+    /// Cache types, artifact by artifact.
+    fn caches(&self, artifacts: &[Artifact], common: &Common, reporter: &Reporter) -> Result<()> {
+        let policies = KvPolicy::list(self.kv.as_deref().unwrap_or_default())?;
+        let mut found = Vec::new();
+        for artifact in artifacts {
+            let (windows, conditions) = self.text.prepare(artifact.1.checkpoint.as_ref())?;
+            let bar = reporter.tokens("evaluate", tokens(&windows) * (policies.len() as u64 + 1));
+            let engine = || self.engine(artifact, eval::longest(&windows));
+            let progress = |n| bar.advance(n);
+            let matrix = Matrix::measure(&engine, &policies, &windows, self.check_decode, common.threads(), &progress)
+                .at(|| artifact.0.clone())?;
+            bar.finish();
+            found.push((artifact, conditions, matrix));
         }
-        Ok(out)
+        let jsons: Vec<_> =
+            found.iter().map(|((path, m), _, x)| x.json(path, &m.name, m.checkpoint.as_ref())).collect();
+        let Some((_, conditions, first)) = found.first() else { return Ok(()) };
+        let header = first.header();
+        let header: Vec<&str> = header.iter().map(String::as_str).collect();
+        let named = |((path, _), _, matrix): &(&Artifact, Conditions, Matrix)| {
+            let prefix = if found.len() > 1 { format!("{path}: ") } else { String::new() };
+            let name = |mut cells: Vec<String>| {
+                cells[0] = format!("{prefix}{}", cells[0]);
+                cells
+            };
+            matrix.cells().into_iter().map(name).collect::<Vec<_>>()
+        };
+        let mut notes = kv::notes(&first.rows, conditions);
+        notes.extend(found.iter().flat_map(|(_, _, matrix)| matrix.warnings()));
+        self.print(
+            &Report {
+                header: &header,
+                cells: found.iter().flat_map(named).collect(),
+                more: found.iter().map(|(_, _, matrix)| matrix.sizes()).collect(),
+                notes,
+                json: serde_json::json!({"protocol": conditions.protocol, "conditions": conditions, "artifacts": jsons}),
+            },
+            reporter,
+        )
     }
 
     /// Against the reference, token by token.
@@ -156,7 +209,7 @@ impl Eval {
             &Report {
                 header: quality::HEADER,
                 cells: quality::cells(&rows, &reference_facts),
-                weights: quality::worst_weights(&rows),
+                more: quality::worst_weights(&rows),
                 notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, noise),
                 json: quality::to_json(&rows, &conditions, path, &reference_facts, noise),
             },
@@ -192,7 +245,7 @@ impl Eval {
             &Report {
                 header: quality::HEADER_ALONE,
                 cells: quality::cells_alone(&rows),
-                weights: Vec::new(),
+                more: Vec::new(),
                 notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, None),
                 json: quality::to_json_alone(&rows, &conditions),
             },
@@ -213,8 +266,8 @@ impl Eval {
         }
         reporter.text(&table(report.header, &right, report.cells.iter().cloned()))?;
         reporter.text("")?;
-        for (title, lines) in &report.weights {
-            reporter.text(&table(&[title, "format", "relative"], &[2], lines.iter().cloned()))?;
+        for more in &report.more {
+            reporter.text(more)?;
             reporter.text("")?;
         }
         report.notes.iter().try_for_each(|note| reporter.text(note))
@@ -225,7 +278,8 @@ impl Eval {
 struct Report<'a> {
     header: &'a [&'a str],
     cells: Vec<Vec<String>>,
-    weights: Vec<(String, Vec<Vec<String>>)>,
+    /// Other tables, for the terminal alone.
+    more: Vec<String>,
     notes: Vec<String>,
     json: serde_json::Value,
 }

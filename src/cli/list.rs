@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::report::{Reporter, table};
 use crate::calibrate::method::METHODS;
 use crate::calibrate::mix;
+use crate::codec::kv::{KV_FORMATS, KvFormat};
 use crate::codec::{self, Importance};
 use crate::error::Result;
 use crate::{arch, container, recipe};
@@ -26,9 +27,11 @@ enum What {
     Archs,
     Containers,
     Mixes,
+    Kv,
 }
 
-const ALL: &[What] = &[What::Presets, What::Methods, What::Formats, What::Archs, What::Containers, What::Mixes];
+const ALL: &[What] =
+    &[What::Presets, What::Methods, What::Formats, What::Archs, What::Containers, What::Mixes, What::Kv];
 
 impl List {
     pub fn run(&self, reporter: &Reporter) -> Result<bool> {
@@ -63,6 +66,7 @@ impl What {
             What::Archs => ("archs", &["arch", "classes"], archs()),
             What::Containers => ("containers", &["container", "about"], containers()),
             What::Mixes => ("mixes", &["mix", "about"], mixes()),
+            What::Kv => ("kv", &["cache type", "key bits", "value bits", "about"], kv()),
         }
     }
 }
@@ -115,4 +119,13 @@ fn containers() -> Vec<Vec<String>> {
 fn mixes() -> Vec<Vec<String>> {
     let about = |mix: Result<mix::Mix>| mix.map_or_else(|e| e.message().to_owned(), |m| m.about);
     mix::all().map(|(name, mix)| vec![name.to_owned(), about(mix)]).collect()
+}
+
+/// Bits of a value, of heads of 128.
+fn kv() -> Vec<Vec<String>> {
+    let row = |f: &KvFormat| {
+        let [key, value] = f.bits(128).map(|bits| format!("{bits:.3}"));
+        vec![f.name.to_owned(), key, value, f.about.to_owned()]
+    };
+    KV_FORMATS.iter().map(row).collect()
 }

@@ -8,6 +8,7 @@ mod eval;
 mod generate;
 mod inputs;
 mod inspect;
+mod kv;
 mod list;
 mod model;
 mod probe;

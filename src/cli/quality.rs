@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::report::table;
 use super::size::Size;
 use crate::container::Checkpoint;
 use crate::convert::verify::WeightError;
@@ -79,15 +80,16 @@ pub fn cells_alone(rows: &[Row<Likelihood>]) -> Vec<Vec<String>> {
     rows.iter().map(cells).collect()
 }
 
-/// The ten weights of each artifact that differ most from the reference's: title and rows of a table.
-pub fn worst_weights(rows: &[Row<Summary>]) -> Vec<(String, Vec<Vec<String>>)> {
-    let table = |row: &Row<Summary>| {
+/// The ten weights of each artifact that differ most from the reference's, a table each.
+pub fn worst_weights(rows: &[Row<Summary>]) -> Vec<String> {
+    let one = |row: &Row<Summary>| {
         let mut errors: Vec<&WeightError> = row.weights.as_ref()?.iter().collect();
         errors.sort_by(|a, b| b.relative.total_cmp(&a.relative));
         let line = |e: &WeightError| vec![e.name.clone(), e.codec.to_owned(), format!("{:.5}", e.relative)];
-        Some((format!("largest errors of {}", row.path), errors.into_iter().take(10).map(line).collect()))
+        let title = format!("largest errors of {}", row.path);
+        Some(table(&[&title, "format", "relative"], &[2], errors.into_iter().take(10).map(line)))
     };
-    rows.iter().filter_map(table).collect()
+    rows.iter().filter_map(one).collect()
 }
 
 /// Three significant digits.
@@ -102,7 +104,7 @@ pub fn digits(x: f64) -> String {
     }
 }
 
-fn interval(low: Option<f64>, high: Option<f64>) -> String {
+pub fn interval(low: Option<f64>, high: Option<f64>) -> String {
     match (low, high) {
         (Some(low), Some(high)) => format!("{} - {}", digits(low), digits(high)),
         _ => "one window".to_owned(),

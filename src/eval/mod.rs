@@ -1,6 +1,7 @@
 //! What did a file lose? Perplexity and divergence of artifacts against their reference, window by window of a text, the
 //! reference and all artifacts side by side. Nothing of the size of text x vocabulary is ever held.
 
+pub mod kv;
 pub mod probe;
 pub mod protocol;
 pub mod reference;

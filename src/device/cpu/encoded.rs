@@ -203,3 +203,146 @@ fn halves(x: &[f32]) -> Vec<f16> {
     out.convert_from_f32_slice(x);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::KvCache;
+    use super::*;
+
+    const SHAPE: KvShape = KvShape { layers: 1, heads: 2, head_dim: 64 };
+    const N: usize = 300;
+
+    fn noise(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| (((i + seed) * 7919 + i * i) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    /// Some rotation that depends on the position.
+    fn turn(position: usize, x: &mut [f32]) {
+        for (t, key) in x.chunks_exact_mut(SHAPE.head_dim).enumerate() {
+            let (sin, cos) = ((position + t) as f32 * 0.1).sin_cos();
+            (key[0], key[1]) = (key[0] * cos - key[1] * sin, key[0] * sin + key[1] * cos);
+        }
+    }
+
+    /// What a query at the end of `n` positions sees of a head: `[n][head_dim]`.
+    fn seen(x: &[f32], head: usize, n: usize, held: &Held, keys: bool) -> Vec<f32> {
+        let (d, row) = (SHAPE.head_dim, SHAPE.heads * SHAPE.head_dim);
+        let exact: Vec<f32> = x.chunks_exact(row).flat_map(|t| t[head * d..][..d].to_vec()).collect();
+        let round = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| f16::from_f32(*x).to_f32()).collect() };
+        let sink = held.sink.min(n);
+        let until = held.settled(n);
+        let source = if held.at_once() { exact.clone() } else { round(&exact) };
+        let source = &source[sink * d..];
+        let shared = match held.vectors.calibration() {
+            0 => Vec::new(),
+            c => held.vectors.shared(&source[..c * d], d),
+        };
+        let count = until - sink;
+        let mut bytes = vec![0; count / held.vectors.tokens() * held.vectors.bytes(d)];
+        held.vectors.encode(&source[..count * d], d, &shared, &mut bytes);
+        let mut back = vec![0.0; count * d];
+        held.vectors.decode(&bytes, d, &shared, &mut back);
+        let mut all = [round(&exact[..sink * d]), back, round(&exact[until * d..n * d])].concat();
+        if keys && held.before_rope {
+            turn(0, &mut all);
+        }
+        all
+    }
+
+    #[test]
+    fn a_query_sees_what_a_runtime_would_have_stored_and_parts_change_nothing() {
+        let (d, heads) = (SHAPE.head_dim, 4);
+        for text in [
+            "q8_0",
+            "q4_0/q8_0+sink5+window40",
+            "kivi4+window50",
+            "kivi2+window0+sink3",
+            "kvquant4/q3h+window9",
+            "q4h+window1000",
+        ] {
+            for window in [None, Some(50)] {
+                let policy: KvPolicy = text.parse().unwrap();
+                let held = policy.layer(0);
+                let a = Attention { heads, kv_heads: 2, head_dim: d, scale: 0.3, softcap: None, window };
+                let (q, k, v) = (noise(N * heads * d, 1), noise(N * 2 * d, 2), noise(N * 2 * d, 3));
+                let mut cache = KvCache::new(&policy, SHAPE, 1, N).unwrap();
+                let mut whole = vec![f32::NAN; q.len()];
+                cache.attend(&a, 0, &q, &k, &v, &turn, &mut whole).unwrap();
+                for (t, head) in [(0, 0), (3, 1), (49, 2), (128, 0), (170, 3), (N - 1, 1)] {
+                    let [keys, values] = [(&k, 0), (&v, 1)].map(|(x, i)| seen(x, head / 2, t + 1, &held[i], i == 0));
+                    let from = window.map_or(0, |w| (t + 1).saturating_sub(w));
+                    let query = &q[(t * heads + head) * d..][..d];
+                    let dot = |s: usize| (0..d).map(|i| f64::from(query[i]) * f64::from(keys[s * d + i])).sum::<f64>();
+                    let weights: Vec<f64> = (from..=t).map(|s| (dot(s) * f64::from(a.scale)).exp()).collect();
+                    let total: f64 = weights.iter().sum();
+                    for i in 0..d {
+                        let exact: f64 =
+                            weights.iter().zip(from..).map(|(w, s)| w / total * f64::from(values[s * d + i])).sum();
+                        let got = f64::from(whole[(t * heads + head) * d + i]);
+                        assert!((got - exact).abs() < 5e-6, "{text} {window:?}: {got} {exact} at {t}");
+                    }
+                }
+                let mut cache = KvCache::new(&policy, SHAPE, 1, N).unwrap();
+                let mut run = |cache: &mut KvCache, from: usize, n: usize| {
+                    let part = |x: &[f32], heads: usize| x[from * heads * d..(from + n) * heads * d].to_vec();
+                    let mut out = vec![f32::NAN; n * heads * d];
+                    cache.attend(&a, 0, &part(&q, 4), &part(&k, 2), &part(&v, 2), &turn, &mut out).unwrap();
+                    assert!(out == part(&whole, 4), "{text} {window:?} from {from}");
+                    cache.advance(n);
+                    let bytes: usize = held.iter().map(|h| 2 * h.bytes(from + n, d)).sum();
+                    assert_eq!(cache.bytes(), bytes, "{text} at {}", from + n);
+                };
+                let mut from = 0;
+                for n in [1, 1, 2, 30, 100, 1, 64, 1, 1, 99] {
+                    run(&mut cache, from, n);
+                    from += n;
+                }
+                assert_eq!(from, N);
+                // From the start again, and from where nothing was encoded that would not be.
+                cache.truncate(0);
+                run(&mut cache, 0, 200);
+                if held.iter().all(Held::at_once) {
+                    cache.truncate(77);
+                    run(&mut cache, 77, 100);
+                }
+            }
+        }
+    }
+
+    /// What was encoded stays so, and groups that were cut wait again.
+    #[test]
+    fn a_cache_can_be_shortened_anywhere() {
+        let (d, a) = (
+            SHAPE.head_dim,
+            Attention { heads: 2, kv_heads: 2, head_dim: 64, scale: 0.3, softcap: None, window: None },
+        );
+        let x = noise(N * 2 * d, 4);
+        for text in ["kivi4+window7+sink2", "kvquant3+window0", "q4h+window30"] {
+            let policy: KvPolicy = text.parse().unwrap();
+            for len in [0, 1, 2, 3, 40, 129, 199, 200] {
+                let mut cache = KvCache::new(&policy, SHAPE, 1, N).unwrap();
+                let mut run = |from: usize, n: usize, cut: Option<usize>| {
+                    let part = &x[from * 2 * d..(from + n) * 2 * d];
+                    let mut out = vec![f32::NAN; part.len()];
+                    cache.attend(&a, 0, part, part, part, &turn, &mut out).unwrap();
+                    cache.advance(n);
+                    cache.truncate(cut.unwrap_or(N));
+                    out
+                };
+                run(0, 200, Some(len));
+                let again = run(len, N - len, None);
+                let mut whole = vec![0.0; x.len()];
+                let mut fresh = KvCache::new(&policy, SHAPE, 1, N).unwrap();
+                fresh.attend(&a, 0, &x, &x, &x, &turn, &mut whole).unwrap();
+                let square = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>();
+                let gap: Vec<f32> = again.iter().zip(&whole[len * 2 * d..]).map(|(a, b)| a - b).collect();
+                assert!(
+                    square(&gap) < 0.02 * square(&again),
+                    "{text} at {len}: {} of {}",
+                    square(&gap),
+                    square(&again)
+                );
+            }
+        }
+    }
+}
