@@ -99,3 +99,70 @@ fn items(skills: &[&str], count: usize) -> Vec<Item> {
     let some = |name: &&str| Skill::find(name).unwrap().items(Split::Test, 11, count, None).unwrap();
     skills.iter().flat_map(some).collect()
 }
+
+/// On texts that the probe was not trained on: what each type loses, and that rotation, channels and windows are worth what
+/// they are. Its keys have no outliers, so rotation alone changes little here.
+#[test]
+fn kld_falls_with_bits_on_a_trained_model() {
+    let checkpoint = probe();
+    let mut windows =
+        skills::windows(checkpoint.as_ref(), &items(&["story", "json", "recall"], 6), Scored::Text).unwrap();
+    // Read as one text: long enough for windows of recent positions.
+    let tokens: Vec<u32> = windows.drain(..).flat_map(|w| w.tokens).take(1024).collect();
+    let windows: Vec<Window> =
+        tokens.chunks_exact(512).map(|t| Window { tokens: t.to_vec(), scored: 0..511 }).collect();
+    let names =
+        ["f16", "q8_0", "fp8", "q5h", "q4_0", "q4h", "q3h", "q2h", "kivi4", "q8_0/q4h", "q4h+window128", "kivi2"];
+    let policies: Vec<KvPolicy> = names.iter().map(|n| policy(n)).collect();
+    let rows = cpu::pool(2).unwrap().install(|| {
+        let engine = Engine::new(checkpoint.as_ref(), 512).unwrap();
+        let shape = engine.kv_shape();
+        let candidates = candidates(checkpoint.as_ref(), &names, 512);
+        let scores = eval::run(&mut Reference::Live(Box::new(engine)), &candidates, &windows, &|_| {}).unwrap();
+        kv::rows(&policies, &shape, &windows, &scores).unwrap()
+    });
+    let of = |name: &str| rows.iter().find(|r| r.kv == name).unwrap();
+    for row in &rows {
+        eprintln!("{:15} {:6.0} bytes {:.2e}", row.kv, row.bytes_per_token, row.whole.kld.mean);
+        assert_eq!(row.buckets.iter().map(|b| (b.from, b.to)).collect::<Vec<_>>(), [(0, 128), (128, 256), (256, 512)]);
+        assert_eq!(row.buckets.iter().map(|b| b.figures.tokens).sum::<usize>(), row.whole.tokens);
+    }
+    let kld = |name: &str| of(name).whole.kld.mean;
+    for (better, worse) in [
+        ("f16", "q8_0"),
+        ("q8_0", "fp8"),
+        ("q8_0", "q5h"),
+        ("q5h", "q4h"),
+        ("q4h", "q3h"),
+        ("q3h", "q2h"),
+        ("q4h+window128", "q4h"),
+        ("q8_0/q4h", "q4h"),
+        ("kivi4", "q4_0"),
+        ("kivi2", "q2h"),
+    ] {
+        assert!(kld(better) < kld(worse), "{better} {} {worse} {}", kld(better), kld(worse));
+    }
+    assert!(kld("q8_0") < 2e-4 && kld("q4_0") > 20.0 * kld("q8_0"));
+    // Where all positions are in the window there is no more loss than f16's.
+    let first = |name: &str| of(name).buckets[0].figures.kld.mean;
+    assert!(first("kivi2") < 1e-5 && first("q4h+window128") < 1e-5, "{}", first("kivi2"));
+}
+
+/// Answers that must be exact. Each type answers the same questions.
+#[test]
+fn skills_survive_many_bits_and_not_few() {
+    let checkpoint = probe();
+    let questions = skills::windows(checkpoint.as_ref(), &items(&["recall", "json"], 25), Scored::Answer).unwrap();
+    let names = ["f32", "q8_0", "q4_0", "q4h", "q3", "q3h", "q2", "q2h", "kivi2+window0", "turbo3", "turbo2"];
+    let positions = eval::longest(&questions);
+    cpu::pool(2).unwrap().install(|| {
+        let right: Vec<[usize; 2]> = candidates(checkpoint.as_ref(), &names, positions)
+            .iter()
+            .map(|c| {
+                let right = skills::right(c, &questions, &|_| {}).unwrap();
+                [&right[..25], &right[25..]].map(|r| r.iter().filter(|r| **r).count())
+            })
+            .collect();
+        names.iter().zip(&right).for_each(|(name, right)| eprintln!("{name:15} recall, json of 25 {right:?}"));
+    });
+}

@@ -283,7 +283,7 @@ mod tests {
                     }
                 }
                 let mut cache = KvCache::new(&policy, SHAPE, 1, N).unwrap();
-                let mut run = |cache: &mut KvCache, from: usize, n: usize| {
+                let run = |cache: &mut KvCache, from: usize, n: usize| {
                     let part = |x: &[f32], heads: usize| x[from * heads * d..(from + n) * heads * d].to_vec();
                     let mut out = vec![f32::NAN; n * heads * d];
                     cache.attend(&a, 0, &part(&q, 4), &part(&k, 2), &part(&v, 2), &turn, &mut out).unwrap();
