@@ -69,7 +69,7 @@ fn sinks_windows_and_skipped_layers_are_half_precision() {
     let tokens: Vec<u32> = (0..100).map(|i| (i * 7919 + 13) % 256).collect();
     let run = |text: &str| states(checkpoint.as_ref(), &policy(text), &tokens, &[100]).0;
     let half = run("f16");
-    for whole in ["q2+sink100", "q2+window100", "q2+skip0-1", "kivi2", "kvquant3/f16+sink1"] {
+    for whole in ["q2+sink100", "q2+window100", "q2+skip0-1", "kivi2"] {
         assert!(run(whole) == half, "{whole}");
     }
     let hidden = half.len() / 100;
@@ -81,7 +81,7 @@ fn sinks_windows_and_skipped_layers_are_half_precision() {
     }
     let gap = |text: &str| run(text).iter().zip(&half).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
     let all = gap("q2");
-    for less in ["q2+skip0", "q2+skip1", "q2+sink50", "q2+window50", "q2/f16", "f16/q2"] {
+    for less in ["q2+skip0", "q2+skip1", "q2+sink50", "q2+window50"] {
         assert!(gap(less) < all, "{less}: {} {all}", gap(less));
     }
 }
@@ -148,21 +148,71 @@ fn kld_falls_with_bits_on_a_trained_model() {
     assert!(first("kivi2") < 1e-5 && first("q4h+window128") < 1e-5, "{}", first("kivi2"));
 }
 
-/// Answers that must be exact. Each type answers the same questions.
+/// Answers that must be exact. The probe's keys have no outliers: 4 and 3 bits are enough for it, at 2 its recall fades and
+/// comes back with rotation.
 #[test]
-fn skills_survive_many_bits_and_not_few() {
+fn recall_survives_many_bits_and_not_few() {
+    const COUNT: usize = 60;
     let checkpoint = probe();
-    let questions = skills::windows(checkpoint.as_ref(), &items(&["recall", "json"], 25), Scored::Answer).unwrap();
-    let names = ["f32", "q8_0", "q4_0", "q4h", "q3", "q3h", "q2", "q2h", "kivi2+window0", "turbo3", "turbo2"];
-    let positions = eval::longest(&questions);
-    cpu::pool(2).unwrap().install(|| {
-        let right: Vec<[usize; 2]> = candidates(checkpoint.as_ref(), &names, positions)
-            .iter()
-            .map(|c| {
-                let right = skills::right(c, &questions, &|_| {}).unwrap();
-                [&right[..25], &right[25..]].map(|r| r.iter().filter(|r| **r).count())
-            })
-            .collect();
-        names.iter().zip(&right).for_each(|(name, right)| eprintln!("{name:15} recall, json of 25 {right:?}"));
+    let questions = skills::windows(checkpoint.as_ref(), &items(&["recall"], COUNT), Scored::Answer).unwrap();
+    let names = ["f32", "q8_0", "q4_0", "q4h", "q3h", "q2", "q2h"];
+    let right: Vec<usize> = cpu::pool(2).unwrap().install(|| {
+        let candidates = candidates(checkpoint.as_ref(), &names, eval::longest(&questions));
+        let count = |c| skills::right(c, &questions, &|_| {}).unwrap().into_iter().filter(|right| *right).count();
+        candidates.iter().map(count).collect()
     });
+    names.iter().zip(&right).for_each(|(name, right)| eprintln!("{name:5} {right} of {COUNT}"));
+    let of = |name: &str| right[names.iter().position(|n| *n == name).unwrap()];
+    for enough in ["q8_0", "q4_0", "q4h", "q3h"] {
+        assert!(of(enough) + 3 >= of("f32"), "{enough}: {} of {}", of(enough), of("f32"));
+    }
+    assert!(of("q2") + 10 <= of("f32") && of("q2") + 5 <= of("q2h"), "{} {} {}", of("f32"), of("q2"), of("q2h"));
+}
+
+#[test]
+fn the_matrix_through_the_binary() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(&Shape { layers: 2, ..DENSE });
+    let (path, text) = (model.path().to_str().unwrap(), dir.path().join("text.txt"));
+    fs::write(&text, "the heron sees a fish, and the fish sees the heron. ".repeat(60)).unwrap();
+    let table = dir.path().join("table.md");
+    let [text, table] = [&text, &table].map(|p| p.to_str().unwrap());
+    let eval = ["eval", path, "--data", text, "--protocol", "gptq-2048", "--context", "96", "--chunks", "2", "--quiet"];
+    fn with<'a>(eval: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+        [eval, more].concat()
+    }
+    let kv = "f16,q8_0,q4h/q8_0+sink4+window16+skip0,1,kivi2+window0";
+    let json: Value =
+        serde_json::from_str(&quant_ok(&with(&eval, &["--kv", kv, "--check-decode", "--json", "--markdown", table])))
+            .unwrap();
+    let found = &json["artifacts"][0];
+    let rows = found["kv"].as_array().unwrap();
+    assert_eq!(found["decode_gaps"], serde_json::json!([0.0, 0.0, 0.0, 0.0]));
+    // 2 layers of 2 heads of 64.
+    assert_eq!(found["reference"]["bytes_per_token"], 2 * 2 * 2 * 64 * 4);
+    let names: Vec<_> = rows.iter().map(|r| r["kv"].as_str().unwrap()).collect();
+    assert_eq!(names, ["f16", "q8_0", "q4h/q8_0+sink4+window16+skip0,1", "kivi2+window0"]);
+    let per_token: Vec<f64> = rows.iter().map(|r| r["bytes_per_token"].as_f64().unwrap()).collect();
+    assert_eq!(per_token, [1024.0, 544.0, 1024.0, 4.0 * (64.0 * 12.0 / 32.0 + 24.0)]);
+    let kld = |i: usize| rows[i]["kld"]["mean"].as_f64().unwrap();
+    assert!(kld(0) < kld(1) && kld(1) < kld(3) && kld(2) == kld(0));
+    for row in rows {
+        let ends: Vec<_> = row["buckets"].as_array().unwrap().iter().map(|b| b["to"].as_u64().unwrap()).collect();
+        assert_eq!(ends, [16, 32, 64, 96]);
+    }
+    assert_eq!(rows[1]["buckets"][3]["bytes"], 544 * 96);
+    let markdown = fs::read_to_string(table).unwrap();
+    assert!(markdown.contains("| q8_0 | 544 |"), "{markdown}");
+    let printed = quant_ok(&with(&eval, &["--kv", "q8_0"]));
+    assert!(printed.contains("f32 (reference)") && printed.contains("64-96") && printed.contains("size of the cache"));
+
+    assert!(quant_fails(&with(&eval, &["--kv", "q8_0,q4x"])).contains("there is no cache type \"q4x\""));
+    assert!(quant_fails(&with(&eval, &["--kv", "q8_0+skip7"])).contains("no layer 7"));
+    assert!(quant_fails(&with(&eval, &["--kv", "q8_0", "--reference", path])).contains("cannot be used with"));
+    let ask = |kv: &str| quant_ok(&["generate", path, "--prompt", "the heron", "--tokens", "8", "--json", "--kv", kv]);
+    let tokens = |text: &str| serde_json::from_str::<Value>(text).unwrap()["tokens"].clone();
+    assert_eq!(tokens(&ask("f32")), tokens(&ask("f16/f32+sink2")));
+    assert!(quant_fails(&["generate", path, "--prompt", "a", "--kv", "f17"]).contains("f17"));
+    let list = quant_ok(&["list", "kv"]);
+    assert!(KV_FORMATS.iter().all(|f| list.contains(f.name)));
 }

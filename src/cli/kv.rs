@@ -122,30 +122,39 @@ impl Matrix {
 
     /// What is hard about the model, and what helps.
     pub fn warnings(&self) -> Vec<String> {
-        let layers = |hard: &dyn Fn(&Keys) -> bool| -> Vec<String> {
-            self.keys.iter().filter(|k| hard(k)).map(|k| k.layer.to_string()).collect()
+        let warning = |of: fn(&Keys) -> f64, from: f64, to: f64, what: &str, help: &str| {
+            let hard: Vec<&Keys> = self.keys.iter().filter(|k| (from..to).contains(&of(k))).collect();
+            let worst = hard.iter().map(|k| of(k)).fold(0.0, f64::max);
+            let layers = ranges(hard.iter().map(|k| k.layer));
+            let warn = || format!("warning: layers {layers}: {} {what}; {help}", digits(worst));
+            (!hard.is_empty()).then(warn)
         };
-        let worst = |of: &dyn Fn(&Keys) -> f64| self.keys.iter().map(of).fold(0.0, f64::max);
-        let outliers = layers(&|k| k.outliers > kv::OUTLIERS);
-        let sinks = layers(&|k| k.sink > kv::SINK);
-        let mut out = Vec::new();
-        if !outliers.is_empty() {
-            out.push(format!(
-                "warning: outlier keys in layers {}: 4 bits by token lose up to {} times what tells tokens apart (normal keys: 0.008); \
-                 rotate (q4h), store keys by channel (kivi4, kvquant4) or in 8 bits (q8_0/q4h)",
-                outliers.join(","),
-                digits(worst(&|k| k.outliers))
-            ));
-        }
-        if !sinks.is_empty() {
-            out.push(format!(
-                "warning: attention sinks in layers {}: the first token's key is up to {:.1} standard deviations from the others; \
-                 keep it (+sink4)",
-                sinks.join(","),
-                worst(&|k| k.sink)
-            ));
-        }
-        out
+        let outliers = "times what tells keys apart is lost by 4 bits for each token at worst (normal keys: 0.008)";
+        let all = [
+            warning(
+                |k| k.outliers,
+                kv::MASSIVE,
+                f64::INFINITY,
+                outliers,
+                "the keys have massive biases, which rotation spreads: keep keys in 8 bits (q8_0/q4h), by channel (kivi4) or \
+                 less their means (q4hc)",
+            ),
+            warning(
+                |k| k.outliers,
+                kv::OUTLIERS,
+                kv::MASSIVE,
+                outliers,
+                "the keys have outliers: rotate them (q4h), or the same",
+            ),
+            warning(
+                |k| k.sink,
+                kv::SINK,
+                f64::INFINITY,
+                "standard deviations are between the first token's key and the others at worst",
+                "it draws attention: keep it (+sink4)",
+            ),
+        ];
+        all.into_iter().flatten().collect()
     }
 
     pub fn json(&self, path: &str, name: &str, checkpoint: &dyn Checkpoint) -> Value {
@@ -177,5 +186,27 @@ fn short(positions: usize) -> String {
     match positions % 1024 {
         0 if positions > 0 => format!("{}k", positions / 1024),
         _ => positions.to_string(),
+    }
+}
+
+/// 0, 1, 2, 5 -> 0-2,5
+fn ranges(numbers: impl Iterator<Item = usize>) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for n in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == n => *last = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let run = |(from, to): &(usize, usize)| if from == to { from.to_string() } else { format!("{from}-{to}") };
+    runs.iter().map(run).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn runs_of_layers_are_ranges() {
+        assert_eq!(super::ranges([0, 1, 2, 5, 7, 8].into_iter()), "0-2,5,7-8");
+        assert_eq!(super::ranges([3].into_iter()), "3");
     }
 }

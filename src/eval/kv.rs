@@ -105,8 +105,11 @@ pub struct Keys {
     pub sink: f64,
 }
 
-/// From this error on, four bits by token leave little of what tells keys apart.
+/// From this error on, four bits by token cost several times what they cost normal keys, and rotation helps.
 pub const OUTLIERS: f64 = 0.05;
+/// From this one on, as much is lost as tells keys apart: a bias that all tokens share is far larger than they are, and rotation
+/// spreads it over the channels that were spared.
+pub const MASSIVE: f64 = 0.5;
 /// A first key this far away draws attention by itself, and an error of it moves every query.
 pub const SINK: f64 = 3.0;
 

@@ -1,5 +1,8 @@
+//! Formats that learn from the first tokens of a text what all of them share.
+//!
 //! Keys in fixed ranges of each channel, values in ranges of each token, the values that fit worst kept apart. Source: KVQuant
-//! (2401.18079), with equal steps in place of its learned ones, and ranges that the first tokens of a text decide.
+//! (2401.18079), with equal steps in place of its learned ones. And another format, of what differs from each channel's mean:
+//! some models' biases are far larger than what tells their keys apart.
 
 use super::Vectors;
 use super::uniform::{Steps, code_bytes, get_codes, put_codes, read_half, write_half};
@@ -99,6 +102,47 @@ impl Vectors for Calibrated {
             get_codes(self.bits, codes, out, |code, i| steps[i].value(code));
             get_apart(apart, out);
         }
+    }
+}
+
+/// Another format, of what is left of keys when the mean of every channel is taken off.
+pub struct Centered(pub &'static dyn Vectors);
+
+impl Vectors for Centered {
+    fn check(&self, head_dim: usize) -> Result<()> {
+        self.0.check(head_dim)
+    }
+
+    fn calibration(&self) -> usize {
+        TOKENS
+    }
+
+    fn shared(&self, x: &[f32], head_dim: usize) -> Vec<u8> {
+        let mut out = vec![0; self.shared_bytes(head_dim)];
+        for (channel, out) in out.chunks_exact_mut(2).enumerate() {
+            write_half(x[channel..].iter().step_by(head_dim).sum::<f32>() / TOKENS as f32, out);
+        }
+        out
+    }
+
+    fn shared_bytes(&self, head_dim: usize) -> usize {
+        head_dim * 2
+    }
+
+    fn bytes(&self, head_dim: usize) -> usize {
+        self.0.bytes(head_dim)
+    }
+
+    fn encode(&self, x: &[f32], head_dim: usize, shared: &[u8], out: &mut [u8]) {
+        let means = shared.chunks_exact(2).map(read_half).cycle();
+        let centered: Vec<f32> = x.iter().zip(means).map(|(x, mean)| x - mean).collect();
+        self.0.encode(&centered, head_dim, &[], out);
+    }
+
+    fn decode(&self, bytes: &[u8], head_dim: usize, shared: &[u8], out: &mut [f32]) {
+        self.0.decode(bytes, head_dim, &[], out);
+        let means: Vec<f32> = shared.chunks_exact(2).map(read_half).collect();
+        out.chunks_exact_mut(head_dim).for_each(|x| x.iter_mut().zip(&means).for_each(|(x, mean)| *x += mean));
     }
 }
 

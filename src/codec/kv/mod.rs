@@ -12,7 +12,7 @@ use super::float::{BF16, F16, F32};
 use super::ggml::iq4::IQ4_NL;
 use super::ggml::simple::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::error::Result;
-use calibrated::{Calibrated, Outliers};
+use calibrated::{Calibrated, Centered, Outliers};
 use dense::{Blocks, Eight};
 pub use policy::{Held, KvPolicy, KvShape};
 use rotate::Rotated;
@@ -106,9 +106,11 @@ pub static KV_FORMATS: &[KvFormat] = &[
     both("q2", "2 bits, a scale for 32 values", &TWO),
     both("q8h", "q8_0 of Hadamard-rotated heads (QuaRot, ExLlamaV2; llama.cpp since 2026)", &Rotated(&Blocks(&Q8_0))),
     both("q5h", "q5_0 of Hadamard-rotated heads (the same)", &Rotated(&Blocks(&Q5_0))),
-    both("q4h", "q4_0 of Hadamard-rotated heads (the same)", &Rotated(&Blocks(&Q4_0))),
-    both("q3h", "q3 of Hadamard-rotated heads", &Rotated(&THREE)),
+    both("q4h", "q4_0 of Hadamard-rotated heads (the same)", &Q4H),
+    both("q3h", "q3 of Hadamard-rotated heads", &Q3H),
     both("q2h", "q2 of Hadamard-rotated heads", &Rotated(&TWO)),
+    centered("q4hc", "q4h; keys before RoPE, less each channel's mean of the first 128 tokens", &Q4HC, &Q4H),
+    centered("q3hc", "q3h; keys before RoPE, less each channel's mean of the first 128 tokens", &Q3HC, &Q3H),
     kivi(
         "kivi4",
         "keys by channel over 32 tokens, values by token, 4 bits; the last 128 tokens in f16 (KIVI)",
@@ -131,6 +133,10 @@ const WHOLE: usize = usize::MAX;
 
 static THREE: Uniform = Uniform { bits: 3, group: 32, fit: Fit::Signed };
 static TWO: Uniform = Uniform { bits: 2, group: 32, fit: Fit::Signed };
+static Q4H: Rotated = Rotated(&Blocks(&Q4_0));
+static Q3H: Rotated = Rotated(&THREE);
+static Q4HC: Centered = Centered(&Q4H);
+static Q3HC: Centered = Centered(&Q3H);
 static KIVI4: (Channels, Uniform) = per_channel(4);
 static KIVI2: (Channels, Uniform) = per_channel(2);
 static KVQUANT4: (Calibrated, Outliers) = (Calibrated { bits: 4 }, Outliers { bits: 4 });
@@ -152,6 +158,15 @@ const fn both(name: &'static str, about: &'static str, vectors: &'static dyn Vec
 const fn kivi(name: &'static str, about: &'static str, [key, value]: [&'static dyn Vectors; 2]) -> KvFormat {
     let (key, value) = (stored(key), stored(value));
     KvFormat { name, about, key: Stored { window: 128, ..key }, value: Stored { window: 128, ..value } }
+}
+
+const fn centered(
+    name: &'static str,
+    about: &'static str,
+    key: &'static dyn Vectors,
+    value: &'static dyn Vectors,
+) -> KvFormat {
+    KvFormat { name, about, key: Stored { before_rope: true, ..stored(key) }, value: stored(value) }
 }
 
 const fn kvquant(name: &'static str, about: &'static str, [key, value]: [&'static dyn Vectors; 2]) -> KvFormat {

@@ -84,7 +84,8 @@ impl Encoded {
         }
         let from = settled.iter().map(|s| s.of(len + 1)).min().unwrap_or(end) / WIDTH * WIDTH;
         let waits = settled.iter().any(|s| !s.held.at_once());
-        let mut recent = waits.then(|| Span::new(self.shape.heads, d, from, end - from)).transpose()?;
+        // Never empty: there is a panel for each head.
+        let mut recent = waits.then(|| Span::new(self.shape.heads, d, from, (end - from).max(1))).transpose()?;
         for (kind, x) in [(Kind::Keys, kv[0]), (Kind::Values, kv[1])] {
             let settled = settled[kind as usize];
             let turn = Some(turn).filter(|_| settled.held.before_rope && kind == Kind::Keys);
@@ -258,6 +259,7 @@ mod tests {
             "kivi4+window50",
             "kivi2+window0+sink3",
             "kvquant4/q3h+window9",
+            "kvquant4",
             "q4h+window1000",
         ] {
             for window in [None, Some(50)] {
@@ -293,7 +295,7 @@ mod tests {
                     assert_eq!(cache.bytes(), bytes, "{text} at {}", from + n);
                 };
                 let mut from = 0;
-                for n in [1, 1, 2, 30, 100, 1, 64, 1, 1, 99] {
+                for n in [1, 1, 2, 28, 97, 30, 1, 1, 139] {
                     run(&mut cache, from, n);
                     from += n;
                 }
