@@ -41,11 +41,9 @@ pub struct Bucket {
 /// Ranges of positions up to `context`, each as long as all before it; the first has 1024, or a quarter of a shorter context.
 pub fn buckets(context: usize) -> Vec<Range<usize>> {
     let quarter = (context / 4).max(1);
-    let mut out = vec![0..context.min(1024).min(1 << quarter.ilog2())];
-    while let Some(last) = out.last().filter(|last| last.end < context) {
-        out.push(last.end..context.min(last.end * 2));
-    }
-    out
+    let first = 0..context.min(1024).min(1 << quarter.ilog2());
+    let next = |last: &Range<usize>| (last.end < context).then(|| last.end..context.min(last.end * 2));
+    std::iter::successors(Some(first), next).collect()
 }
 
 /// `scores`: of [`super::run`], `[policy][window][scored position]`.
