@@ -94,6 +94,7 @@ type Artifact = (String, Model);
 
 impl Eval {
     pub fn run(&self, common: &Common, reporter: &Reporter) -> Result<bool> {
+        let caches = self.kv.as_deref().map(KvPolicy::list).transpose()?;
         let options = OpenOptions::default();
         let open = |a: &String| Ok((a.clone(), model::open(a, &options, reporter)?));
         let artifacts: Vec<Artifact> = self.artifacts.iter().map(open).collect::<Result<_>>()?;
@@ -102,10 +103,10 @@ impl Eval {
         let inputs = artifacts.iter().flat_map(|(_, m)| m.files()).chain(source.iter().flat_map(Source::files));
         let inputs: Vec<PathBuf> = inputs.chain(self.text.data.iter().cloned()).collect();
         refuse_inputs(self.markdown.as_slice(), &inputs)?;
-        match &source {
-            _ if self.kv.is_some() => self.caches(&artifacts, common, reporter),
-            Some(source) => self.paired(&artifacts, source, common, reporter),
-            None => self.alone(&artifacts, common, reporter),
+        match (&source, &caches) {
+            (_, Some(caches)) => self.caches(&artifacts, caches, common, reporter),
+            (Some(source), _) => self.paired(&artifacts, source, common, reporter),
+            (None, None) => self.alone(&artifacts, common, reporter),
         }
         .map(|()| true)
     }
@@ -121,15 +122,20 @@ impl Eval {
     }
 
     /// Cache types, artifact by artifact.
-    fn caches(&self, artifacts: &[Artifact], common: &Common, reporter: &Reporter) -> Result<()> {
-        let policies = KvPolicy::list(self.kv.as_deref().unwrap_or_default())?;
+    fn caches(
+        &self,
+        artifacts: &[Artifact],
+        policies: &[KvPolicy],
+        common: &Common,
+        reporter: &Reporter,
+    ) -> Result<()> {
         let mut found = Vec::new();
         for artifact in artifacts {
             let (windows, conditions) = self.text.prepare(artifact.1.checkpoint.as_ref())?;
             let bar = reporter.tokens("evaluate", tokens(&windows) * (policies.len() as u64 + 1));
             let engine = || self.engine(artifact, eval::longest(&windows));
             let progress = |n| bar.advance(n);
-            let matrix = Matrix::measure(&engine, &policies, &windows, self.check_decode, common.threads(), &progress)
+            let matrix = Matrix::measure(&engine, policies, &windows, self.check_decode, common.threads(), &progress)
                 .at(|| artifact.0.clone())?;
             bar.finish();
             found.push((artifact, conditions, matrix));
@@ -147,6 +153,7 @@ impl Eval {
             };
             matrix.cells().into_iter().map(name).collect::<Vec<_>>()
         };
+        let scored = first.rows.first().map(|r| r.whole.tokens);
         let mut notes = kv::notes(&first.rows, conditions);
         notes.extend(found.iter().flat_map(|(_, _, matrix)| matrix.warnings()));
         self.print(
@@ -155,7 +162,7 @@ impl Eval {
                 cells: found.iter().flat_map(named).collect(),
                 more: found.iter().map(|(_, _, matrix)| matrix.sizes()).collect(),
                 notes,
-                json: serde_json::json!({"protocol": conditions.protocol, "conditions": conditions, "artifacts": jsons}),
+                json: serde_json::json!({"protocol": conditions.protocol, "tokens": scored, "conditions": conditions, "artifacts": jsons}),
             },
             reporter,
         )
