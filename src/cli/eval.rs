@@ -1,16 +1,19 @@
 //! `quant eval`
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::gate::{self, GateArgs};
+use super::kv::{self, Matrix};
 use super::model::Model;
 use super::quality::{self, Row, facts};
 use super::report::{Reporter, markdown, table};
 use super::tasks::TaskArgs;
 use super::text::TextArgs;
 use super::{Common, Exit, model};
+use crate::codec::kv::KvPolicy;
 use crate::container::output::{Output, publish, refuse_inputs};
 use crate::container::{Checkpoint, OpenOptions};
 use crate::convert::verify;
@@ -44,6 +47,15 @@ pub struct Eval {
     /// Also compare every weight with the reference's
     #[arg(long, requires = "reference")]
     weights: bool,
+    /// Compare cache types in place of files: what does each lose against the same weights with an f32 cache, by position?
+    ///
+    /// TYPE or KEYS/VALUES of `quant list kv`, several separated by commas; after each what stays in f16: `+sink4` (the first
+    /// positions), `+window128` (the latest), `+skip0,22-23` (whole layers). As in `f16,q8_0,q4h/q8_0+sink4+skip0,1`
+    #[arg(long, value_name = "TYPES", conflicts_with_all = ["reference", "weights"])]
+    kv: Option<String>,
+    /// Also read the first window token by token, and say how far that is from reading it at once
+    #[arg(long, requires = "kv")]
+    check_decode: bool,
     /// Write the table as Markdown too
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
@@ -99,6 +111,7 @@ type Artifact = (String, Model);
 
 impl Eval {
     pub fn run(&self, common: &Common, reporter: &Reporter) -> Result<Exit> {
+        let caches = self.kv.as_deref().map(KvPolicy::list).transpose()?;
         let options = OpenOptions::default();
         let open = |a: &String| Ok((a.clone(), model::open(a, &options, reporter)?));
         let artifacts: Vec<Artifact> = self.artifacts.iter().map(open).collect::<Result<_>>()?;
@@ -111,10 +124,11 @@ impl Eval {
         let outputs: Vec<PathBuf> = [&self.markdown, &self.save].into_iter().flatten().cloned().collect();
         refuse_inputs(&outputs, &inputs)?;
         let gate = self.gating.ready(self.gate.as_deref())?;
-        let mut report = match &source {
+        let mut report = match (&source, &caches) {
             _ if self.no_text => self.no_text(&artifacts, source.as_ref())?,
-            Some(source) => self.paired(&artifacts, source, common, reporter)?,
-            None => self.alone(&artifacts, common, reporter)?,
+            (_, Some(caches)) => self.caches(&artifacts, caches, common, reporter)?,
+            (Some(source), _) => self.paired(&artifacts, source, common, reporter)?,
+            (None, None) => self.alone(&artifacts, common, reporter)?,
         };
         if self.tasks.wanted() {
             self.ask(&tasks, &artifacts, source.as_ref(), &mut report, common, reporter)?;
@@ -151,7 +165,7 @@ impl Eval {
         tasks: &[Task],
         artifacts: &[Artifact],
         source: Option<&Source>,
-        report: &mut Report<'_>,
+        report: &mut Report,
         common: &Common,
         reporter: &Reporter,
     ) -> Result<()> {
@@ -174,7 +188,7 @@ impl Eval {
     }
 
     /// Sizes alone: what tasks are added to.
-    fn no_text(&self, artifacts: &[Artifact], source: Option<&Source>) -> Result<Report<'static>> {
+    fn no_text(&self, artifacts: &[Artifact], source: Option<&Source>) -> Result<Report> {
         if let (Some(Source::Model(m)), _) | (None, Some((_, m))) = (source, artifacts.first()) {
             let hash = eval::tokenizer_hash(&m.checkpoint.metadata()?)?;
             same_tokenizers(artifacts, &hash, "the reference's")?;
@@ -191,7 +205,7 @@ impl Eval {
             })
             .collect();
         Ok(Report {
-            header: quality::HEADER_SIZES,
+            header: named(quality::HEADER_SIZES),
             cells: quality::cells_sizes(&sizes),
             more: Vec::new(),
             notes: Vec::new(),
@@ -199,14 +213,50 @@ impl Eval {
         })
     }
 
-    /// Against the reference, token by token.
-    fn paired(
+    /// Cache types, artifact by artifact.
+    fn caches(
         &self,
         artifacts: &[Artifact],
-        source: &Source,
+        policies: &[KvPolicy],
         common: &Common,
         reporter: &Reporter,
-    ) -> Result<Report<'static>> {
+    ) -> Result<Report> {
+        let mut found = Vec::new();
+        for artifact in artifacts {
+            let (windows, conditions) = self.text.prepare(artifact.1.checkpoint.as_ref())?;
+            let bar = reporter.tokens("evaluate", tokens(&windows) * (policies.len() as u64 + 1));
+            let engine = || self.engine(artifact.1.checkpoint.as_ref(), eval::longest(&windows));
+            let progress = |n| bar.advance(n);
+            let matrix = Matrix::measure(&engine, policies, &windows, self.check_decode, common.threads(), &progress)
+                .at(|| artifact.0.clone())?;
+            bar.finish();
+            found.push((artifact, conditions, matrix));
+        }
+        let jsons: Vec<_> =
+            found.iter().map(|((path, m), _, x)| x.json(path, &m.name, m.checkpoint.as_ref())).collect();
+        let Some((_, conditions, first)) = found.first() else { return Err(Error::request("there is no artifact")) };
+        let named = |((path, _), _, matrix): &(&Artifact, Conditions, Matrix)| {
+            let prefix = if found.len() > 1 { format!("{path}: ") } else { String::new() };
+            let name = |mut cells: Vec<String>| {
+                cells[0] = format!("{prefix}{}", cells[0]);
+                cells
+            };
+            matrix.cells().into_iter().map(name).collect::<Vec<_>>()
+        };
+        let scored = first.rows.first().map(|r| r.whole.tokens);
+        let mut notes = kv::notes(&first.rows, conditions);
+        notes.extend(found.iter().flat_map(|(_, _, matrix)| matrix.warnings()));
+        Ok(Report {
+            header: first.header().into_iter().map(Cow::Owned).collect(),
+            cells: found.iter().flat_map(named).collect(),
+            more: found.iter().map(|(_, _, matrix)| matrix.sizes()).collect(),
+            notes,
+            json: serde_json::json!({"protocol": conditions.protocol, "tokens": scored, "conditions": conditions, "artifacts": jsons}),
+        })
+    }
+
+    /// Against the reference, token by token.
+    fn paired(&self, artifacts: &[Artifact], source: &Source, common: &Common, reporter: &Reporter) -> Result<Report> {
         if self.weights && matches!(source, Source::File(_)) {
             return Err(Error::request("a reference file has no weights to compare")
                 .help("drop --weights, or pass the model itself"));
@@ -251,7 +301,7 @@ impl Eval {
         rows.sort_by(|a, b| a.figures.kld.mean.total_cmp(&b.figures.kld.mean));
         let path = self.reference.as_deref().unwrap_or_default();
         Ok(Report {
-            header: quality::HEADER,
+            header: named(quality::HEADER),
             cells: quality::cells(&rows, &reference_facts),
             more: quality::worst_weights(&rows),
             notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, noise),
@@ -260,7 +310,7 @@ impl Eval {
     }
 
     /// Perplexity alone, artifact by artifact.
-    fn alone(&self, artifacts: &[Artifact], common: &Common, reporter: &Reporter) -> Result<Report<'static>> {
+    fn alone(&self, artifacts: &[Artifact], common: &Common, reporter: &Reporter) -> Result<Report> {
         let Some((_, first)) = artifacts.first() else { return Err(Error::request("there is no artifact")) };
         let (windows, conditions) = self.text.prepare(first.checkpoint.as_ref())?;
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the first artifact's")?;
@@ -285,7 +335,7 @@ impl Eval {
         })?;
         rows.sort_by(|a, b| a.figures.perplexity.value.total_cmp(&b.figures.perplexity.value));
         Ok(Report {
-            header: quality::HEADER_ALONE,
+            header: named(quality::HEADER_ALONE),
             cells: quality::cells_alone(&rows),
             more: Vec::new(),
             notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, None),
@@ -293,10 +343,11 @@ impl Eval {
         })
     }
 
-    fn print(&self, report: &Report<'_>, reporter: &Reporter) -> Result<()> {
-        let right: Vec<usize> = (1..report.header.len()).collect();
+    fn print(&self, report: &Report, reporter: &Reporter) -> Result<()> {
+        let header: Vec<&str> = report.header.iter().map(AsRef::as_ref).collect();
+        let right: Vec<usize> = (1..header.len()).collect();
         if let Some(path) = &self.markdown {
-            let text = format!("{}\n{}\n", markdown(report.header, &right, &report.cells), report.notes.join("  \n"));
+            let text = format!("{}\n{}\n", markdown(&header, &right, &report.cells), report.notes.join("  \n"));
             write(path, &text)?;
         }
         if let Some(path) = &self.save {
@@ -305,7 +356,7 @@ impl Eval {
         if reporter.json {
             return reporter.value(&report.json);
         }
-        reporter.text(&table(report.header, &right, report.cells.iter().cloned()))?;
+        reporter.text(&table(&header, &right, report.cells.iter().cloned()))?;
         reporter.text("")?;
         for more in &report.more {
             reporter.text(more)?;
@@ -316,13 +367,17 @@ impl Eval {
 }
 
 /// What is printed: a table, or the JSON value of the same.
-struct Report<'a> {
-    header: &'a [&'a str],
+struct Report {
+    header: Vec<Cow<'static, str>>,
     cells: Vec<Vec<String>>,
     /// Other tables, for the terminal alone.
     more: Vec<String>,
     notes: Vec<String>,
     json: serde_json::Value,
+}
+
+fn named(header: &[&'static str]) -> Vec<Cow<'static, str>> {
+    header.iter().map(|name| Cow::Borrowed(*name)).collect()
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

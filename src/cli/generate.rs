@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::report::Reporter;
 use super::{Common, model};
+use crate::codec::kv::KvPolicy;
 use crate::container::{Checkpoint, OpenOptions, tokenizer};
 use crate::device::cpu;
 use crate::engine::chat::{self, Message};
@@ -50,6 +51,10 @@ pub struct Generate {
     /// The same seed makes the same choices
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// How keys and values are kept: a type of `quant list kv`, or KEYS/VALUES, and what stays in f16, as in
+    /// `q4h/q8_0+sink4` [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    kv: Option<String>,
     /// llama.cpp's name of the pre-tokenizer, where quant cannot recognise it
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
@@ -63,6 +68,7 @@ struct Room {
 
 impl Generate {
     pub fn run(&self, common: &Common, reporter: &Reporter) -> Result<bool> {
+        let kv: KvPolicy = self.kv.as_ref().map(|kv| kv.parse()).transpose()?.unwrap_or_default();
         let mut sampler = Sampler::new(Sampling {
             temperature: self.temperature,
             top_k: self.top_k.unwrap_or(0) as usize,
@@ -89,7 +95,7 @@ impl Generate {
             if reporter.json { Ok(true) } else { reporter.stream(part) }
         };
         let generated = cpu::pool(common.threads())?.install(|| {
-            let engine = Engine::new(checkpoint, room.positions)?;
+            let engine = Engine::new(checkpoint, room.positions)?.with_kv(kv)?;
             let mut each = |token| write(&utf8.push(&tokenizer.piece(token)));
             generate(&engine, &prompt, room.tokens, &ends, &mut sampler, &mut each)
         })?;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::report::{Reporter, table};
 use crate::calibrate::method::METHODS;
 use crate::calibrate::mix;
+use crate::codec::kv::{KV_FORMATS, KvFormat};
 use crate::codec::{self, Importance};
 use crate::error::Result;
 use crate::eval::task::{File, presets};
@@ -28,10 +29,11 @@ enum What {
     Containers,
     Mixes,
     Tasks,
+    Kv,
 }
 
 const ALL: &[What] =
-    &[What::Presets, What::Methods, What::Formats, What::Archs, What::Containers, What::Mixes, What::Tasks];
+    &[What::Presets, What::Methods, What::Formats, What::Archs, What::Containers, What::Mixes, What::Tasks, What::Kv];
 
 impl List {
     pub fn run(&self, reporter: &Reporter) -> Result<bool> {
@@ -67,6 +69,7 @@ impl What {
             What::Containers => ("containers", &["container", "about"], containers()),
             What::Mixes => ("mixes", &["mix", "about"], mixes()),
             What::Tasks => ("tasks", &["task", "kind", "rows", "about"], tasks()),
+            What::Kv => ("kv", &["cache type", "key bits", "value bits", "about"], kv()),
         }
     }
 }
@@ -133,4 +136,13 @@ fn tasks() -> Vec<Vec<String>> {
     };
     let all = presets::EMBEDDED.iter().map(|(name, _)| (*name, File::preset(name)));
     all.filter_map(|(name, file)| Some(row(name, file.ok()?))).collect()
+}
+
+/// Bits of a value, of heads of 128.
+fn kv() -> Vec<Vec<String>> {
+    let row = |f: &KvFormat| {
+        let [key, value] = f.bits(128).map(|bits| format!("{bits:.3}"));
+        vec![f.name.to_owned(), key, value, f.about.to_owned()]
+    };
+    KV_FORMATS.iter().map(row).collect()
 }

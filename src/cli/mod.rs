@@ -9,6 +9,7 @@ mod gate;
 mod generate;
 mod inputs;
 mod inspect;
+mod kv;
 mod list;
 mod model;
 mod probe;

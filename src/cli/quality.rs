@@ -116,7 +116,7 @@ pub fn digits(x: f64) -> String {
     }
 }
 
-fn interval(low: Option<f64>, high: Option<f64>) -> String {
+pub fn interval(low: Option<f64>, high: Option<f64>) -> String {
     match (low, high) {
         (Some(low), Some(high)) => format!("{} - {}", digits(low), digits(high)),
         _ => "one window".to_owned(),

@@ -13,6 +13,7 @@ pub mod fp8;
 pub mod ggml;
 mod gptq;
 pub mod grid;
+pub mod kv;
 mod mlx;
 mod packed;
 pub mod served;

@@ -107,13 +107,20 @@ impl Layer {
         for s in sequences {
             let n = s.tokens.len();
             let (q, k) = (&mut q[from * wide..][..n * wide], &mut k[from * narrow..][..n * narrow]);
+            let (number, pairing) = (self.number as usize, pass.engine.pairing);
             if self.rope {
-                angles.turn(pass.engine.pairing, a.head_dim, wide, s.cache.len(), q);
-                angles.turn(pass.engine.pairing, a.head_dim, narrow, s.cache.len(), k);
+                angles.turn(pairing, a.head_dim, wide, s.cache.len(), q);
+                if !s.cache.before_rope(number) {
+                    angles.turn(pairing, a.head_dim, narrow, s.cache.len(), k);
+                }
             }
-            let number = self.number as usize;
-            s.cache.store(number, k, &v[from * narrow..][..n * narrow]);
-            a.run(s.cache, number, q, &mut out[from * wide..][..n * wide]);
+            let turn = |position: usize, x: &mut [f32]| {
+                if self.rope {
+                    angles.turn(pairing, a.head_dim, a.head_dim, position, x);
+                }
+            };
+            let v = &v[from * narrow..][..n * narrow];
+            s.cache.attend(a, number, q, k, v, &turn, &mut out[from * wide..][..n * wide])?;
             from += n;
         }
         [q, k, v].into_iter().for_each(|used| pass.give(used));

@@ -18,6 +18,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::arch::{Arch, ModelSpec};
+use crate::codec::kv::{KvPolicy, KvShape};
 use crate::codec::{Activations, served};
 use crate::container::{Checkpoint, Weight};
 use crate::device::cpu;
@@ -45,6 +46,8 @@ pub struct Engine<'a> {
     positions: usize,
     /// What becomes of inputs in front of quantized weights.
     activations: Activations,
+    /// How its caches keep keys and values.
+    kv: KvPolicy,
 }
 
 /// New tokens of one sequence, and what came before them.
@@ -93,7 +96,23 @@ impl<'a> Engine<'a> {
             },
             positions,
             activations: Activations::Plain,
+            kv: KvPolicy::default(),
         })
+    }
+
+    /// The same, with caches of another kind than single precision.
+    ///
+    /// Errors: heads that its types cannot store; layers that do not exist.
+    pub fn with_kv(mut self, policy: KvPolicy) -> Result<Engine<'a>> {
+        let shape = self.kv_shape();
+        policy.check(shape.layers, shape.head_dim)?;
+        self.kv = policy;
+        Ok(self)
+    }
+
+    /// What the size of its caches follows from.
+    pub fn kv_shape(&self) -> KvShape {
+        KvShape { layers: self.layers(), heads: self.spec.kv_heads(), head_dim: self.spec.head_dim() }
     }
 
     /// The same, with the inputs of quantized weights rounded as the checkpoint tells runtimes to.
@@ -142,7 +161,7 @@ impl<'a> Engine<'a> {
             let (most, over) = (self.positions, positions - self.positions);
             return Err(Error::limits(format!("{positions} positions are {over} more than the {most} asked for")));
         }
-        KvCache::new(slots, self.spec.kv_heads(), self.spec.head_dim(), positions)
+        KvCache::new(&self.kv, self.kv_shape(), slots, positions)
     }
 
     pub fn head(&self) -> Result<Head<'a>> {

@@ -1,101 +1,42 @@
 //! Causal attention over cached keys and values. Scores are held for a block of queries at a time, never for all.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::kernel::{Kernel, Tile, WIDTH};
+use super::span::{Kind, Span};
 use super::{simd, softcap, softmax};
-use crate::error::{Error, Result};
+use crate::codec::kv::Held;
 
-/// Keys and values of one sequence, f32. Keys lie transposed, so that both are panels for the kernel.
-#[derive(Clone, Debug)]
-pub struct KvCache {
-    heads: usize,
-    head_dim: usize,
-    /// Positions per layer, a multiple of [`WIDTH`].
-    capacity: usize,
-    layers: Vec<Layer>,
-    len: usize,
+/// Keys and values that queries see.
+pub struct Memory<'a> {
+    /// Of all positions, or of those that are settled.
+    pub settled: &'a Span,
+    /// The others, for queries that come before they are.
+    pub recent: Option<Recent<'a>>,
 }
 
-#[derive(Clone, Debug)]
-struct Layer {
-    /// `[head][head_dim][capacity]`
-    keys: Vec<f32>,
-    /// `[head][capacity][head_dim rounded up to WIDTH]`
-    values: Vec<f32>,
+/// Positions that queries see as they wait to be encoded.
+pub struct Recent<'a> {
+    pub span: &'a Span,
+    /// Of keys and values.
+    pub settled: [Settled; 2],
 }
 
-impl KvCache {
-    /// Room for `positions`. With fewer `slots` than layers, layers share them in turn: enough for a forward pass over whole
-    /// sequences that keeps nothing.
-    pub fn new(slots: usize, heads: usize, head_dim: usize, positions: usize) -> Result<KvCache> {
-        let capacity = positions.next_multiple_of(WIDTH);
-        let sizes = [head_dim, head_dim.next_multiple_of(WIDTH)].map(|d| heads.checked_mul(d)?.checked_mul(capacity));
-        let too_large = || Error::limits(format!("a cache of {positions} positions does not fit into memory"));
-        let [Some(k), Some(v)] = sizes else { return Err(too_large()) };
-        let zeros = |n: usize| {
-            let mut out: Vec<f32> = Vec::new();
-            out.try_reserve_exact(n).map_err(|_| too_large())?;
-            out.resize(n, 0.0);
-            Ok::<_, Error>(out)
-        };
-        let layers = (0..slots.max(1)).map(|_| Ok(Layer { keys: zeros(k)?, values: zeros(v)? }));
-        let layers = layers.collect::<Result<_>>()?;
-        Ok(KvCache { heads, head_dim, capacity, layers, len: 0 })
-    }
+/// Which positions are settled.
+#[derive(Clone, Copy)]
+pub struct Settled {
+    pub held: Held,
+    /// Those that are, whatever comes.
+    pub least: usize,
+}
 
-    /// Positions that every layer holds.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Whether every layer keeps its own keys and values.
-    pub fn keeps(&self, layers: usize) -> bool {
-        self.layers.len() >= layers
-    }
-
-    /// Forgets all positions from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-    }
-
-    /// All layers have stored `n` more positions.
-    pub fn advance(&mut self, n: usize) {
-        self.len = (self.len + n).min(self.capacity);
-    }
-
-    fn slot(&self, layer: usize) -> usize {
-        layer % self.layers.len()
-    }
-
-    /// Stores keys and values `[tokens][heads * head_dim]` behind the positions so far.
-    pub fn store(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
-        let (d, capacity, start, row) = (self.head_dim, self.capacity, self.len, self.heads * self.head_dim);
-        let tokens = keys.len() / row.max(1);
-        assert!(start + tokens <= capacity && values.len() == keys.len());
-        let padded = d.next_multiple_of(WIDTH);
-        let slot = self.slot(layer);
-        let Layer { keys: kept_keys, values: kept_values } = &mut self.layers[slot];
-        let heads = kept_keys.par_chunks_mut(d * capacity).zip(kept_values.par_chunks_mut(capacity * padded));
-        heads.enumerate().for_each(|(h, (kept_keys, kept_values))| {
-            for t in 0..tokens {
-                let at = t * row + h * d;
-                for (i, k) in keys[at..at + d].iter().enumerate() {
-                    kept_keys[i * capacity + start + t] = *k;
-                }
-                kept_values[(start + t) * padded..][..d].copy_from_slice(&values[at..at + d]);
-            }
-        });
+impl Settled {
+    /// When there are `n` positions, the first so many.
+    pub fn of(&self, n: usize) -> usize {
+        self.held.settled(n).max(self.least)
     }
 }
 
@@ -117,21 +58,44 @@ pub struct Attention {
 const QUERIES: usize = 32;
 
 thread_local! {
-    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Scores over settled and over recent positions, and mixed values.
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    recent: Vec<f32>,
+    mixed: Vec<f32>,
+}
+
+/// One head of a block of queries.
+struct Block<'a> {
+    kernel: Kernel,
+    /// Of keys and values.
+    head: usize,
+    /// From the head's first value on, a row apart.
+    queries: &'a [f32],
+    row: usize,
+    rows: usize,
+    /// Positions that any of these queries sees, in whole panels.
+    start: usize,
+    end: usize,
 }
 
 impl Attention {
-    /// `out[t] = softmax(q[t] k^T) v` over the cached positions up to the query's own, which `store` has put there.
-    /// `q` and `out` are `[tokens][heads * head_dim]`; the first query stands at position `cache.len()`.
-    pub fn run(&self, cache: &KvCache, layer: usize, q: &[f32], out: &mut [f32]) {
+    /// `out[t] = softmax(q[t] k^T) v` over the positions up to the query's own. `q` and `out` are `[tokens][heads * head_dim]`;
+    /// the first query stands at `position`.
+    pub fn run(&self, memory: &Memory<'_>, position: usize, q: &[f32], out: &mut [f32]) {
         let row = self.heads * self.head_dim;
-        assert!(q.len() == out.len() && cache.len + q.len() / row <= cache.capacity);
+        let room = memory.recent.as_ref().map_or(memory.settled, |recent| recent.span);
+        assert!(q.len() == out.len() && position + q.len() / row <= room.origin + room.room);
         let kernel = Kernel::best();
         out.par_chunks_mut(QUERIES * row).enumerate().for_each(|(block, out)| {
             let queries = &q[block * QUERIES * row..][..out.len()];
             SCRATCH.with_borrow_mut(|scratch| {
                 for head in 0..self.heads {
-                    self.head(kernel, cache, layer, head, cache.len + block * QUERIES, queries, out, scratch);
+                    self.head(kernel, memory, head, position + block * QUERIES, queries, out, scratch);
                 }
             });
         });
@@ -142,58 +106,37 @@ impl Attention {
     fn head(
         &self,
         kernel: Kernel,
-        cache: &KvCache,
-        layer: usize,
+        memory: &Memory<'_>,
         head: usize,
         first: usize,
         queries: &[f32],
         out: &mut [f32],
-        (scores, mixed): &mut (Vec<f32>, Vec<f32>),
+        scratch: &mut Scratch,
     ) {
-        let (d, capacity, row) = (self.head_dim, cache.capacity, self.heads * self.head_dim);
-        let (rows, padded, kv) = (queries.len() / row, d.next_multiple_of(WIDTH), head / (self.heads / self.kv_heads));
-        let kept = &cache.layers[cache.slot(layer)];
-        let keys = &kept.keys[kv * d * capacity..][..d * capacity];
-        let values = &kept.values[kv * capacity * padded..][..capacity * padded];
-        // Positions that any of these queries sees, in whole panels.
+        let (d, row) = (self.head_dim, self.heads * self.head_dim);
+        let rows = queries.len() / row;
         let start = self.window.map_or(0, |w| (first + 1).saturating_sub(w)) / WIDTH * WIDTH;
         let end = (first + rows).next_multiple_of(WIDTH);
-        let width = end - start;
+        let (width, padded) = (end - start, d.next_multiple_of(WIDTH));
+        let kv = head / (self.heads / self.kv_heads);
+        let block = Block { kernel, head: kv, queries: &queries[head * d..], row, rows, start, end };
+        let Scratch { scores, recent, mixed } = scratch;
         scores.resize(scores.len().max(QUERIES * width), 0.0);
         mixed.resize(mixed.len().max(QUERIES * padded), 0.0);
-        for from in (start..end).step_by(WIDTH) {
-            let tile = Tile {
-                x: queries[head * d..].as_ptr(),
-                x_stride: row,
-                panel: keys[from..].as_ptr(),
-                panel_stride: capacity,
-                depth: d,
-                out: scores[from - start..].as_mut_ptr(),
-                out_stride: width,
-                add: false,
-            };
-            // SAFETY: `queries` has `rows` rows of `row` elements, `keys` d rows of `capacity`, `scores` at least `rows` rows
-            // of `width`; `from + WIDTH <= end <= capacity`.
-            unsafe { kernel.multiply(tile, rows, 0) };
+        match &memory.recent {
+            None => block.score(memory.settled, start..end, scores),
+            Some(waiting) => {
+                recent.resize(recent.len().max(QUERIES * width), 0.0);
+                block.score_both(memory.settled, waiting, first, scores, recent);
+            }
         }
         let mut sums = [0.0; QUERIES];
         for (r, scores) in scores[..rows * width].chunks_exact_mut(width).enumerate() {
             sums[r] = self.weigh(&mut scores[..], start, first + r);
         }
-        for column in (0..padded).step_by(WIDTH) {
-            let tile = Tile {
-                x: scores.as_ptr(),
-                x_stride: width,
-                panel: values[start * padded + column..].as_ptr(),
-                panel_stride: padded,
-                depth: width,
-                out: mixed[column..].as_mut_ptr(),
-                out_stride: padded,
-                add: false,
-            };
-            // SAFETY: `scores` has `rows` rows of `width`, `values` capacity >= start + width rows of `padded`, `mixed` at least
-            // `rows` rows of `padded`.
-            unsafe { kernel.multiply(tile, rows, start) };
+        match &memory.recent {
+            None => block.mix(memory.settled, start..end, scores, mixed, false),
+            Some(waiting) => block.mix_both(memory.settled, waiting, first, scores, recent, mixed),
         }
         for (r, out) in out.chunks_exact_mut(row).enumerate() {
             let scale = 1.0 / sums[r];
@@ -219,6 +162,102 @@ impl Attention {
     }
 }
 
+impl Block<'_> {
+    /// Products of the queries with keys of whole panels of positions: `[rows][end - start]`.
+    fn score(&self, span: &Span, positions: Range<usize>, scores: &mut [f32]) {
+        let (keys, width) = (span.head(Kind::Keys, self.head), self.end - self.start);
+        assert!(positions.is_empty() || positions.start >= span.origin && positions.end <= span.origin + span.room);
+        for from in positions.step_by(WIDTH) {
+            let tile = Tile {
+                x: self.queries.as_ptr(),
+                x_stride: self.row,
+                panel: keys[from - span.origin..].as_ptr(),
+                panel_stride: span.room,
+                depth: span.head_dim,
+                out: scores[from - self.start..].as_mut_ptr(),
+                out_stride: width,
+                add: false,
+            };
+            // SAFETY: `queries` has `rows` rows of `row` elements, less those before the head; `keys` head_dim rows of `room`,
+            // `scores` at least `rows` rows of `width`; `start <= from`, `from + WIDTH <= end` and, as asserted, the span's end.
+            unsafe { self.kernel.multiply(tile, self.rows, 0) };
+        }
+    }
+
+    /// Weighted sums of the values of whole panels of positions: `[rows][head_dim rounded up]`.
+    fn mix(&self, span: &Span, positions: Range<usize>, weights: &[f32], mixed: &mut [f32], add: bool) {
+        let (values, width) = (span.head(Kind::Values, self.head), self.end - self.start);
+        let padded = span.head_dim.next_multiple_of(WIDTH);
+        assert!(positions.is_empty() || positions.start >= span.origin && positions.end <= span.origin + span.room);
+        if positions.is_empty() {
+            return;
+        }
+        for column in (0..padded).step_by(WIDTH) {
+            let tile = Tile {
+                x: weights[positions.start - self.start..].as_ptr(),
+                x_stride: width,
+                panel: values[(positions.start - span.origin) * padded + column..].as_ptr(),
+                panel_stride: padded,
+                depth: positions.len(),
+                out: mixed[column..].as_mut_ptr(),
+                out_stride: padded,
+                add,
+            };
+            // SAFETY: `weights` has `rows` rows of `width`, `values` rows of `padded` up to the end of the positions, as
+            // asserted, `mixed` at least `rows` rows of `padded`.
+            unsafe { self.kernel.multiply(tile, self.rows, positions.start) };
+        }
+    }
+
+    /// Positions that all of these queries may see settled, and those that some see recent, in whole panels.
+    fn split(&self, settled: &Settled, first: usize) -> (Range<usize>, Range<usize>) {
+        let until = settled.of(first + self.rows).next_multiple_of(WIDTH);
+        let from = settled.of(first + 1) / WIDTH * WIDTH;
+        (self.start..until.clamp(self.start, self.end), from.clamp(self.start, self.end)..self.end)
+    }
+
+    /// Where in a row of scores the recent positions begin for the query at `position`.
+    fn border(&self, settled: &Settled, position: usize) -> usize {
+        settled.of(position + 1).clamp(self.start, self.end) - self.start
+    }
+
+    /// Every query's scores: of what is settled when it comes, and of the rest as it waits.
+    fn score_both(&self, settled: &Span, waiting: &Recent<'_>, first: usize, scores: &mut [f32], recent: &mut [f32]) {
+        let (width, [keys, _]) = (self.end - self.start, &waiting.settled);
+        let (old, new) = self.split(keys, first);
+        self.score(settled, old, scores);
+        self.score(waiting.span, new, recent);
+        for r in 0..self.rows {
+            let row = r * width + self.border(keys, first + r)..(r + 1) * width;
+            scores[row.clone()].copy_from_slice(&recent[row]);
+        }
+    }
+
+    /// The same of values. Weights of zero on either side change no sum, so it is the same in any block of queries.
+    fn mix_both(
+        &self,
+        settled: &Span,
+        waiting: &Recent<'_>,
+        first: usize,
+        weights: &mut [f32],
+        recent: &mut [f32],
+        mixed: &mut [f32],
+    ) {
+        let (width, [_, values]) = (self.end - self.start, &waiting.settled);
+        let (old, new) = self.split(values, first);
+        for r in 0..self.rows {
+            let border = r * width + self.border(values, first + r);
+            let end = (r + 1) * width;
+            recent[r * width + new.start - self.start..border].fill(0.0);
+            recent[border..end].copy_from_slice(&weights[border..end]);
+            weights[border..end].fill(0.0);
+        }
+        let both = !old.is_empty();
+        self.mix(settled, old, weights, mixed, false);
+        self.mix(waiting.span, new, recent, mixed, both);
+    }
+}
+
 simd::widest! {
     fn scale(x: &mut [f32], factor: f32) = scale_body;
 }
@@ -231,6 +270,8 @@ fn scale_body(x: &mut [f32], factor: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::kv::{KvPolicy, KvShape};
+    use crate::device::cpu::KvCache;
 
     fn noise(n: usize, seed: usize) -> Vec<f32> {
         (0..n).map(|i| (((i + seed) * 7919 + i * i) % 2003) as f32 / 1001.0 - 1.0).collect()
@@ -259,24 +300,23 @@ mod tests {
             let a = Attention { heads: 4, kv_heads: 2, head_dim, scale: 0.2, softcap, window };
             let n = 700;
             let (q, k, v) = (noise(n * 4 * head_dim, 1), noise(n * 2 * head_dim, 2), noise(n * 2 * head_dim, 3));
-            let mut cache = KvCache::new(1, 2, head_dim, n).unwrap();
+            let shape = KvShape { layers: 1, heads: 2, head_dim };
+            let mut cache = KvCache::new(&KvPolicy::default(), shape, 1, n).unwrap();
             let mut whole = vec![f32::NAN; q.len()];
-            cache.store(0, &k, &v);
-            a.run(&cache, 0, &q, &mut whole);
+            cache.attend(&a, 0, &q, &k, &v, &|_, _| {}, &mut whole).unwrap();
             for (t, head) in [(0, 0), (49, 1), (50, 3), (511, 2), (699, 0)] {
                 let got = &whole[(t * 4 + head) * head_dim..][..head_dim];
                 for (got, exact) in got.iter().zip(plain(&a, &q, &k, &v, t, head)) {
                     assert!((f64::from(*got) - exact).abs() < 2e-6, "{got} {exact} at {t}");
                 }
             }
-            let mut cache = KvCache::new(1, 2, head_dim, n + 77).unwrap();
+            let mut cache = KvCache::new(&KvPolicy::default(), shape, 1, n + 77).unwrap();
             let mut from = 0;
             for step in [1, 2, 30, 200, 467] {
                 let part =
                     |x: &[f32], heads: usize| x[from * heads * head_dim..(from + step) * heads * head_dim].to_vec();
-                cache.store(0, &part(&k, 2), &part(&v, 2));
                 let mut out = vec![f32::NAN; step * 4 * head_dim];
-                a.run(&cache, 0, &part(&q, 4), &mut out);
+                cache.attend(&a, 0, &part(&q, 4), &part(&k, 2), &part(&v, 2), &|_, _| {}, &mut out).unwrap();
                 assert!(out == part(&whole, 4), "from {from}");
                 cache.advance(step);
                 from += step;

@@ -5,17 +5,21 @@
 //! multiply-add (without one, Rust computes it in software: slow and equal).
 
 mod attention;
+mod cache;
 mod columns;
 mod elementwise;
+mod encoded;
 mod factor;
 mod gram;
 mod kernel;
 mod product;
 mod scores;
 mod simd;
+mod span;
 mod transpose;
 
-pub use attention::{Attention, KvCache};
+pub use attention::Attention;
+pub use cache::KvCache;
 pub use columns::{Feedback, Scales, round_columns};
 pub use elementwise::{add, dot, gate, is_finite, rms_norm, softcap, softmax};
 pub use factor::cholesky;
