@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use common::{quant_fails, quant_ok};
-use serde_json::Value;
+use quant::eval::task::{self, Question};
+use serde_json::{Value, json};
 use tempfile::tempdir;
 
 const PROBE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/evals/probe/model");
@@ -64,11 +65,9 @@ fn choices_by_shared_and_by_separate_contexts_are_one() {
     let rows: Vec<(String, [&str; 3])> = (0..12)
         .map(|i| (format!("{} + {} = ", 100 + 7 * i, 23 + i), [" 12", " one hundred and something", " 7"]))
         .collect();
-    let shared =
-        rows.iter().map(|(c, choices)| serde_json::json!({"context": c, "choices": choices, "gold": 0}).to_string());
-    let apart = rows
-        .iter()
-        .map(|(c, choices)| serde_json::json!({"contexts": [c, c, c], "choices": choices, "gold": 0}).to_string());
+    let shared = rows.iter().map(|(c, choices)| json!({"context": c, "choices": choices, "gold": 0}).to_string());
+    let apart =
+        rows.iter().map(|(c, choices)| json!({"contexts": [c, c, c], "choices": choices, "gold": 0}).to_string());
     let (shared, apart) = (shared.collect::<Vec<_>>().join("\n"), apart.collect::<Vec<_>>().join("\n"));
     let (a, b) = (write(folder.path(), "a.jsonl", &shared), write(folder.path(), "b.jsonl", &apart));
     let found = ask(PROBE, None, &[&a, &b], &[]);
@@ -156,8 +155,8 @@ fn items_beyond_the_context() {
     let long = "word ".repeat(4000);
     let rows = format!(
         "{}\n{}\n",
-        serde_json::json!({"context": long, "choices": ["b", "c"], "gold": 0}),
-        serde_json::json!({"context": "short", "choices": ["b", "c"], "gold": 0})
+        json!({"context": long, "choices": ["b", "c"], "gold": 0}),
+        json!({"context": "short", "choices": ["b", "c"], "gold": 0})
     );
     let task = write(folder.path(), "long.jsonl", &rows);
     let said = quant_fails(&["eval", PROBE, "--no-text", "--suite", &task]);
@@ -166,4 +165,106 @@ fn items_beyond_the_context() {
     assert_eq!((&skipped["tasks"][0]["items"], &skipped["tasks"][0]["skipped"]), (&1.into(), &1.into()));
     let cut = ask(PROBE, None, &[&task], &["--overlong", "left-truncate"]);
     assert_eq!((&cut["tasks"][0]["items"], &cut["tasks"][0]["truncated"]), (&2.into(), &1.into()));
+}
+
+/// Rows as the sets are published, and what each becomes.
+#[test]
+fn published_rows_are_understood() {
+    let folder = tempdir().unwrap();
+    let wishes = task::Wishes { items: Some(1), allow_exec: true };
+    let one = |name: &str, row: Value| {
+        let rows = format!("{row}\n").repeat(6);
+        let path = write(folder.path(), "rows.jsonl", &rows);
+        let task = task::load(&format!("{name}={path}"), &wishes).unwrap_or_else(|e| panic!("{name}: {e}"));
+        task.items.into_iter().next().unwrap().question
+    };
+    let choice = |name: &str, row: Value| match one(name, row) {
+        Question::Choice { prompts, choices, gold } => (prompts[gold].clone(), choices[gold].clone()),
+        _ => panic!("{name} is no choice"),
+    };
+    assert_eq!(
+        choice(
+            "hellaswag",
+            json!({"activity_label": "Baking", "ctx_a": "A cook [title] mixes.", "ctx_b": "then she", "label": "1",
+            "endings": ["runs.", "bakes [substeps] it."]})
+        ),
+        ("Baking: A cook. mixes. Then she".into(), " bakes it.".into())
+    );
+    let arc = json!({"question": "Why?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"});
+    assert_eq!(choice("arc", arc), ("Question: Why?\nAnswer:".into(), " y".into()));
+    let piqa = json!({"goal": "To open.", "sol1": "Pull.", "sol2": "Push.", "label": 0});
+    assert_eq!(choice("piqa", piqa), ("Question: To open.\nAnswer:".into(), " Pull.".into()));
+    let winogrande =
+        json!({"sentence": "Ann saw Eve, but _ did not wave.", "option1": "Ann", "option2": "Eve", "answer": "2"});
+    assert_eq!(choice("winogrande", winogrande), ("Ann saw Eve, but Eve".into(), " did not wave.".into()));
+    let boolq = json!({"passage": "P.", "question": "is it so", "label": 1});
+    assert_eq!(choice("boolq", boolq), ("P.\nQuestion: is it so?\nAnswer:".into(), " yes".into()));
+    let mmlu = json!({"question": " What? ", "subject": "world_history", "choices": ["a", "b", "c", "d"], "answer": 2});
+    let (prompt, right) = choice("mmlu", mmlu);
+    assert!(
+        prompt.contains("about world history.\n\nWhat?\nA. a\nB. b\nC. c\nD. d\nAnswer:") && right == " C",
+        "{prompt}"
+    );
+    match one("lambada", json!({"text": "so it was the end"})) {
+        Question::Predict { prompt, answer } => {
+            assert_eq!((prompt.as_str(), answer.as_str()), ("so it was the", " end"))
+        }
+        _ => panic!("lambada is a prediction"),
+    }
+
+    let judged = |name: &str, row: Value, right: &str, wrong: &str| match one(name, row) {
+        Question::Generate { prompt, judge, .. } => {
+            assert!(!judge(wrong).unwrap(), "{name}: {wrong}");
+            assert!(judge(right).unwrap(), "{name}: {right}");
+            prompt
+        }
+        _ => panic!("{name} generates"),
+    };
+    let sum = json!({"question": "How many?", "answer": "2 + 1 = <<2+1=3>>3\n#### 3"});
+    let prompt = judged("gsm8k", sum, " 2 + 1 = 3\n#### 3\n", "#### 4");
+    assert_eq!(prompt.matches("Question: How many?\nAnswer:").count(), 6);
+    let instructions = json!({"prompt": "Say hi.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]});
+    judged("ifeval", instructions, "hi", "h,i");
+    let call = json!({"question": [[{"role": "user", "content": "Add."}]], "function": [{"name": "add", "parameters": {"type": "dict", "properties": {}}}]});
+    assert!(judged("bfcl", call, "{\"name\": \"add\", \"arguments\": {}}", "{}").contains("\"add\""));
+    if can_confine() {
+        let code = json!({"prompt": "def f():\n", "test": "def check(f):\n    assert f() == 1", "entry_point": "f"});
+        judged("humaneval", code, "    return 1\n", "    return 2\n");
+        let code = json!({"text": "Write f.", "code": "def f(): return 1", "test_list": ["assert f() == 1", "assert f() > 0"]});
+        judged("mbpp", code, "def f(): return 1", "def f(): return 2");
+    }
+}
+
+/// Skipped, and said so, where there is no Python or no namespace for it.
+fn can_confine() -> bool {
+    let mut command = std::process::Command::new("unshare");
+    let possible = command.args(["-Un", "python3", "-c", "pass"]).status().is_ok_and(|s| s.success());
+    if !possible {
+        eprintln!("skipped: this machine cannot confine Python programs");
+    }
+    possible
+}
+
+#[test]
+fn programs_that_models_write_are_confined() {
+    if !can_confine() {
+        return;
+    }
+    let folder = tempdir().unwrap();
+    let task = "about = \"code\"\nkind = \"generate\"\nprompt = \"{{ q }}\"\ndata = \"rows.jsonl\"\n\
+                [check]\nkind = \"code\"\nbefore = \"'def f(x):\\n'\"\nafter = \"'assert f(2) == 4'\"\n";
+    write(folder.path(), "rows.jsonl", "{\"q\": \"\"}\n");
+    let task = write(folder.path(), "code.toml", task);
+    let task = task::load(&task, &task::Wishes { items: None, allow_exec: true }).unwrap();
+    let Question::Generate { judge, .. } = &task.items[0].question else { panic!("code is generated") };
+    let ok = |said: &str| judge(said).unwrap();
+    assert!(ok("    return x * x"));
+    assert!(!ok("    return x"));
+    assert!(!ok("    return ("));
+    assert!(!ok("    while True: pass"), "time");
+    assert!(!ok("    return len(bytearray(4 << 30))"), "memory");
+    assert!(ok("    import sys; sys.stderr.write('x' * (1 << 22)); return x * x"), "a full pipe");
+    assert!(!ok("    open('big', 'wb').write(b'x' * (2 << 20)); return x * x"), "a large file");
+    let network = "    import socket\n    try: socket.create_connection(('1.1.1.1', 80), 1)\n    except OSError as e: return 4 if e.errno == 101 else 0";
+    assert!(ok(network), "the network is unreachable, not merely silent");
 }

@@ -43,6 +43,7 @@ check families.py
 check logits.py
 check engine.py
 check probe.py
+check tasks.py
 check calibrate.py
 check artifacts.py
 check exl2.py

@@ -131,38 +131,9 @@ fn stop(child: &mut Child) {
     let _ = child.wait();
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
-    use super::super::tests::judge;
     use super::*;
-    use serde_json::json;
-
-    /// Skipped, and said so, where there is no Python or no namespace.
-    fn possible() -> bool {
-        let possible = runs("pass").is_ok_and(|ok| ok);
-        if !possible {
-            eprintln!("skipped: this machine cannot confine Python programs");
-        }
-        possible
-    }
-
-    #[test]
-    fn programs_are_run_and_confined() {
-        if !possible() {
-            return;
-        }
-        let ok = |said: &str| judge("code", json!({"before": "def f(x):\n", "after": "assert f(2) == 4"}), said);
-        assert!(ok("    return x * x"));
-        assert!(!ok("    return x"));
-        assert!(!ok("    return ("));
-        assert!(!ok("    while True: pass"), "time");
-        assert!(!ok("    return len(bytearray(4 << 30))"), "memory");
-        assert!(!ok("    import sys; sys.stderr.write('x' * (1 << 22)); return 0"), "a full pipe");
-        let network = "    import socket\n    socket.create_connection(('127.0.0.1', 9), 1)\n    return x * x";
-        assert!(!ok(network));
-        let alone = "    import socket\n    try: socket.create_connection(('1.1.1.1', 80), 1)\n    except OSError as e: return 4 if e.errno == 101 else 0";
-        assert!(ok(alone), "the network is unreachable, not merely silent");
-    }
 
     #[test]
     fn code_between_fences() {
