@@ -20,6 +20,7 @@ use crate::convert::verify;
 use crate::device::cpu;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
+use crate::eval::position::by_position;
 use crate::eval::protocol::Window;
 use crate::eval::reference::{Cached, Conditions, Facts, Reference};
 use crate::eval::stats::{self, Chunk, summarize};
@@ -47,6 +48,9 @@ pub struct Eval {
     /// Also compare every weight with the reference's
     #[arg(long, requires = "reference")]
     weights: bool,
+    /// The mean divergence up to which a context is called safe, where windows are long enough to tell by position
+    #[arg(long, value_name = "KLD", default_value_t = 0.02)]
+    margin: f64,
     /// Compare cache types in place of files: what does each lose against the same weights with an f32 cache, by position?
     ///
     /// TYPE or KEYS/VALUES of `quant list kv`, several separated by commas; after each what stays in f16: `+sink4` (the first
@@ -295,6 +299,7 @@ impl Eval {
                 facts: facts(&artifact.name, checkpoint),
                 figures: summarize(&scores).at(|| path.clone())?,
                 chunks: scores.iter().map(|chunk| Chunk::of(chunk)).collect(),
+                positions: by_position(&windows, &scores).at(|| path.clone())?,
                 weights,
             });
         }
@@ -303,7 +308,7 @@ impl Eval {
         Ok(Report {
             header: named(quality::HEADER),
             cells: quality::cells(&rows, &reference_facts),
-            more: quality::worst_weights(&rows),
+            more: quality::by_position(&rows, self.margin).into_iter().chain(quality::worst_weights(&rows)).collect(),
             notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, noise),
             json: quality::to_json(&rows, &conditions, path, &reference_facts, noise),
         })
@@ -327,6 +332,7 @@ impl Eval {
                     facts: facts(&artifact.name, checkpoint),
                     figures: stats::likelihood(&nll).at(|| path.clone())?,
                     chunks: nll.iter().map(|chunk| Chunk::alone(chunk)).collect(),
+                    positions: Vec::new(),
                     weights: None,
                 });
             }

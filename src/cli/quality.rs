@@ -8,6 +8,7 @@ use super::size::Size;
 use crate::container::Checkpoint;
 use crate::convert::verify::WeightError;
 use crate::eval::Noise;
+use crate::eval::position::{Position, safe_context};
 use crate::eval::reference::{Conditions, Facts};
 use crate::eval::stats::{Chunk, Likelihood, Summary};
 
@@ -19,6 +20,7 @@ pub struct Row<Figures> {
     pub figures: Figures,
     /// Window by window, for `quant gate`.
     pub chunks: Vec<Chunk>,
+    pub positions: Vec<Position>,
     pub weights: Option<Vec<WeightError>>,
 }
 
@@ -177,6 +179,23 @@ pub fn to_json_alone(rows: &[Row<Likelihood>], conditions: &Conditions) -> Value
         "artifacts": rows.iter().map(artifact).collect::<Vec<_>>()})
 }
 
+/// Divergence by position, for files that were read in windows long enough to tell, and up to where it stays below `margin`.
+pub fn by_position(rows: &[Row<Summary>], margin: f64) -> Option<String> {
+    let ranges: Vec<String> = rows.first()?.positions.iter().map(|p| format!("{}-{}", p.from, p.to)).collect();
+    if ranges.len() < 2 {
+        return None;
+    }
+    let safe = format!("below {margin} to");
+    let names = ranges.iter().map(String::as_str).chain([safe.as_str()]);
+    let header: Vec<&str> = std::iter::once("KLD by position").chain(names).collect();
+    let cells = |row: &Row<Summary>| {
+        let klds = row.positions.iter().map(|p| digits(p.kld.value));
+        let safe = safe_context(&row.positions, margin).to_string();
+        std::iter::once(row.path.clone()).chain(klds).chain([safe]).collect::<Vec<_>>()
+    };
+    Some(table(&header, &(1..header.len()).collect::<Vec<_>>(), rows.iter().map(cells)))
+}
+
 /// What is known without reading a text.
 pub fn to_json_sizes(rows: &[(String, String, Facts)], reference: Option<&Facts>, path: &str) -> Value {
     let artifact = |(path, format, facts): &(String, String, Facts)| json!({"path": path, "format": format, "bytes": facts.bytes, "bpw": bpw(facts)});
@@ -188,6 +207,7 @@ fn artifact<Figures: Serialize>(row: &Row<Figures>) -> Value {
     let mut value = json!({"path": row.path, "format": row.format, "bytes": row.facts.bytes, "bpw": bpw(&row.facts)});
     if let (Value::Object(out), Ok(Value::Object(figures))) = (&mut value, serde_json::to_value(&row.figures)) {
         out.extend(figures);
+        out.insert("positions".into(), json!(row.positions));
         out.insert("chunks".into(), json!(row.chunks));
     }
     value

@@ -241,8 +241,9 @@ impl Exam {
             let checkpoint = model.checkpoint.as_ref();
             let figures = summarize(&scores).at(|| model.name.clone())?;
             let (path, format) = (model.name.clone(), quality::format(checkpoint));
-            let chunks = Vec::new();
-            Ok(Row { path, format, facts: facts(&model.name, checkpoint), figures, chunks, weights: None })
+            let facts = facts(&model.name, checkpoint);
+            let (chunks, positions) = Default::default();
+            Ok(Row { path, format, facts, figures, chunks, positions, weights: None })
         };
         let rows = artifacts.iter().zip(scores).map(row).collect::<Result<_>>()?;
         Ok(Found { rows, skills, conditions: self.conditions, noise })

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use super::position::{buckets, within};
 use super::protocol::Window;
 use super::score::{Side, compare};
 use super::stats::{Summary, summarize};
@@ -38,14 +39,6 @@ pub struct Bucket {
     pub figures: Summary,
 }
 
-/// Ranges of positions up to `context`, each as long as all before it; the first has 1024, or a quarter of a shorter context.
-pub fn buckets(context: usize) -> Vec<Range<usize>> {
-    let quarter = (context / 4).max(1);
-    let first = 0..context.min(1024).min(1 << quarter.ilog2());
-    let next = |last: &Range<usize>| (last.end < context).then(|| last.end..context.min(last.end * 2));
-    std::iter::successors(Some(first), next).collect()
-}
-
 /// `scores`: of [`super::run`], `[policy][window][scored position]`.
 ///
 /// Errors: a number that is not finite.
@@ -56,15 +49,8 @@ pub fn rows(
     scores: &[Vec<Vec<TokenScore>>],
 ) -> Result<Vec<Row>> {
     let row = |(policy, scores): (&KvPolicy, &Vec<Vec<TokenScore>>)| -> Result<Row> {
-        let within = |range: &Range<usize>| -> Vec<Vec<TokenScore>> {
-            let part = |(window, scores): (&Window, &Vec<TokenScore>)| -> Vec<TokenScore> {
-                let positions = window.scored.clone().zip(scores);
-                positions.filter(|(position, _)| range.contains(position)).map(|(_, score)| *score).collect()
-            };
-            windows.iter().zip(scores).map(part).filter(|part| !part.is_empty()).collect()
-        };
         let bucket = |range: Range<usize>| {
-            let found = within(&range);
+            let found = within(windows, scores, &range);
             let of =
                 |figures| Bucket { from: range.start, to: range.end, bytes: policy.bytes(shape, range.end), figures };
             (!found.is_empty()).then(|| summarize(&found).map(of))
@@ -158,21 +144,6 @@ fn judge(all: &[f32], d: usize) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn buckets_double() {
-        let ends = |context| buckets(context).iter().map(|b| b.end).collect::<Vec<_>>();
-        assert_eq!(ends(8192), [1024, 2048, 4096, 8192]);
-        assert_eq!(ends(5000), [1024, 2048, 4096, 5000]);
-        assert_eq!(ends(2048), [512, 1024, 2048]);
-        assert_eq!(ends(512), [128, 256, 512]);
-        assert_eq!(ends(3), [1, 2, 3]);
-        for context in 1..300 {
-            let all = buckets(context);
-            assert!(all[0].start == 0 && all.last().unwrap().end == context);
-            assert!(all.windows(2).all(|pair| pair[0].end == pair[1].start) && all.iter().all(|b| !b.is_empty()));
-        }
-    }
 
     /// Normal keys; a channel with an offset; a first key of its own.
     #[test]

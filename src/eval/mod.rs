@@ -4,6 +4,7 @@
 pub mod gate;
 pub mod kv;
 pub mod paired;
+pub mod position;
 pub mod probe;
 pub mod protocol;
 pub mod reference;

@@ -29,6 +29,9 @@ pub struct File {
     /// Rows: skills of `quant probe`.
     #[serde(default)]
     probe: Vec<String>,
+    /// About so many characters each, for skills that can be of any length; at each length, the answer at every depth.
+    #[serde(default)]
+    lengths: Vec<usize>,
     /// Where the rows are published.
     pub published: Option<String>,
     /// Template of the text in front of what is judged.
@@ -179,13 +182,19 @@ impl File {
 
     /// As many items of each skill as are wanted.
     fn probed(&self, wishes: &Wishes) -> Result<Vec<Placed>> {
-        let each = wishes.items.unwrap_or(PROBED).div_ceil(self.probe.len().max(1));
+        let lengths: Vec<Option<usize>> = match self.lengths.is_empty() {
+            true => vec![None],
+            false => self.lengths.iter().copied().map(Some).collect(),
+        };
+        let each = wishes.items.unwrap_or(PROBED).div_ceil(self.probe.len().max(1) * lengths.len());
         let mut out = Vec::new();
         for name in &self.probe {
-            for item in Skill::find(name)?.items(Split::Test, 0, each, None)? {
-                let place = format!("{name} {}", out.len() + 1);
-                let Ok(Value::Object(row)) = serde_json::to_value(&item) else { continue };
-                out.push(Placed { row, place });
+            for length in &lengths {
+                for (i, item) in Skill::find(name)?.items(Split::Test, 0, each, *length)?.iter().enumerate() {
+                    let place = format!("{name}{} {}", length.map_or_else(String::new, |l| format!(" of {l}")), i + 1);
+                    let Ok(Value::Object(row)) = serde_json::to_value(item) else { continue };
+                    out.push(Placed { row, place });
+                }
             }
         }
         Ok(out)
