@@ -271,3 +271,31 @@ fn damaged_reference_files_are_refused() {
     let error = quant_fails(&["eval", &artifact, "--reference", &path, "--chunks", "1"]);
     assert!(error.contains("--chunks"), "{error}");
 }
+
+/// By position, window by window, and let go on.
+#[test]
+fn losses_by_position_and_in_what_is_written() {
+    let bench = Bench::new("f32,q2_k");
+    let report = bench.eval(&["q2_k.gguf", "f32.gguf"], &["--stress", "3"]);
+    let [exact, coarse] = [0, 1].map(|i| &report["artifacts"][i]);
+    for artifact in [exact, coarse] {
+        let tokens =
+            |part: &str| artifact[part].as_array().unwrap().iter().map(|p| p["tokens"].as_u64().unwrap()).sum::<u64>();
+        assert_eq!((tokens("positions"), tokens("chunks")), (report["tokens"].as_u64().unwrap(), tokens("positions")));
+        let sum: f64 = artifact["chunks"].as_array().unwrap().iter().map(|c| c["kld"].as_f64().unwrap()).sum();
+        let mean = sum / report["tokens"].as_f64().unwrap();
+        assert!((mean - artifact["kld"]["mean"].as_f64().unwrap()).abs() <= 1e-9 + 1e-6 * mean);
+    }
+    let stress = |path: &str| {
+        let all = report["stress"].as_array().unwrap();
+        all.iter().find(|s| s["path"].as_str().unwrap().ends_with(path)).unwrap().clone()
+    };
+    let (same, other) = (stress("f32.gguf"), stress("q2_k.gguf"));
+    assert!(
+        same["identical"] == 1.0 && same["first_divergence"].is_null() && same["examples"] == serde_json::json!([])
+    );
+    assert!(other["identical"].as_f64().unwrap() < 1.0 && other["length_ratio"].as_f64().unwrap() > 0.0, "{other}");
+    assert!(!other["examples"][0]["artifact"].as_str().unwrap().is_empty());
+    let said = quant_fails(&["eval", &bench.path("q2_k.gguf"), "--stress", "3"]);
+    assert!(said.contains("--reference"), "{said}");
+}

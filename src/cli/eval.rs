@@ -10,6 +10,7 @@ use super::kv::{self, Matrix};
 use super::model::Model;
 use super::quality::{self, Row, facts};
 use super::report::{Reporter, markdown, table};
+use super::stress;
 use super::tasks::TaskArgs;
 use super::text::TextArgs;
 use super::{Common, Exit, model};
@@ -45,6 +46,10 @@ pub struct Eval {
     /// Ask the tasks alone: no text is read
     #[arg(long, requires = "suite", conflicts_with = "weights")]
     no_text: bool,
+    /// Also let reference and artifacts continue so many beginnings of the text, greedily: where do they part, do they end, do they
+    /// fall into loops?
+    #[arg(long, value_name = "N", requires = "reference", conflicts_with = "no_text", value_parser = clap::value_parser!(u32).range(1..))]
+    stress: Option<u32>,
     /// Also compare every weight with the reference's
     #[arg(long, requires = "reference")]
     weights: bool,
@@ -182,9 +187,8 @@ impl Eval {
             }
             None => None,
         };
-        let named: Vec<_> = artifacts.iter().map(|(path, m)| (path.as_str(), m.checkpoint.as_ref())).collect();
         let served = self.activations == "as-served";
-        let results = self.tasks.ask(tasks, reference, &named, served, common.threads(), reporter)?;
+        let results = self.tasks.ask(tasks, reference, &checkpoints(artifacts), served, common.threads(), reporter)?;
         report.more.extend(results.tables());
         report.notes.extend(results.notes());
         results.join(&mut report.json);
@@ -261,9 +265,9 @@ impl Eval {
 
     /// Against the reference, token by token.
     fn paired(&self, artifacts: &[Artifact], source: &Source, common: &Common, reporter: &Reporter) -> Result<Report> {
-        if self.weights && matches!(source, Source::File(_)) {
-            return Err(Error::request("a reference file has no weights to compare")
-                .help("drop --weights, or pass the model itself"));
+        if (self.weights || self.stress.is_some()) && matches!(source, Source::File(_)) {
+            return Err(Error::request("a reference file has no weights to compare or to run")
+                .help("drop --weights and --stress, or pass the model itself"));
         }
         let (windows, conditions, reference_facts) = source.prepare(&self.text)?;
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the reference's")?;
@@ -305,13 +309,21 @@ impl Eval {
         }
         rows.sort_by(|a, b| a.figures.kld.mean.total_cmp(&b.figures.kld.mean));
         let path = self.reference.as_deref().unwrap_or_default();
-        Ok(Report {
+        let mut report = Report {
             header: named(quality::HEADER),
             cells: quality::cells(&rows, &reference_facts),
             more: quality::by_position(&rows, self.margin).into_iter().chain(quality::worst_weights(&rows)).collect(),
             notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, noise),
             json: quality::to_json(&rows, &conditions, path, &reference_facts, noise),
-        })
+        };
+        if let (Some(count), Source::Model(m)) = (self.stress, source) {
+            let (reference, artifacts) = (m.checkpoint.as_ref(), checkpoints(artifacts));
+            let found = stress::run(reference, &artifacts, &windows, count as usize, common.threads(), reporter)?;
+            report.more.push(stress::cells(&found));
+            report.notes.extend(stress::note(&found));
+            report.json["stress"] = stress::to_json(&found);
+        }
+        Ok(report)
     }
 
     /// Perplexity alone, artifact by artifact.
@@ -380,6 +392,10 @@ struct Report {
     more: Vec<String>,
     notes: Vec<String>,
     json: serde_json::Value,
+}
+
+fn checkpoints(artifacts: &[Artifact]) -> Vec<(&str, &dyn Checkpoint)> {
+    artifacts.iter().map(|(path, m)| (path.as_str(), m.checkpoint.as_ref())).collect()
 }
 
 fn named(header: &[&'static str]) -> Vec<Cow<'static, str>> {

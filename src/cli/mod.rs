@@ -21,6 +21,7 @@ mod report;
 mod shell;
 mod size;
 mod statistics_report;
+mod stress;
 mod tasks;
 mod text;
 mod verify;

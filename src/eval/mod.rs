@@ -9,8 +9,10 @@ pub mod probe;
 pub mod protocol;
 pub mod reference;
 pub mod score;
+pub mod script;
 pub mod skills;
 pub mod stats;
+pub mod stress;
 pub mod task;
 pub mod text;
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{Check, Judge};
 use crate::error::{At, Error, Result};
+use crate::eval::script;
 use crate::eval::task::rows::Row;
 
 pub const CHECK: Check = Check {
@@ -315,27 +316,6 @@ fn sentences(text: &str) -> usize {
 /// Whether most letters are of the script that a language is written in. Languages of one script are not told apart, so an
 /// answer in the wrong one of two Latin languages passes: less than IFEval's own check, which guesses the language.
 fn script_fits(language: &str, text: &str) -> bool {
-    let range = |c: char| -> &'static str {
-        match u32::from(c) {
-            0x0400..=0x052f => "cyrillic",
-            0x0370..=0x03ff => "greek",
-            0x0590..=0x05ff => "hebrew",
-            0x0600..=0x06ff | 0x0750..=0x077f => "arabic",
-            0x0900..=0x097f => "devanagari",
-            0x0980..=0x09ff => "bengali",
-            0x0a00..=0x0a7f => "gurmukhi",
-            0x0a80..=0x0aff => "gujarati",
-            0x0b80..=0x0bff => "tamil",
-            0x0c00..=0x0c7f => "telugu",
-            0x0c80..=0x0cff => "kannada",
-            0x0d00..=0x0d7f => "malayalam",
-            0x0e00..=0x0e7f => "thai",
-            0x3040..=0x30ff => "japanese",
-            0x4e00..=0x9fff => "han",
-            0xac00..=0xd7af => "hangul",
-            _ => "latin",
-        }
-    };
     let scripts: &[&str] = match language {
         "ru" | "uk" | "bg" | "mk" | "sr" | "kk" => &["cyrillic"],
         "el" => &["greek"],
@@ -350,13 +330,13 @@ fn script_fits(language: &str, text: &str) -> bool {
         "kn" => &["kannada"],
         "ml" => &["malayalam"],
         "th" => &["thai"],
-        "ja" => &["japanese", "han"],
+        "ja" => &["kana", "han"],
         "zh" => &["han"],
         "ko" => &["hangul"],
         _ => &["latin"],
     };
     let letters = || text.chars().filter(|c| c.is_alphabetic());
-    let fitting = letters().filter(|c| scripts.contains(&range(*c))).count();
+    let fitting = letters().filter(|c| scripts.contains(&script::of(*c))).count();
     fitting > 0 && 2 * fitting >= letters().count()
 }
 
