@@ -8,7 +8,7 @@ use super::model::Model;
 use super::quality::{self, Row, facts};
 use super::report::{Reporter, markdown, table};
 use super::text::TextArgs;
-use super::{Common, model};
+use super::{Common, html, model};
 use crate::container::OpenOptions;
 use crate::container::output::{Output, publish, refuse_inputs};
 use crate::convert::verify;
@@ -39,6 +39,9 @@ pub struct Eval {
     /// Write the table as Markdown too
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Write a page with tables and plots too, as `quant report` does
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// What `--reference` names.
@@ -91,6 +94,7 @@ impl Eval {
         let inputs = artifacts.iter().flat_map(|(_, m)| m.files()).chain(source.iter().flat_map(Source::files));
         let inputs: Vec<PathBuf> = inputs.chain(self.text.data.iter().cloned()).collect();
         refuse_inputs(self.markdown.as_slice(), &inputs)?;
+        refuse_inputs(self.html.as_slice(), &inputs)?;
         match &source {
             Some(source) => self.paired(&artifacts, source, common, reporter),
             None => self.alone(&artifacts, common, reporter),
@@ -207,6 +211,9 @@ impl Eval {
             let output = Output::create(path)?;
             output.write_at(0, text.as_bytes())?;
             publish(vec![output])?;
+        }
+        if let Some(path) = &self.html {
+            html::page(path, &report.json)?;
         }
         if reporter.json {
             return reporter.value(&report.json);

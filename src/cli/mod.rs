@@ -6,6 +6,7 @@ mod calibrate;
 mod convert;
 mod eval;
 mod generate;
+mod html;
 mod inputs;
 mod inspect;
 mod list;
@@ -69,6 +70,8 @@ enum Command {
     Calibrate(Box<calibrate::Calibrate>),
     /// Measure perplexity, and what was lost against a reference: KL divergence, top-1 agreement
     Eval(eval::Eval),
+    /// Make a page of results: tables, plots, changed answers, how to read each number
+    Report(html::Report),
     /// Rank an artifact's weights by what each costs in divergence from the model
     Blame(blame::Blame),
     /// Give an artifact's weights more bits where that buys most, until its divergence is low enough
@@ -101,6 +104,7 @@ pub fn main() -> u8 {
         Command::Plan(c) => c.run(&cli.common, &reporter, true),
         Command::Calibrate(c) => c.run(&cli.common, &reporter),
         Command::Eval(c) => c.run(&cli.common, &reporter),
+        Command::Report(c) => c.run(&reporter),
         Command::Blame(c) => c.run(&cli.common, &reporter),
         Command::Repair(c) => c.run(&cli.common, &reporter),
         Command::Reference(c) => c.run(&cli.common, &reporter),

@@ -4,6 +4,7 @@
 pub mod probe;
 pub mod protocol;
 pub mod reference;
+pub mod report;
 pub mod score;
 pub mod skills;
 pub mod stats;
