@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, UndefinedBehavior, Value};
+use minijinja::value::Serde;
+use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 
 use super::answers::{self, Flips, Pair};
@@ -289,7 +290,7 @@ pub fn render(results: &[Results]) -> Result<String> {
         environment.set_syntax(syntax);
     }
     // Templates named *.html escape what they print.
-    let rendered = environment.render_named_str("page.html", include_str!("page.html"), Value::from_serialize(&page));
+    let rendered = environment.render_named_str("page.html", include_str!("page.html"), Serde(&page));
     rendered.map_err(|e| Error::input(format!("the page cannot be made: {e:#}")).at(files()))
 }
 
