@@ -192,7 +192,7 @@ pub fn tasks(evaluation: &Evaluation, artifacts: &[(&Artifact, String)]) -> Resu
     let every = |show: &dyn Fn(&Share) -> String| lines.iter().map(|l| show(&l.share)).collect::<Vec<_>>();
     let against = |show: &dyn Fn(&Against) -> String| every(&|s| s.against.as_ref().map_or_else(String::new, show));
     let points = |x: f64| signed(x * 100.0, 1);
-    table.numbers("right", None, every(&|s| format!("{} / {}", s.right, s.of)));
+    table.numbers("right", None, every(&|s| format!("{}/{}", s.right, s.of)));
     table.numbers(
         "accuracy",
         Some("accuracy"),
@@ -206,7 +206,7 @@ pub fn tasks(evaluation: &Evaluation, artifacts: &[(&Artifact, String)]) -> Resu
             .map(|l| if l.share.against.as_ref().is_some_and(lost) { "worse".to_owned() } else { String::new() }),
     );
     table.numbers("95 %", Some("interval"), against(&|a| interval(a.low, a.high, points)));
-    table.numbers("lost / gained", Some("difference"), against(&|a| format!("{} / {}", a.lost, a.gained)));
+    table.numbers("lost/gained", Some("difference"), against(&|a| format!("{}/{}", a.lost, a.gained)));
     table.words("p (Holm)", Some("p"), against(&chance));
     table.numbers(
         "detectable (pt)",

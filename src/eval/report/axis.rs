@@ -107,7 +107,7 @@ pub fn draw(svg: &mut Svg, frame: Rect, x: &Axis, y: &Axis, titles: [&str; 2]) {
     }
     svg.line("axis", [(frame.x, frame.bottom()), (frame.right(), frame.bottom())]);
     svg.text("quiet", (frame.centre().0, frame.bottom() + 40.0), "middle", titles[0]);
-    svg.upright((16.0, frame.centre().1), titles[1]);
+    svg.upright((14.0, frame.centre().1), titles[1]);
 }
 
 #[cfg(test)]

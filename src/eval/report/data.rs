@@ -144,6 +144,7 @@ pub struct KvRow {
     pub bytes_per_token: f64,
     pub perplexity: Option<Figure>,
     pub kld: Option<Figure>,
+    pub same_top: Option<Figure>,
     #[serde(default)]
     pub buckets: Vec<KvBucket>,
 }
@@ -153,7 +154,6 @@ pub struct KvBucket {
     pub from: u64,
     pub to: u64,
     pub kld: Figure,
-    pub same_top: Option<Figure>,
 }
 
 /// What was asked, and how the reference did: shares in `reference` by metric.

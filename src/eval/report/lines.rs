@@ -20,7 +20,7 @@ pub struct Chart {
 }
 
 const WIDTH: f64 = 760.0;
-const LEFT: f64 = 68.0;
+const LEFT: f64 = 76.0;
 const TOP: f64 = 14.0;
 /// Longest name at a line's end.
 const LONGEST: usize = 24;

@@ -129,6 +129,10 @@ pub fn short(paths: &[String], model: Option<&str>) -> Vec<String> {
     if !unique(&out) {
         return paths.to_vec();
     }
+    // One name needs no telling apart.
+    if out.len() == 1 {
+        return out;
+    }
     let strip = |name: &String| {
         let rest = model.and_then(|m| name.strip_prefix(m))?.strip_prefix(['-', '_', '.'])?;
         Some(rest.to_owned())
@@ -154,5 +158,6 @@ mod tests {
         assert_eq!(short(&["a/m.gguf", "b/m.gguf"], Some("m")), ["a/m.gguf", "b/m.gguf"]);
         assert_eq!(short(&["m.gguf", "m-q8_0.gguf"], Some("m")), ["m", "m-q8_0"]);
         assert_eq!(short(&["out/m-awq/"], None), ["m-awq"]);
+        assert_eq!(short(&["out/m-q4_k_m.gguf"], Some("m")), ["m-q4_k_m.gguf"]);
     }
 }

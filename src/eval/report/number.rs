@@ -11,7 +11,9 @@ pub fn fixed(x: f64, places: usize) -> String {
 
 /// With its sign, always.
 pub fn signed(x: f64, places: usize) -> String {
-    format!("{x:+.places$}").replace('-', "\u{2212}")
+    let text = format!("{x:+.places$}").replace('-', "\u{2212}");
+    // What rounds to nothing has no sign.
+    if text.contains(|c| ('1'..='9').contains(&c)) { text } else { text[text.find('0').unwrap_or(0)..].to_owned() }
 }
 
 /// Three significant digits; powers of ten below 0.0001.
@@ -36,9 +38,24 @@ pub fn power(exponent: i32) -> String {
     format!("10{sign}{}", digits.chars().map(superscript).collect::<String>())
 }
 
+/// Enough digits to see a change of perplexity.
+pub fn perplexity(x: f64) -> String {
+    fixed(
+        x,
+        if x < 100.0 {
+            4
+        } else if x < 10_000.0 {
+            2
+        } else {
+            0
+        },
+    )
+}
+
 /// Pads the numbers of a right-aligned column so that their points stand below each other.
 pub fn align(column: &mut [String]) {
-    let places = |text: &str| text.split_once('.').map_or(0, |(_, places)| places.chars().count());
+    let places =
+        |text: &str| text.rsplit_once('.').map_or(0, |(_, end)| end.chars().take_while(char::is_ascii_digit).count());
     let plain = |text: &str| !text.is_empty() && !text.contains('×');
     let most = column.iter().filter(|t| plain(t)).map(|t| places(t)).max().unwrap_or(0);
     for text in column.iter_mut().filter(|t| plain(t)) {
@@ -92,7 +109,8 @@ pub fn range(from: u64, to: u64) -> String {
 
 pub fn interval(low: Option<f64>, high: Option<f64>, show: impl Fn(f64) -> String) -> String {
     match (low, high) {
-        (Some(low), Some(high)) => format!("{} to {}", show(low), show(high)),
+        (Some(low), Some(high)) if low < 0.0 => format!("{} to {}", show(low), show(high)),
+        (Some(low), Some(high)) => format!("{}–{}", show(low), show(high)),
         _ => String::new(),
     }
 }
@@ -115,6 +133,9 @@ mod tests {
         ] {
             assert_eq!(significant(x), text);
         }
+        assert_eq!((signed(-0.04, 1), signed(0.4, 1), signed(-3.0, 1)), ("0.0".into(), "+0.4".into(), "−3.0".into()));
+        let spans = [(Some(0.1), Some(0.2)), (Some(-0.1), Some(0.2)), (None, Some(0.1))];
+        assert_eq!(spans.map(|s| interval(s.0, s.1, |x| fixed(x, 1))), ["0.1–0.2", "−0.1 to 0.2", ""]);
         assert_eq!(thousands(1_234_567), "1\u{202f}234\u{202f}567");
         assert_eq!(bytes(1536), "1.50\u{a0}KiB");
         assert_eq!(bytes(0), "0\u{a0}B");

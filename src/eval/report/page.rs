@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::answers::{self, Flips, Pair};
 use super::data::{Artifact, Gate, KvRow};
 use super::merge::{self, Group};
-use super::number::{fixed, interval, range, significant, thousands};
+use super::number::{interval, percent, perplexity, range, significant, thousands};
 use super::quality::Judged;
 use super::svg::Plot;
 use super::table::Table;
@@ -82,12 +82,12 @@ fn class(verdict: &str) -> &'static str {
 }
 
 /// The worst of all gates; a word that is not known decides like INVALID.
-fn verdict(gates: &[(&str, &Gate)]) -> Option<Verdict> {
+fn verdict(gates: &[(&str, &Gate)], name: &dyn Fn(&str) -> String) -> Option<Verdict> {
     let rank = |word: &str| VERDICTS.iter().position(|(known, ..)| *known == word).unwrap_or(0);
     let (_, worst) = gates.iter().min_by_key(|(_, gate)| rank(&gate.verdict))?;
     let rows: Vec<_> = gates.iter().flat_map(|(_, gate)| &gate.rows).collect();
-    let name = |row: &&super::data::GateRow| row.artifact.clone().unwrap_or_default();
-    let mut table = Table::new("gate", "Budgets, and what was measured.", "file", rows.iter().map(name).collect());
+    let file = |row: &&super::data::GateRow| row.artifact.as_deref().map_or_else(String::new, name);
+    let mut table = Table::new("gate", "Budgets, and what was measured.", "file", rows.iter().map(file).collect());
     table.words("metric", None, rows.iter().map(|r| r.metric.clone()).collect());
     table.words("limit", None, rows.iter().map(|r| r.limit.clone().unwrap_or_default()).collect());
     table.numbers("measured", None, rows.iter().map(|r| r.value.map_or_else(String::new, significant)).collect());
@@ -201,6 +201,9 @@ impl<'a> Parts<'a> {
                 ),
             )
         }));
+        for (artifact, name) in self.all.iter().filter(|(a, name)| a.path != *name) {
+            out.push(("file", format!("{name}: {}", artifact.path)));
+        }
         for task in &e.tasks {
             let parts = [
                 task.items.map(|n| format!("{} items", thousands(n))),
@@ -244,8 +247,9 @@ fn caches(index: usize, name: &str, rows: &[KvRow], warnings: &[String]) -> Cach
     let every =
         |show: &dyn Fn(&KvRow) -> Option<String>| rows.iter().map(|r| show(r).unwrap_or_default()).collect::<Vec<_>>();
     table.numbers("bytes per token", Some("kv"), every(&|r| Some(thousands(r.bytes_per_token.round() as u64))));
-    table.numbers("perplexity", Some("perplexity"), every(&|r| r.perplexity.map(|p| fixed(p.value, 4))));
+    table.numbers("perplexity", Some("perplexity"), every(&|r| r.perplexity.map(|p| perplexity(p.value))));
     table.numbers("KLD mean", Some("kld"), every(&|r| r.kld.map(|k| significant(k.value))));
+    table.numbers("same top", Some("top"), every(&|r| r.same_top.map(|t| percent(t.value, 2))));
     for at in heat::ranges(rows) {
         let bucket = |r: &KvRow| r.buckets.iter().find(|b| (b.from, b.to) == at).cloned();
         table.numbers(range(at.0, at.1), Some("kv"), every(&|r| bucket(r).map(|b| significant(b.kld.value))));
@@ -260,10 +264,14 @@ fn caches(index: usize, name: &str, rows: &[KvRow], warnings: &[String]) -> Cach
 pub fn render(results: &[Results]) -> Result<String> {
     let groups = merge::groups(results);
     let files = || results.iter().map(|r| r.name.as_str()).collect::<Vec<_>>().join(", ");
-    let sections =
-        groups.iter().enumerate().map(|(i, g)| Parts::new(g).section(i, groups.len() > 1)).collect::<Result<Vec<_>>>();
+    let parts: Vec<Parts<'_>> = groups.iter().map(Parts::new).collect();
+    let sections = parts.iter().enumerate().map(|(i, p)| p.section(i, groups.len() > 1)).collect::<Result<Vec<_>>>();
     let groups_view = sections.at(files)?;
-    let gate = verdict(&merge::gates(results));
+    let name = |path: &str| {
+        let known = parts.iter().find_map(|p| p.all.iter().find(|(a, _)| a.path == path));
+        known.map_or_else(|| path.to_owned(), |(_, name)| name.clone())
+    };
+    let gate = verdict(&merge::gates(results), &name);
     let mut used: HashSet<&str> = HashSet::from(["noise"]);
     let tables = groups_view.iter().flat_map(|s| {
         s.quality.iter().chain(&s.weights).chain(&s.tasks).chain(&s.stress).chain(s.caches.iter().map(|c| &c.table))

@@ -2,7 +2,7 @@
 
 use super::data::{Artifact, Evaluation};
 use super::lines::{self, Chart, Series};
-use super::number::{bytes, fixed, interval, percent, signed, significant};
+use super::number::{bytes, fixed, interval, percent, perplexity, signed, significant};
 use super::scatter::{self, Measure, Point};
 use super::svg::Plot;
 use super::table::Table;
@@ -44,7 +44,7 @@ impl<'a> Judged<'a> {
         let reference = self.evaluation.reference.as_ref();
         let extra = usize::from(reference.is_some());
         let names = reference.map(|r| format!("{} (reference)", r.name)).into_iter();
-        let names = names.chain(self.artifacts.iter().map(|(a, _)| a.path.clone())).collect();
+        let names = names.chain(self.artifacts.iter().map(|(_, name)| name.clone())).collect();
         let (which, points) = self.points();
         let front = scatter::front(&points);
         let caption = match (self.measured(), points.len() > 1) {
@@ -92,16 +92,16 @@ impl<'a> Judged<'a> {
             &|a| a.bpw.map(|b| (b, fixed(b, 2))),
             true,
         );
-        let first = reference.and_then(|r| r.perplexity).map(|p| fixed(p, 4));
+        let first = reference.and_then(|r| r.perplexity).map(|p| perplexity(p));
         column(
             "perplexity",
             Some("perplexity"),
             first,
-            &|a| a.perplexity.map(|p| (p.value, fixed(p.value, 4))),
+            &|a| a.perplexity.map(|p| (p.value, perplexity(p.value))),
             !self.measured(),
         );
         if !self.measured() {
-            let range = |a: &Artifact| a.perplexity.map(|p| (0.0, interval(p.low, p.high, |x| fixed(x, 3))));
+            let range = |a: &Artifact| a.perplexity.map(|p| (0.0, interval(p.low, p.high, perplexity)));
             column("95 % interval", Some("interval"), None, &range, false);
             return Some(table);
         }
@@ -155,7 +155,7 @@ impl<'a> Judged<'a> {
             name: "kld-layer",
             title: "KLD by layer",
             x: "layer",
-            y: "KLD that its weights cost (nats per token)",
+            y: "KLD (nats per token)",
             series: self.artifacts.iter().map(series).collect(),
         })
     }
@@ -185,10 +185,10 @@ impl<'a> Judged<'a> {
         let (first, name) = self.artifacts.first()?;
         let reference = self.evaluation.reference.as_ref().map_or("the reference", |r| r.name.as_str());
         if !self.measured() {
-            let perplexity = first.perplexity.map_or_else(String::new, |p| fixed(p.value, 4));
+            let lowest = first.perplexity.map_or_else(String::new, |p| perplexity(p.value));
             return Some(match self.artifacts.len() {
-                1 => format!("{name} ({}) has a perplexity of {perplexity}.", size(first)),
-                n => format!("Of {n} files, {name} ({}) has the lowest perplexity: {perplexity}.", size(first)),
+                1 => format!("{name} ({}) has a perplexity of {lowest}.", size(first)),
+                n => format!("Of {n} files, {name} ({}) has the lowest perplexity: {lowest}.", size(first)),
             });
         }
         if self.artifacts.len() == 1 {

@@ -25,7 +25,7 @@ pub struct Measure {
 }
 
 const WIDTH: f64 = 760.0;
-const FRAME: Rect = Rect { x: 68.0, y: 14.0, w: 676.0, h: 356.0 };
+const FRAME: Rect = Rect { x: 76.0, y: 14.0, w: 668.0, h: 356.0 };
 const RADIUS: f64 = 5.5;
 /// Longest name beside a point.
 const LONGEST: usize = 34;

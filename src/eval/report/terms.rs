@@ -101,7 +101,7 @@ pub const TERMS: &[Term] = &[
     ),
     term(
         "difference",
-        "difference, lost / gained",
+        "difference, lost/gained",
         "Against the reference on the same items, in percentage points, with its 95 % interval. Lost: only the reference was right; \
          gained: only the file was. Items that both got right or wrong say nothing about the difference. Many gains beside many losses \
          mean changed behaviour even when accuracy stays.",
