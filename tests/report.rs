@@ -100,12 +100,17 @@ fn results(artifacts: Vec<Value>) -> Value {
 
 /// Every part there can be, with `word` wherever a file may put a word.
 fn full(word: &str) -> Value {
-    let share = |right: u64, against: Value| json!({"right": right, "of": 200, "low": 0.5, "high": 0.9, "against": against});
+    let share =
+        |right: u64, against: Value| json!({"right": right, "of": 200, "low": 0.5, "high": 0.9, "against": against});
     let mut artifacts = Vec::new();
     for (i, kld) in [0.001, 0.02, 0.3].into_iter().enumerate() {
         let mut a = artifact(&format!("out/m-{word}{i}.gguf"), 8_000_000 - 2_000_000 * i as u64, kld);
-        a["positions"] = (0..4).map(|p| json!({"from": p * 128, "to": p * 128 + 128, "tokens": 1, "kld": {"value": kld * f64::from(p + 1),
-            "low": kld, "high": kld * 6.0}, "same_top": {"value": 0.9, "low": null, "high": null}})).collect();
+        a["positions"] = (0..4)
+            .map(|p| {
+                json!({"from": p * 128, "to": p * 128 + 128, "tokens": 1, "kld": {"value": kld * f64::from(p + 1),
+            "low": kld, "high": kld * 6.0}, "same_top": {"value": 0.9, "low": null, "high": null}})
+            })
+            .collect();
         a["blame"] = (0..6).map(|l| json!({"layer": l, "kld": kld / f64::from(l + 1)})).collect();
         a["weights"] = json!([{"name": format!("blk.0.{word}"), "codec": "q4_k", "relative": 0.05}]);
         let against = json!({"lost": 5 * i, "gained": 1, "difference": -0.02 * i as f64, "low": -0.05, "high": 0.01,
@@ -164,14 +169,17 @@ fn a_real_evaluation_becomes_a_page() {
         assert!(again.contains(&format!(">{format}</text>")), "no label {format}");
     }
     let words = text(page.root_element());
-    for word in [value["conditions"]["corpus_hash"].as_str().unwrap(), "llamacpp-512", "noise floor", "Largest errors"] {
+    for word in [value["conditions"]["corpus_hash"].as_str().unwrap(), "llamacpp-512", "noise floor", "Largest errors"]
+    {
         assert!(words.contains(word), "{word}");
     }
     let plot = fs::read_to_string(at("plots/all/size-kld.svg")).unwrap();
     assert_eq!(Document::parse(&plot).unwrap().root_element().tag_name().name(), "svg");
 
     // Without a reference, and over an input.
-    let alone = [&["eval", &files[0], &files[3]][..], &["--data", &data, "--context", "96", "--chunks", "4", "--quiet"]].concat();
+    let alone =
+        [&["eval", &files[0], &files[3]][..], &["--data", &data, "--context", "96", "--chunks", "4", "--quiet"]]
+            .concat();
     quant_ok(&[&alone[..], &["--html", &at("alone.html")]].concat());
     let alone_page = fs::read_to_string(at("alone.html")).unwrap();
     assert!(text(check(&alone_page).root_element()).contains("do not say what was lost"));
@@ -227,7 +235,8 @@ fn every_part_is_shown() {
 fn nothing_of_a_file_becomes_markup() {
     let dir = tempfile::tempdir().unwrap();
     let svg = dir.path().join("svg");
-    let html = report(dir.path(), &[&write(dir.path(), "full.json", &full(HOSTILE))], &["--svg", svg.to_str().unwrap()]);
+    let html =
+        report(dir.path(), &[&write(dir.path(), "full.json", &full(HOSTILE))], &["--svg", svg.to_str().unwrap()]);
     let page = check(&html);
     assert!(text(page.root_element()).contains("<script>alert('x')</script>\"&\u{fffd}]]>"));
     for plot in fs::read_dir(&svg).unwrap() {
@@ -263,7 +272,10 @@ fn results_of_the_same_conditions_share_a_table() {
     };
     let [pass, open, odd] = ["PASS", "INCONCLUSIVE", "ODD"].map(gated);
     for (files, class) in [([&pass, &pass], "good"), ([&pass, &open], "open"), ([&open, &odd], "bad")] {
-        assert!(report(dir.path(), &[files[0], files[1]], &[]).contains(&format!("class=\"verdict {class}\"")), "{class}");
+        assert!(
+            report(dir.path(), &[files[0], files[1]], &[]).contains(&format!("class=\"verdict {class}\"")),
+            "{class}"
+        );
     }
 }
 

@@ -134,7 +134,7 @@ pub fn short(paths: &[String], model: Option<&str>) -> Vec<String> {
         return out;
     }
     let strip = |name: &String| {
-        let rest = model.and_then(|m| name.strip_prefix(m))?.strip_prefix(['-', '_', '.'])?;
+        let rest = model.and_then(|m| name.strip_prefix(m))?.strip_prefix(['-', '_'])?;
         Some(rest.to_owned())
     };
     for change in [&strip as &dyn Fn(&String) -> Option<String>, &|name| Some(name.strip_suffix(".gguf")?.to_owned())] {

@@ -201,9 +201,9 @@ impl<'a> Parts<'a> {
                 ),
             )
         }));
-        for (artifact, name) in self.all.iter().filter(|(a, name)| a.path != *name) {
-            out.push(("file", format!("{name}: {}", artifact.path)));
-        }
+        let files = self.all.iter().filter(|(a, name)| a.path != *name);
+        let files: Vec<String> = files.map(|(a, name)| format!("{name}: {}", a.path)).collect();
+        out.extend((!files.is_empty()).then(|| ("files", files.join("\n"))));
         for task in &e.tasks {
             let parts = [
                 task.items.map(|n| format!("{} items", thousands(n))),

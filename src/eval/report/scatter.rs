@@ -156,7 +156,7 @@ impl Labels {
         let shown: Vec<usize> = (0..points.len()).filter(|i| all || front[*i]).take(LABELLED).collect();
         let texts: Vec<String> = (1..=shown.len()).map(|n| n.to_string()).collect();
         let legend =
-            shown.iter().zip(&texts).map(|(i, n)| format!("{n:>2} {}", shorten(&points[*i].label, 42))).collect();
+            shown.iter().zip(&texts).map(|(i, n)| format!("{n:\u{a0}>2} {}", shorten(&points[*i].label, 42))).collect();
         // `place` labels the first marks.
         let rest = (0..marks.len()).filter(|i| !shown.contains(i));
         let marks: Vec<Rect> = shown.iter().copied().chain(rest).map(|i| marks[i]).collect();
@@ -204,7 +204,7 @@ mod tests {
             (0..40).map(|i| point(&format!("a-model-with-a-long-name-{i}.gguf"), 1 << 30, 0.01)).collect();
         let plot = draw(&many, &measure).unwrap().file();
         for i in [1, 25, 40] {
-            assert!(plot.contains(&format!(">{i}</text>")) && plot.contains(&format!("{i:>2} a-model")), "{i}");
+            assert!(plot.contains(&format!(">{i}</text>")) && plot.contains(&format!("{i:\u{a0}>2} a-model")), "{i}");
         }
         assert!(draw(&few[..1], &measure).is_none());
         let zero = [point("f32", 100, 0.0), point("f16", 50, 0.0), point("q", 1, 3.0)];

@@ -203,7 +203,7 @@ mod tests {
         let r = Rect { x: 10.0, y: 10.0, w: 10.0, h: 10.0 };
         assert!(r.is_crossed([(0.0, 15.0), (30.0, 15.0)]) && r.is_crossed([(12.0, 12.0), (13.0, 13.0)]));
         assert!(!r.is_crossed([(0.0, 15.0), (5.0, 15.0)]) && !r.is_crossed([(0.0, 0.0), (30.0, 5.0)]));
-        assert!(!r.is_crossed([(0.0, 25.0), (25.0, 0.0 - 6.0)]));
+        assert!(!r.is_crossed([(0.0, 19.0), (19.0, 0.0)]));
         assert_eq!(r.nearest((0.0, 15.0)), (10.0, 15.0));
     }
 
