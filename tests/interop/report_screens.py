@@ -28,8 +28,8 @@ def overlaps(page) -> list[str]:
             for b, q in names[:i]:
                 wide = min(p["x"] + p["width"], q["x"] + q["width"]) - max(p["x"], q["x"])
                 high = min(p["y"] + p["height"], q["y"] + q["height"]) - max(p["y"], q["y"])
-                # Boxes are as high as the face's lines, which reach beyond its letters.
-                if wide > 1 and high > 4:
+                # Boxes are as high as the face's lines and have a halo, which both reach beyond the letters.
+                if wide > 4 and high > 0.4 * min(p["height"], q["height"]):
                     found.append(f"{a!r} and {b!r}: {wide:.0f} x {high:.0f}")
     return found
 
