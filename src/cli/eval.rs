@@ -13,7 +13,7 @@ use super::report::{Reporter, markdown, table};
 use super::stress;
 use super::tasks::TaskArgs;
 use super::text::TextArgs;
-use super::{Common, Exit, model};
+use super::{Common, Exit, html, model};
 use crate::codec::kv::KvPolicy;
 use crate::container::output::{Output, publish, refuse_inputs};
 use crate::container::{Checkpoint, OpenOptions};
@@ -76,6 +76,9 @@ pub struct Eval {
     gate: Option<PathBuf>,
     #[command(flatten)]
     gating: GateArgs,
+    /// Write a page with tables and plots too, as `quant report` does
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// What `--reference` names.
@@ -130,7 +133,7 @@ impl Eval {
 
         let inputs = artifacts.iter().flat_map(|(_, m)| m.files()).chain(source.iter().flat_map(Source::files));
         let inputs: Vec<PathBuf> = inputs.chain(self.text.data.iter().cloned()).collect();
-        let outputs: Vec<PathBuf> = [&self.markdown, &self.save].into_iter().flatten().cloned().collect();
+        let outputs: Vec<PathBuf> = [&self.markdown, &self.html, &self.save].into_iter().flatten().cloned().collect();
         refuse_inputs(&outputs, &inputs)?;
         let gate = self.gating.ready(self.gate.as_deref())?;
         let mut report = match (&source, &caches) {
@@ -370,6 +373,9 @@ impl Eval {
         }
         if let Some(path) = &self.save {
             write(path, &format!("{:#}\n", report.json))?;
+        }
+        if let Some(path) = &self.html {
+            html::page(path, &report.json)?;
         }
         if reporter.json {
             return reporter.value(&report.json);

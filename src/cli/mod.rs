@@ -7,6 +7,7 @@ mod convert;
 mod eval;
 mod gate;
 mod generate;
+mod html;
 mod inputs;
 mod inspect;
 mod kv;
@@ -75,6 +76,8 @@ enum Command {
     Eval(eval::Eval),
     /// Judge a report of eval by budgets and by an earlier report: PASS, REGRESSION, INCONCLUSIVE or INVALID
     Gate(gate::Gate),
+    /// Make a page of results: tables, plots, changed answers, how to read each number
+    Report(html::Report),
     /// Rank an artifact's weights by what each costs in divergence from the model
     Blame(blame::Blame),
     /// Give an artifact's weights more bits where that buys most, until its divergence is low enough
@@ -127,6 +130,7 @@ pub fn main() -> u8 {
         Command::Calibrate(c) => c.run(common, reporter).map(Exit::from),
         Command::Eval(c) => c.run(common, reporter),
         Command::Gate(c) => c.run(reporter),
+        Command::Report(c) => c.run(reporter).map(Exit::from),
         Command::Blame(c) => c.run(common, reporter).map(Exit::from),
         Command::Repair(c) => c.run(common, reporter).map(Exit::from),
         Command::Reference(c) => c.run(common, reporter).map(Exit::from),

@@ -8,6 +8,7 @@ pub mod position;
 pub mod probe;
 pub mod protocol;
 pub mod reference;
+pub mod report;
 pub mod score;
 pub mod script;
 pub mod skills;
