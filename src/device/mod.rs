@@ -1,3 +1,4 @@
 //! Where arithmetic runs.
 
 pub mod cpu;
+pub mod cuda;
