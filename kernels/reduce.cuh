@@ -11,7 +11,7 @@ template <class Op, class T> FN T over_block(T x) {
     __shared__ T shared[256];
     shared[threadIdx.x] = x;
     __syncthreads();
-    for (int n = blockDim.x / 2; n > 0; n /= 2) {
+    for (u32 n = blockDim.x / 2; n > 0; n /= 2) {
         if (threadIdx.x < n) shared[threadIdx.x] = Op::of(shared[threadIdx.x], shared[threadIdx.x + n]);
         __syncthreads();
     }

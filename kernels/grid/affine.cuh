@@ -47,7 +47,7 @@ template <int BITS, int LESS> struct Version {
     static const bool OFFSET = false, SCATTERED = true;
     static FN Scale scale_of(const Parts &p, const Shape &s, i64 row, int col) {
         int groups = groups_of(s), g = int(min(word_at(p.part[3], col), u32(groups - 1)));
-        int zero = from_stream<BITS>(p.part[1], row, g * words_of(s.rows, BITS), 1) + LESS & 0xff;
+        int zero = (from_stream<BITS>(p.part[1], row, g * words_of(s.rows, BITS), 1) + LESS) & 0xff;
         return with_zero(scale_at(p.part[2], g * s.rows + row, s.scales), zero);
     }
     static FN float level_of(const Parts &p, const Shape &s, i64 row, int col) {
