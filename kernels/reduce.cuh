@@ -16,6 +16,5 @@ template <class Op, class T> FN T over_block(T x) {
         __syncthreads();
     }
     x = shared[0];
-    __syncthreads();
     return x;
 }

@@ -59,13 +59,20 @@ impl Runner for Host {
         Ok(())
     }
 
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
     unsafe fn launch(&self, unit: &Unit, kernel: &str, shape: Shape, args: &[Arg]) -> Result<()> {
         let name = CString::new(format!("{}/{kernel}", unit.name())).unwrap();
         let pointers: Vec<*mut c_void> = args.iter().map(Arg::pointer).collect();
         let sizes = [shape.blocks, shape.threads].concat();
         let _one = self.lock.lock().unwrap();
         // SAFETY: the caller's word; the library checks the name and copies the arguments.
-        let answer = unsafe { (self.launch)(name.as_ptr(), sizes.as_ptr(), pointers.as_ptr(), c_int::from(self.reverse)) };
+        let answer =
+            unsafe { (self.launch)(name.as_ptr(), sizes.as_ptr(), pointers.as_ptr(), c_int::from(self.reverse)) };
         let refuse = |why: &str| Err(Error::new(Kind::Device, format!("{}: {why}", name.to_string_lossy())));
         match answer {
             0 => Ok(()),
@@ -159,7 +166,13 @@ fn kernels_give_the_cpu_s_answers() {
                 eprintln!("{:8.3} {name}", start.elapsed().as_secs_f64());
             }
         }
-        assert!(wrong.is_empty(), "{} checks, threads {}:\n{}", wrong.len(), if reverse { "reversed" } else { "in order" }, wrong.join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "{} checks, threads {}:\n{}",
+            wrong.len(),
+            if reverse { "reversed" } else { "in order" },
+            wrong.join("\n")
+        );
         assert!(numbers > 100_000, "{numbers}");
     }
 }

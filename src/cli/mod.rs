@@ -4,10 +4,12 @@ mod allocate;
 mod blame;
 mod calibrate;
 mod convert;
+mod devices;
 mod eval;
 mod generate;
 mod inputs;
 mod inspect;
+mod kernels;
 mod list;
 mod model;
 mod probe;
@@ -16,6 +18,7 @@ mod quickstart;
 mod reference;
 mod repair;
 mod report;
+mod selftest;
 mod shell;
 mod size;
 mod statistics_report;
@@ -85,6 +88,13 @@ enum Command {
     Probe(probe::Probe),
     /// List presets, methods, formats, architectures and containers
     List(list::List),
+    /// List where arithmetic can run: the CPU, and NVIDIA cards, or why there are none
+    Devices(devices::Devices),
+    /// Hold a device's operations to the CPU's, one by one
+    Selftest(selftest::Selftest),
+    /// Print the sources of the kernels
+    #[command(hide = true)]
+    Kernels(kernels::Kernels),
     /// Print a completion script or the manual page
     #[command(hide = true)]
     Shell(shell::Shell),
@@ -109,6 +119,9 @@ pub fn main() -> u8 {
         Command::Generate(c) => c.run(&cli.common, &reporter),
         Command::Probe(c) => c.run(&reporter),
         Command::List(c) => c.run(&reporter),
+        Command::Devices(c) => c.run(&reporter),
+        Command::Selftest(c) => c.run(&reporter),
+        Command::Kernels(c) => c.run(&reporter),
         Command::Shell(c) => c.run(),
     };
     match outcome {

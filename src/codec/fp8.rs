@@ -13,8 +13,8 @@ use safetensors::Dtype;
 
 use super::affine::{Family, Scheme};
 use super::block::{Block, DecodeFn};
-use super::facts::{DeviceGrid, Facts};
 use super::cpu::{self, Cpu, Decoder};
+use super::facts::{DeviceGrid, Facts};
 use super::grid::{Codes, Grid, Levels, Scale};
 use super::{Codec, Part, TensorScale};
 use crate::error::{Error, Result};

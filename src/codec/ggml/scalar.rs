@@ -59,14 +59,8 @@ impl<B: Scalar<N>, const N: usize> Grid for BlockGrid<B, N> {
         let (file, places) = B::DEVICE;
         let mut numbers = vec![("WEIGHTS", N), ("BYTES", size_of::<B>()), ("SPAN", B::SPAN)];
         numbers.extend(places);
-        let grid = DeviceGrid {
-            file,
-            name: type_name::<B>(),
-            arguments: Vec::new(),
-            numbers,
-            levels: B::LEVELS,
-            block: true,
-        };
+        let grid =
+            DeviceGrid { file, name: type_name::<B>(), arguments: Vec::new(), numbers, levels: B::LEVELS, block: true };
         Some(grid.facts())
     }
 
@@ -330,7 +324,8 @@ impl Scalar<32> for BlockIq4Nl {
 }
 
 impl Scalar<256> for BlockIq4Xs {
-    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("iq4", places!(BlockIq4Xs: d scales_h scales_l qs));
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) =
+        ("iq4", places!(BlockIq4Xs: d scales_h scales_l qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = IQ4;
     const ENCODE: Encode = encode::IQ4_XS;

@@ -25,6 +25,20 @@ pub use gram::{Gram, GramScratch, ROWS as GRAM_ROWS, moments, weighted_squares};
 pub use product::{Panels, linear};
 pub use scores::{Running, Scores, TokenScore};
 
+/// The instructions of this CPU that something here is written for.
+pub fn features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! those {
+            ($($name:tt)*) => { [$(($name, is_x86_feature_detected!($name))),*] };
+        }
+        let known = those!("avx2" "f16c" "fma" "avx512f" "avx512bw" "avx512dq" "avx512vl");
+        known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
+}
+
 /// The numbers that its arithmetic is made of, by the names that `kernels/` has for them.
 pub fn numbers() -> Vec<(&'static str, Number)> {
     use Number::{Float, Floats, Int};

@@ -97,7 +97,12 @@ impl<'r> Matrix<'r> {
 }
 
 /// [`Codec::decode`].
-pub fn decode<T: Element>(runner: &dyn Runner, codec: &dyn Codec, packed: &Packed<'_>, rows: Range<usize>) -> Result<Vec<T>> {
+pub fn decode<T: Element>(
+    runner: &dyn Runner,
+    codec: &dyn Codec,
+    packed: &Packed<'_>,
+    rows: Range<usize>,
+) -> Result<Vec<T>> {
     let count = rows.len() * packed.dims.cols;
     Matrix::upload(runner, codec, packed)?.decode::<T>(rows)?.read(count)
 }
@@ -105,7 +110,13 @@ pub fn decode<T: Element>(runner: &dyn Runner, codec: &dyn Codec, packed: &Packe
 /// A block format's encoder: whole rows of `cols` finite weights to bytes.
 ///
 /// Errors: a format without one.
-pub fn encode(runner: &dyn Runner, codec: &dyn Codec, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Result<Vec<u8>> {
+pub fn encode(
+    runner: &dyn Runner,
+    codec: &dyn Codec,
+    w: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+) -> Result<Vec<u8>> {
     let block = codec.block().filter(|b| b.encode.is_some()).ok_or_else(|| unsupported(codec))?;
     let facts = codec.facts().filter(|f| f.grid.block).ok_or_else(|| unsupported(codec))?;
     let unit = Unit::of_grid("encode", &facts.grid)?;
@@ -228,11 +239,17 @@ pub fn linear<T: Element>(runner: &dyn Runner, x: &[f32], w: &[T], depth: usize)
 /// The same in a device's memory; sizes are tokens, rows and depth.
 pub fn linear_into<'r, T: Element>(x: &Buffer<'r>, w: &Buffer<'r>, sizes: [usize; 3], out: &Buffer<'r>) -> Result<()> {
     let [tokens, rows, depth] = sizes;
-    assert!(x.bytes() >= tokens * depth * 4 && w.bytes() >= rows * depth * size_of::<T>() && out.bytes() >= tokens * rows * 4);
+    assert!(
+        x.bytes() >= tokens * depth * 4
+            && w.bytes() >= rows * depth * size_of::<T>()
+            && out.bytes() >= tokens * rows * 4
+    );
     let [t, n, k] = [int(tokens)?, int(rows)?, int(depth)?].map(Arg::Int);
     let kernel = format!("linear_{}", T::NAME);
     // SAFETY: the buffers have the sizes, by the assert.
-    unsafe { x.runner().launch(&Unit::of("product")?, &kernel, tiles(tokens, rows)?, &[x.arg(), w.arg(), t, n, k, out.arg()]) }
+    unsafe {
+        x.runner().launch(&Unit::of("product")?, &kernel, tiles(tokens, rows)?, &[x.arg(), w.arg(), t, n, k, out.arg()])
+    }
 }
 
 /// [`cpu::Gram`](crate::device::cpu::Gram), kept on a device.
@@ -294,7 +311,8 @@ pub fn moments<T: Element>(runner: &dyn Runner, x: &[T], columns: usize, weights
     let x = Buffer::of(runner, x)?;
     let weights = weights.map(|w| Buffer::of(runner, w)).transpose()?;
     let wide = shares * columns * 8;
-    let (squares, sums, most) = (Buffer::new(runner, wide)?, Buffer::new(runner, wide)?, Buffer::new(runner, wide / 2)?);
+    let (squares, sums, most) =
+        (Buffer::new(runner, wide)?, Buffer::new(runner, wide)?, Buffer::new(runner, wide / 2)?);
     let unit = Unit::of("moments")?;
     let across = Arg::Int(int(columns)?);
     let blocks = (columns as u64).div_ceil(256).max(1);
@@ -369,7 +387,14 @@ pub fn rms_norm(runner: &dyn Runner, x: &[f32], gain: &[f32], eps: f32) -> Resul
 }
 
 /// Turns every head of `x`, `[tokens][heads * head_dim]`, by cosines and sines `turns`, `[tokens][pairs]`.
-pub fn rope(runner: &dyn Runner, x: &[f32], turns: &[[f32; 2]], tokens: usize, head_dim: usize, halves: bool) -> Result<Vec<f32>> {
+pub fn rope(
+    runner: &dyn Runner,
+    x: &[f32],
+    turns: &[[f32; 2]],
+    tokens: usize,
+    head_dim: usize,
+    halves: bool,
+) -> Result<Vec<f32>> {
     let (pairs, heads) = (turns.len() / tokens, x.len() / tokens / head_dim);
     assert!(pairs * tokens == turns.len() && heads * head_dim * tokens == x.len() && 2 * pairs <= head_dim);
     let (at, turns) = (Buffer::of(runner, x)?, Buffer::of(runner, turns.as_flattened())?);
@@ -436,7 +461,8 @@ pub fn scores(
     let unit = Unit::of("scores")?;
     for first in (0..vocab).step_by(part.max(1)) {
         let n = part.min(vocab - first);
-        let columns = |x: &[f32]| -> Vec<f32> { x.chunks_exact(vocab).flat_map(|row| &row[first..first + n]).copied().collect() };
+        let columns =
+            |x: &[f32]| -> Vec<f32> { x.chunks_exact(vocab).flat_map(|row| &row[first..first + n]).copied().collect() };
         let (p, q) = (Buffer::of(runner, &columns(reference))?, Buffer::of(runner, &columns(model))?);
         let (n, first) = (Arg::Int(int(n)?), Arg::Int(int(first)?));
         let args = [p.arg(), q.arg(), n, first, aims.arg(), kept.arg(), other.arg(), gaps.arg()];
@@ -444,6 +470,8 @@ pub fn scores(
         unsafe { runner.launch(&unit, "scores", Shape::new([positions as u64, 1], [256, 1])?, &args)? };
     }
     let (kept, other, gaps) = (kept.read(positions)?, other.read(positions)?, gaps.read(positions)?);
-    let gathered = Scores::gathered(kept.into_iter().zip(other).zip(gaps).map(|((p, q), gap): ((Running, Running), f64)| (p, q, gap)));
+    let gathered = Scores::gathered(
+        kept.into_iter().zip(other).zip(gaps).map(|((p, q), gap): ((Running, Running), f64)| (p, q, gap)),
+    );
     Ok(gathered.finish(0).collect())
 }

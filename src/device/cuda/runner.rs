@@ -16,6 +16,9 @@ pub trait Runner: Sync {
     /// Waits for all kernels before.
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()>;
 
+    /// Between two of its buffers.
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
     /// Starts `kernel` of `unit`; others may still be running, in their order.
     ///
     /// # Safety

@@ -9,80 +9,16 @@ use crate::arch::Activation;
 use crate::codec::grid::{Levels, Scale};
 use crate::codec::{self, Codec, DeviceGrid, float};
 use crate::container::Weight;
+use crate::device::check::{Check, Difference, bytes, noise};
 use crate::device::cpu::{self, Attention, Feedback, KvCache, Scales};
 use crate::error::Result;
 use crate::tensor::{Dims, Packed};
 
-/// One operation on one kind of numbers and a few shapes.
-pub struct Check {
-    pub op: &'static str,
-    /// The format, or what else the op is compiled for.
-    pub of: String,
-    /// Sizes that are gone through.
-    pub shape: String,
-    pub dtype: &'static str,
-    /// The largest difference, as a share of the largest number that was expected; 0: every bit is the CPU's.
-    pub allowed: f64,
-    run: Box<Run>,
-}
-
-type Run = dyn Fn(&dyn Runner) -> Result<Difference> + Send + Sync;
-
-/// What a device did otherwise.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Difference {
-    pub numbers: usize,
-    pub differ: usize,
-    /// As [`Check::allowed`] counts it.
-    pub worst: f64,
-}
-
-impl Check {
-    pub fn run(&self, runner: &dyn Runner) -> Result<Difference> {
-        (self.run)(runner)
-    }
-
-    pub fn passes(&self, found: &Difference) -> bool {
-        found.numbers > 0 && if self.allowed == 0.0 { found.differ == 0 } else { found.worst <= self.allowed }
-    }
-}
-
-impl Difference {
-    fn of(got: impl IntoIterator<Item = f64>, expected: impl IntoIterator<Item = f64>) -> Difference {
-        let (mut out, mut largest, mut worst) = (Difference::default(), 0f64, 0f64);
-        for (got, expected) in got.into_iter().zip(expected) {
-            out.numbers += 1;
-            out.differ += usize::from(got.to_bits() != expected.to_bits() && !(got.is_nan() && expected.is_nan()));
-            largest = largest.max(expected.abs());
-            // A number in the place of none, or none in the place of one, is as wrong as can be.
-            let off = if got.is_nan() != expected.is_nan() { f64::INFINITY } else { (got - expected).abs() };
-            worst = if off.is_nan() { worst } else { worst.max(off) };
-        }
-        out.worst = if worst == 0.0 { 0.0 } else { worst / largest.max(f64::MIN_POSITIVE) };
-        out
-    }
-
-    fn singles(got: &[f32], expected: &[f32]) -> Difference {
-        assert_eq!(got.len(), expected.len());
-        Difference::of(got.iter().map(|x| f64::from(*x)), expected.iter().map(|x| f64::from(*x)))
-    }
-
-    fn bytes(got: &[u8], expected: &[u8]) -> Difference {
-        assert_eq!(got.len(), expected.len());
-        Difference::of(got.iter().map(|x| f64::from(*x)), expected.iter().map(|x| f64::from(*x)))
-    }
-
-    fn and(self, other: Difference) -> Difference {
-        Difference {
-            numbers: self.numbers + other.numbers,
-            differ: self.differ + other.differ,
-            worst: self.worst.max(other.worst),
-        }
-    }
-}
+/// Whatever kernels run on.
+pub type On = dyn Runner;
 
 /// Every check there is, for every format that has kernels.
-pub fn checks() -> Vec<Check> {
+pub fn checks() -> Vec<Check<On>> {
     let mut out = Vec::new();
     for grid in source::grids() {
         decode(&grid, &mut out);
@@ -96,30 +32,6 @@ pub fn checks() -> Vec<Check> {
     attention(&mut out);
     scores(&mut out);
     out
-}
-
-fn check(
-    (op, of): (&'static str, &str),
-    shape: &str,
-    dtype: &'static str,
-    allowed: f64,
-    run: impl Fn(&dyn Runner) -> Result<Difference> + Send + Sync + 'static,
-) -> Check {
-    Check { op, of: of.to_owned(), shape: shape.to_owned(), dtype, allowed, run: Box::new(run) }
-}
-
-/// Numbers from -1 to 1, the same ones always.
-fn noise(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
-
-fn bytes(n: usize, seed: u32) -> Vec<u8> {
-    noise(n, seed).iter().map(|x| (x.to_bits() >> 3) as u8).collect()
 }
 
 fn narrow(x: &[f32]) -> Vec<bf16> {
@@ -148,7 +60,7 @@ fn any(codec: &dyn Codec, dims: Dims) -> Result<Packed<'static>> {
     Ok(Packed { dims, parts: parts.map(Into::into).collect() })
 }
 
-fn decode(grid: &DeviceGrid, out: &mut Vec<Check>) {
+fn decode(grid: &DeviceGrid, out: &mut Vec<Check<On>>) {
     let all = formats(grid);
     let (id, of) = (grid.id(), format!("{} formats, 1..9 rows of 2 groups", all.len()));
     let matrices = move |run: &dyn Fn(&dyn Codec, &Packed<'_>, &[f32]) -> Result<Difference>| {
@@ -164,13 +76,13 @@ fn decode(grid: &DeviceGrid, out: &mut Vec<Check>) {
         Ok(found)
     };
     let single = matrices.clone();
-    out.push(check(("decode", &id), &of, "f32", 0.0, move |runner| {
+    out.push(Check::new(("decode", &id), &of, "f32", 0.0, move |runner: &On| {
         single(&|codec, packed, expected| {
             let got = ops::decode::<f32>(runner, codec, packed, 1..packed.dims.rows)?;
             Ok(Difference::singles(&got, &expected[packed.dims.cols..]))
         })
     }));
-    out.push(check(("decode", &id), &of, "bf16", 0.0, move |runner| {
+    out.push(Check::new(("decode", &id), &of, "bf16", 0.0, move |runner: &On| {
         matrices(&|codec, packed, expected| {
             let got = ops::decode::<bf16>(runner, codec, packed, 0..packed.dims.rows)?;
             Ok(Difference::singles(&wide(&got), &wide(&narrow(expected))))
@@ -194,14 +106,14 @@ fn weights(cols: usize) -> Vec<f32> {
     w
 }
 
-fn encode(grid: &DeviceGrid, out: &mut Vec<Check>) {
+fn encode(grid: &DeviceGrid, out: &mut Vec<Check<On>>) {
     for codec in formats(grid) {
         let Some(block) = codec.block() else { continue };
         let Some(encode) = block.encode else { continue };
         for weighted in [false, true] {
             let cols = block.weights.max(256) * 2;
             let dtype = if weighted { "f32, importance" } else { "f32" };
-            out.push(check(("encode", &grid.id()), &format!("6 x {cols}"), dtype, 0.0, move |runner| {
+            out.push(Check::new(("encode", &grid.id()), &format!("6 x {cols}"), dtype, 0.0, move |runner: &On| {
                 let w = weights(cols);
                 let importance: Option<Vec<f32>> =
                     weighted.then(|| noise(cols, 4).iter().map(|x| x * x + 1e-3).collect());
@@ -214,7 +126,7 @@ fn encode(grid: &DeviceGrid, out: &mut Vec<Check>) {
     }
 }
 
-fn solve(out: &mut Vec<Check>) {
+fn solve(out: &mut Vec<Check<On>>) {
     let mut seen: Vec<Levels> = Vec::new();
     for levels in codec::all().filter_map(|c| c.grid()).map(|g| g.levels()) {
         if seen.contains(&levels) {
@@ -228,7 +140,7 @@ fn solve(out: &mut Vec<Check>) {
         };
         // Integers are one kernel; one more shape is enough for the rest of them.
         let (rows, cols, span) = if seen.len() < 4 { (19, 608, 32) } else { (3, 160, 16) };
-        out.push(check(("solve", &of), &format!("{rows} x {cols}"), "f32", 0.0, move |runner| {
+        out.push(Check::new(("solve", &of), &format!("{rows} x {cols}"), "f32", 0.0, move |runner: &On| {
             let (w, stride) = (noise(rows * cols, 1), Feedback::stride(cols));
             let order: Vec<u32> = (0..cols as u32).map(|i| i * 7 % cols as u32).collect();
             let mut shares: Vec<f32> = noise(cols * stride, 2).iter().map(|x| x * 0.05).collect();
@@ -251,28 +163,31 @@ fn solve(out: &mut Vec<Check>) {
 }
 
 /// Products, Gram matrices and moments.
-fn sums(out: &mut Vec<Check>) {
+fn sums(out: &mut Vec<Check<On>>) {
     for (tokens, rows, depth) in [(1, 3, 8), (70, 65, 513), (33, 130, 300)] {
         let shape = format!("{tokens} x {depth} x {rows}");
         let matrices = move || {
             let (x, w) = (noise(tokens * depth, 5), wide(&narrow(&noise(rows * depth, 6))));
             let codec: &'static dyn Codec = &float::F32;
             let stored: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
-            let weight = Weight { codec, packed: Packed::one(Dims::new(rows, depth), stored), scale: 1.0, inputs: None };
+            let weight =
+                Weight { codec, packed: Packed::one(Dims::new(rows, depth), stored), scale: 1.0, inputs: None };
             let mut expected = vec![0.0; tokens * rows];
             cpu::linear(&weight, 0..rows, None, &x, &mut expected);
             (x, w, expected)
         };
-        out.push(check(("linear", "exact"), &shape, "f32", 0.0, move |runner| {
+        out.push(Check::new(("linear", "exact"), &shape, "f32", 0.0, move |runner: &On| {
             let (x, w, expected) = matrices();
             Ok(Difference::singles(&ops::linear(runner, &x, &w, depth)?, &expected))
         }));
-        out.push(check(("linear", "exact"), &shape, "bf16", 0.0, move |runner| {
+        out.push(Check::new(("linear", "exact"), &shape, "bf16", 0.0, move |runner: &On| {
             let (x, w, expected) = matrices();
             Ok(Difference::singles(&ops::linear(runner, &x, &narrow(&w), depth)?, &expected))
         }));
     }
-    for (rows, columns, weighted) in [(1, 1, false), (300, 100, false), (517, 70, true), (cpu::GRAM_ROWS + 5, 33, false)] {
+    for (rows, columns, weighted) in
+        [(1, 1, false), (300, 100, false), (517, 70, true), (cpu::GRAM_ROWS + 5, 33, false)]
+    {
         let matrix = move || {
             let (x, weights) = (wide(&narrow(&noise(rows * columns, 7))), weighted.then(|| noise(rows, 8)));
             (x, weights)
@@ -280,7 +195,7 @@ fn sums(out: &mut Vec<Check>) {
         let shape = format!("{rows} x {columns}");
         let dtype = |name| if weighted { ["f32, weighted", "bf16, weighted"][name] } else { ["f32", "bf16"][name] };
         for name in [0, 1] {
-            out.push(check(("gram", "upper triangle"), &shape, dtype(name), 0.0, move |runner| {
+            out.push(Check::new(("gram", "upper triangle"), &shape, dtype(name), 0.0, move |runner: &On| {
                 let (x, weights) = matrix();
                 let expected = cpu::Gram::new(columns).map(|mut gram| {
                     gram.add(&x, weights.as_deref(), &mut cpu::GramScratch::default());
@@ -294,53 +209,59 @@ fn sums(out: &mut Vec<Check>) {
                 Ok(Difference::of(gram.upper()?, expected.iter().flat_map(|g| g.upper()).copied()))
             }));
             // Sums in f64, divided among blocks.
-            out.push(check(("moments", "squares, sums, maxima"), &shape, dtype(name), 1e-12, move |runner| {
-                let (x, weights) = matrix();
-                let (mut squares, mut sums) = (vec![0.0; columns], vec![0.0; columns]);
-                let mut most = vec![0.0; columns];
-                cpu::moments(&x, &mut squares, &mut sums, &mut most);
-                if let Some(weights) = &weights {
-                    squares.fill(0.0);
-                    cpu::weighted_squares(&x, weights, &mut squares);
-                }
-                let got = match name {
-                    0 => ops::moments(runner, &x, columns, weights.as_deref())?,
-                    _ => ops::moments(runner, &narrow(&x), columns, weights.as_deref())?,
-                };
-                let singles = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-                let sums = if weighted { Difference::default() } else { Difference::of(got.sums, sums) };
-                let most = Difference::of(singles(&got.most), singles(&most));
-                Ok(Difference::of(got.squares, squares).and(sums).and(most))
-            }));
+            out.push(Check::new(
+                ("moments", "squares, sums, maxima"),
+                &shape,
+                dtype(name),
+                1e-12,
+                move |runner: &On| {
+                    let (x, weights) = matrix();
+                    let (mut squares, mut sums) = (vec![0.0; columns], vec![0.0; columns]);
+                    let mut most = vec![0.0; columns];
+                    cpu::moments(&x, &mut squares, &mut sums, &mut most);
+                    if let Some(weights) = &weights {
+                        squares.fill(0.0);
+                        cpu::weighted_squares(&x, weights, &mut squares);
+                    }
+                    let got = match name {
+                        0 => ops::moments(runner, &x, columns, weights.as_deref())?,
+                        _ => ops::moments(runner, &narrow(&x), columns, weights.as_deref())?,
+                    };
+                    let singles = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+                    let sums = if weighted { Difference::default() } else { Difference::of(got.sums, sums) };
+                    let most = Difference::of(singles(&got.most), singles(&most));
+                    Ok(Difference::of(got.squares, squares).and(sums).and(most))
+                },
+            ));
         }
     }
 }
 
-fn layer(out: &mut Vec<Check>) {
+fn layer(out: &mut Vec<Check<On>>) {
     let n = 3000;
     let shape = format!("{n}");
-    out.push(check(("add", ""), &shape, "f32", 0.0, move |runner| {
+    out.push(Check::new(("add", ""), &shape, "f32", 0.0, move |runner: &On| {
         let (x, y) = (noise(n, 1), noise(n, 2));
         let mut expected = x.clone();
         cpu::add(&mut expected, &y);
         Ok(Difference::singles(&ops::add(runner, &x, &y)?, &expected))
     }));
     for activation in [Activation::Silu, Activation::Gelu] {
-        out.push(check(("gate", &format!("{activation:?}")), &shape, "f32", 0.0, move |runner| {
+        out.push(Check::new(("gate", &format!("{activation:?}")), &shape, "f32", 0.0, move |runner: &On| {
             let (gate, up): (Vec<f32>, _) = (noise(n, 1).iter().map(|x| x * 120.0 * x * x).collect(), noise(n, 2));
             let mut expected = gate.clone();
             cpu::gate(activation, &mut expected, &up);
             Ok(Difference::singles(&ops::gate(runner, activation, &gate, &up)?, &expected))
         }));
     }
-    out.push(check(("softcap", ""), &shape, "f32", 0.0, move |runner| {
+    out.push(Check::new(("softcap", ""), &shape, "f32", 0.0, move |runner: &On| {
         let x: Vec<f32> = noise(n, 3).iter().map(|x| x * 100.0).collect();
         let mut expected = x.clone();
         cpu::softcap(&mut expected, 30.0);
         Ok(Difference::singles(&ops::softcap(runner, &x, 30.0)?, &expected))
     }));
     for columns in [1, 100, 2048] {
-        out.push(check(("rms_norm", ""), &format!("5 x {columns}"), "f32", 1e-6, move |runner| {
+        out.push(Check::new(("rms_norm", ""), &format!("5 x {columns}"), "f32", 1e-6, move |runner: &On| {
             let (x, gain) = (noise(5 * columns, 4), noise(columns, 5));
             let mut expected = vec![0.0; x.len()];
             for (x, out) in x.chunks_exact(columns).zip(expected.chunks_exact_mut(columns)) {
@@ -352,24 +273,32 @@ fn layer(out: &mut Vec<Check>) {
     for halves in [false, true] {
         let (tokens, heads, head_dim, pairs) = (7, 3, 48, 20);
         let of = if halves { "halves" } else { "neighbours" };
-        out.push(check(("rope", of), &format!("{tokens} x {heads} x {head_dim}"), "f32", 0.0, move |runner| {
-            let x = noise(tokens * heads * head_dim, 6);
-            let turns: Vec<[f32; 2]> = noise(tokens * pairs, 7).iter().map(|a| [a.cos(), a.sin()]).collect();
-            let mut expected = x.clone();
-            for (n, head) in expected.chunks_exact_mut(head_dim).enumerate() {
-                for (i, [cos, sin]) in turns[n / heads * pairs..][..pairs].iter().enumerate() {
-                    let (a, b) = if halves { (i, i + pairs) } else { (2 * i, 2 * i + 1) };
-                    (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+        out.push(Check::new(
+            ("rope", of),
+            &format!("{tokens} x {heads} x {head_dim}"),
+            "f32",
+            0.0,
+            move |runner: &On| {
+                let x = noise(tokens * heads * head_dim, 6);
+                let turns: Vec<[f32; 2]> = noise(tokens * pairs, 7).iter().map(|a| [a.cos(), a.sin()]).collect();
+                let mut expected = x.clone();
+                for (n, head) in expected.chunks_exact_mut(head_dim).enumerate() {
+                    for (i, [cos, sin]) in turns[n / heads * pairs..][..pairs].iter().enumerate() {
+                        let (a, b) = if halves { (i, i + pairs) } else { (2 * i, 2 * i + 1) };
+                        (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+                    }
                 }
-            }
-            Ok(Difference::singles(&ops::rope(runner, &x, &turns, tokens, head_dim, halves)?, &expected))
-        }));
+                Ok(Difference::singles(&ops::rope(runner, &x, &turns, tokens, head_dim, halves)?, &expected))
+            },
+        ));
     }
 }
 
-fn attention(out: &mut Vec<Check>) {
+fn attention(out: &mut Vec<Check<On>>) {
     for &head_dim in source::HEAD_DIMS {
-        for (first, tokens, window, softcap) in [(0, 21, None, None), (37, 11, Some(30), Some(5.0)), (5, 1, Some(3), None)] {
+        for (first, tokens, window, softcap) in
+            [(0, 21, None, None), (37, 11, Some(30), Some(5.0)), (5, 1, Some(3), None)]
+        {
             let a = Attention { heads: 4, kv_heads: 2, head_dim, scale: 0.3, softcap, window };
             let of = match (window, softcap) {
                 (None, _) => "causal".to_owned(),
@@ -377,7 +306,7 @@ fn attention(out: &mut Vec<Check>) {
                 (Some(w), Some(_)) => format!("window {w}, softcap"),
             };
             let shape = format!("{tokens} after {first}, heads of {head_dim}");
-            out.push(check(("attention", &of), &shape, "f32", 2e-6, move |runner| {
+            out.push(Check::new(("attention", &of), &shape, "f32", 2e-6, move |runner: &On| {
                 let all = first + tokens;
                 let (q, k, v) =
                     (noise(tokens * 4 * head_dim, 1), noise(all * 2 * head_dim, 2), noise(all * 2 * head_dim, 3));
@@ -394,10 +323,10 @@ fn attention(out: &mut Vec<Check>) {
     }
 }
 
-fn scores(out: &mut Vec<Check>) {
+fn scores(out: &mut Vec<Check<On>>) {
     let (positions, vocab, part) = (3, 1000, 384);
     let shape = format!("{positions} x {vocab}, {part} at a time");
-    out.push(check(("scores", "NLL, KLD, same top"), &shape, "f32", 1e-7, move |runner| {
+    out.push(Check::new(("scores", "NLL, KLD, same top"), &shape, "f32", 1e-7, move |runner: &On| {
         let p: Vec<f32> = noise(positions * vocab, 1).iter().map(|x| x * 9.0).collect();
         let q: Vec<f32> = p.iter().zip(noise(positions * vocab, 2)).map(|(p, n)| p + n * 0.3).collect();
         let targets = [0, 613, 999];

@@ -112,7 +112,8 @@ impl Unit {
             Levels::E4m3 => ("E4m3".to_owned(), "e4m3".to_owned()),
             Levels::Table(_) => {
                 let grid = grids().into_iter().find(|g| g.levels == levels);
-                let grid = grid.ok_or_else(|| Error::new(Kind::Device, "these levels are not known to kernels/grid"))?;
+                let grid =
+                    grid.ok_or_else(|| Error::new(Kind::Device, "these levels are not known to kernels/grid"))?;
                 (format!("Table<FactsOf{}>", grid.name), grid.name.to_owned())
             }
         };
@@ -127,6 +128,13 @@ impl Unit {
     /// `decode.BlockQ4_0`
     pub fn name(&self) -> String {
         if self.choice.is_empty() { self.op.name.to_owned() } else { format!("{}.{}", self.op.name, self.choice) }
+    }
+
+    /// How NVRTC is asked to compile it: nothing is fused that the source does not say, so that codes are the CPU's.
+    pub fn options(&self, arch: &str) -> Vec<String> {
+        let mut out = vec![format!("--gpu-architecture={arch}"), "--fmad=false".to_owned(), "--std=c++17".to_owned()];
+        out.extend(self.define.iter().map(|(name, value)| format!("-D{name}={value}")));
+        out
     }
 
     /// Its entry points.
