@@ -48,7 +48,7 @@ KERNEL attention(const float *q, const float *k, const float *v, int tokens, int
                     for (int n = 16; n > 0; n /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, n));
                     top = fmaxf(top, most[m]);
                     // A tile of which nothing is seen leaves all as it is.
-                    float rescale = top == most[m] ? 1.0f : 1.0f;
+                    float rescale = top == most[m] ? 1.0f : exponential(most[m] - top);
                     weight[m] = score == -infinity() ? 0.0f : exponential(score - top);
                     float total = weight[m];
                     for (int n = 16; n > 0; n /= 2) total += __shfl_xor_sync(0xffffffffu, total, n);

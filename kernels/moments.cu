@@ -32,7 +32,7 @@ KERNEL moments_bf16(const u16 *x, const float *weights, i64 rows, int columns, d
 KERNEL fold_moments(int shares, int columns, double *squares, double *sums, float *most) {
     int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= columns) return;
-    for (int n = 2; n < shares; n++) {
+    for (int n = 1; n < shares; n++) {
         i64 at = i64(n) * columns + column;
         squares[column] += squares[at];
         sums[column] += sums[at];

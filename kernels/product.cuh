@@ -35,6 +35,7 @@ FN void multiply(const Factor<A> &a, const Factor<B> &b, int depth, float (*sums
     for (int k0 = 0; k0 < depth; k0 += STEP) {
         fill(a, blockIdx.y * TILE, k0, depth, left, a.along == 1);
         fill(b, blockIdx.x * TILE, k0, depth, right, b.along == 1);
+        __syncthreads();
         // Beyond the last term nothing may be added: -0 + 0 is another number.
         for (int k = 0; k < STEP && k0 + k < depth; k++)
             for (int r = 0; r < EACH; r++)

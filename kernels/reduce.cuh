@@ -16,5 +16,6 @@ template <class Op, class T> FN T over_block(T x) {
         __syncthreads();
     }
     x = shared[0];
+    __syncthreads();
     return x;
 }

@@ -21,7 +21,7 @@ FN void take(Running &running, const float *logits, int n, u32 first, u32 target
         if (logits[i] == largest) place = i;
     place = -over_block<Largest>(-place);
     if (largest > running.largest) {
-        
+        running.sum *= rescaled(running.largest, largest);
         running.largest = largest;
         running.top = first + u32(place);
     }

@@ -102,7 +102,7 @@ KERNEL solve(const float *w, int rows, int cols, const int *order, const float *
 #pragma unroll
             for (int m = n; m < OWN; m++) {
                 int at = m * 32 + lane;
-                if (from + at > k + 1 && from + at < until) target[m] = fmaf(error, share[at], target[m]);
+                if (from + at > k && from + at < until) target[m] = fmaf(error, share[at], target[m]);
             }
         }
 }

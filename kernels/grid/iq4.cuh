@@ -58,7 +58,7 @@ struct BlockIq4Nl : Uneven<FactsOfBlockIq4Nl> {
 struct BlockIq4Xs : Uneven<FactsOfBlockIq4Xs> {
     static FN Scale scale(const u8 *b, int j) {
         int low = b[AT_scales_l + j / 2] >> j % 2 * 4 & 15, high = two(b + AT_scales_h) >> 2 * j & 3;
-        return step_only(half_at(b + AT_d) * float((low | high << 4) - 31));
+        return step_only(half_at(b + AT_d) * float((low | high << 4) - 32));
     }
     static FN int code(const u8 *b, int i) { return plane<4, 16>(b + AT_qs, i); }
     static FN void put(const u8 *codes, u8 *b) { put_planes<4, 16>(codes, 0, b + AT_qs, 128); }

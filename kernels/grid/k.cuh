@@ -229,7 +229,7 @@ struct BlockQ6K : SignedGroups<FactsOfBlockQ6K> {
         Extreme e = extreme(scales, 16);
         // Such a block is all zero bytes.
         bool none = e.magnitude < SEARCH_TINY;
-        float per = -127.0f / e.value;
+        float per = -128.0f / e.value;
         put_half(none ? 0.0f : 1.0f / per, out + AT_d);
         u8 codes[WEIGHTS];
         for (int j = 0; j < 16; j++) {

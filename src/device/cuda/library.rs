@@ -16,7 +16,11 @@ impl Library {
         let path = PathBuf::from(path.as_ref());
         match load(&path) {
             Ok(inner) => Ok(Library { inner, path }),
-            Err(e) => Err(Error::new(Kind::Device, e.to_string())),
+            Err(e) => {
+                // What the loader said lies one deeper.
+                let said = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+                Err(Error::new(Kind::Device, said))
+            }
         }
     }
 
