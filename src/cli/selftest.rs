@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::report::{Reporter, table};
 use crate::device::check::{Check, Difference};
+use crate::device::cuda::bench::{self, Speed};
 use crate::device::cuda::{Card, selftest};
 use crate::device::{Device, twins};
 use crate::error::{Error, Kind, Result};
@@ -17,6 +18,12 @@ pub struct Selftest {
     /// Only operations that begin so
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+    /// Measure how fast a card's kernels are, too
+    #[arg(long)]
+    bench: bool,
+    /// Measure on small matrices
+    #[arg(long, requires = "bench", hide = true)]
+    small: bool,
 }
 
 /// A check, and how it went.
@@ -38,13 +45,22 @@ impl Selftest {
             let name = self.only.as_deref().unwrap_or_default();
             return Err(Error::new(Kind::Request, format!("no operation begins with {name:?}")));
         }
+        let speeds = match &card {
+            Some(card) if self.bench => bench::run(card, self.small)?,
+            _ => Vec::new(),
+        };
         let failed = rows.iter().filter(|r| !r.passes).count();
         if reporter.json {
             let rows: Vec<Value> = rows.iter().map(Row::json).collect();
-            reporter.value(&json!({"device": on, "checks": rows, "failed": failed}))?;
+            reporter.value(&json!({"device": on, "checks": rows, "failed": failed, "speeds": speeds.iter().map(speed_json).collect::<Vec<_>>()}))?;
         } else {
             let header = ["op", "of", "shape", "numbers", "differ", "worst", "allowed", "", "dtype"];
             reporter.text(&table(&header, &[3, 4, 5, 6], rows.iter().map(Row::cells)))?;
+            if let Some(copy) = speeds.first() {
+                let header = ["op", "of", "size", "ms", "GB/s", "of a copy", "TFLOP/s"];
+                let cells = speeds.iter().map(|s| speed_cells(s, copy));
+                reporter.text(&format!("\n{}", table(&header, &[3, 4, 5, 6], cells)))?;
+            }
             reporter.text(&format!("\n{on}: {} checks, {failed} failed", rows.len()))?;
         }
         Ok(failed == 0)
@@ -67,6 +83,18 @@ fn describe(card: &Card) -> String {
         "cuda:{}, {} ({}), driver for CUDA {major}.{minor}, NVRTC {}.{}, against the CPU",
         card.info.index, card.info.name, card.arch, nvrtc.0, nvrtc.1
     )
+}
+
+fn speed_json(s: &Speed) -> Value {
+    json!({"op": s.op, "of": s.of, "shape": s.shape, "seconds": s.seconds, "bytes": s.bytes, "flops": s.flops})
+}
+
+fn speed_cells(s: &Speed, copy: &Speed) -> Vec<String> {
+    let (rate, most) = (s.bytes / s.seconds, copy.bytes / copy.seconds);
+    let flops = if s.flops > 0.0 { format!("{:.2}", s.flops / s.seconds / 1e12) } else { String::new() };
+    let share = format!("{:.0} %", 100.0 * rate / most);
+    let (ms, rate) = (format!("{:.3}", s.seconds * 1e3), format!("{:.1}", rate / 1e9));
+    vec![s.op.to_owned(), s.of.clone(), s.shape.clone(), ms, rate, share, flops]
 }
 
 impl Row {

@@ -14,6 +14,7 @@ use crate::calibrate::stats::Gram;
 use crate::codec::grid::{Codes, Grid, MatrixGrid};
 use crate::container::{Sink, Weight};
 use crate::device::cpu::Feedback;
+use crate::device::{Columns, Worker};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
 
@@ -106,7 +107,8 @@ fn solve(
     let factor = job.factor((at.plan, at.output), &weight, at.plane);
     let importance = importance.as_deref();
     let grid = grid(&weight, planned, folded, factor, importance).at(place)?;
-    let matrix = Matrix { weight: &weight, planned, folded, factor, grid: grid.get(), importance };
+    let matrix =
+        Matrix { weight: &weight, planned, folded, factor, grid: grid.get(), importance, on: job.request.worker };
 
     let scaled = folded.is_some_and(|f| f.columns.is_some());
     let mut solution = Solution {
@@ -116,22 +118,24 @@ fn solve(
         error_ratio: None,
         because: None,
     };
+    let scaled_feedback = feedback.as_ref().ok().and_then(Option::as_ref).map(|f| {
+        let scale = folded.and_then(|f| f.columns.as_deref());
+        scale.map_or(Cow::Borrowed(f), |scale| Cow::Owned(f.scaled(scale)))
+    });
+    let used = scaled_feedback.as_deref().filter(|f| judge.is_some() && f.order.len() == dims.cols);
+    let columns = used.map(|f| job.request.worker.columns(f)).transpose().at(place)?;
     let mut chosen = None;
     match (feedback, judge) {
         (Err(e), _) => solution.because = Some(e.message().to_owned()),
         (Ok(_), Some(judge)) if judge.columns() != dims.cols => {
             solution.because = Some(format!("it was measured with {} inputs", judge.columns()));
         }
-        (Ok(feedback), Some(judge)) => {
-            let feedback = feedback.as_ref().map(|f| match folded.and_then(|f| f.columns.as_deref()) {
-                Some(scale) => Cow::Owned(f.scaled(scale)),
-                None => Cow::Borrowed(f),
-            });
-            let (plain, rounded, fed) = matrix.losses(feedback.as_deref(), judge).at(place)?;
+        (Ok(_), Some(judge)) => {
+            let (plain, rounded, fed) = matrix.losses(columns.as_ref(), judge).at(place)?;
             let best = match fed {
                 Some(fed) if fed < rounded => {
                     solution.method = if scaled { "awq+gptq" } else { "gptq" }.into();
-                    chosen = feedback;
+                    chosen = columns.as_ref();
                     fed
                 }
                 Some(fed) => {
@@ -145,7 +149,7 @@ fn solve(
         }
         _ => {}
     }
-    matrix.write(&job.sinks[at.plan], at.plane, chosen.as_deref()).at(place)?;
+    matrix.write(&job.sinks[at.plan], at.plane, chosen).at(place)?;
     job.wrote((at.plan, at.output), at.plane, dims.rows, Some(&solution)).at(place)?;
     Ok(solution)
 }
@@ -186,6 +190,7 @@ struct Matrix<'a> {
     grid: &'a dyn Grid,
     /// Behind the fold.
     importance: Option<&'a [f32]>,
+    on: Worker<'a>,
 }
 
 impl Matrix<'_> {
@@ -200,7 +205,7 @@ impl Matrix<'_> {
     }
 
     /// The output's error on a sample of rows: by rounding the plain weights, by rounding, by feedback.
-    fn losses(&self, feedback: Option<&Feedback>, judge: &Gram<'_>) -> Result<(f64, f64, Option<f64>)> {
+    fn losses(&self, feedback: Option<&Columns<'_>>, judge: &Gram<'_>) -> Result<(f64, f64, Option<f64>)> {
         let (rows, cols) = (self.weight.packed.dims.rows, self.cols());
         let sample: Vec<usize> = (0..rows.min(SAMPLE)).map(|i| i * rows / rows.min(SAMPLE)).collect();
         let mut w = Vec::with_capacity(sample.len() * cols);
@@ -225,13 +230,16 @@ impl Matrix<'_> {
             Some(loss(&w, solved, None))
         };
         let rounded = || loss(&w, method::nearest(self.grid, &w, cols, self.importance), columns);
-        let fed = || feedback.map(|f| loss(&w, method::solve(self.grid, &w, cols, self.importance, f), columns));
+        let fed = || {
+            let solved = feedback.map(|f| method::solve_on(f, self.grid, &w, cols, self.importance));
+            solved.transpose().map(|codes| codes.map(|codes| loss(&w, codes, columns)))
+        };
         let (plain, (rounded, fed)) = rayon::join(plain, || rayon::join(rounded, fed));
-        Ok((plain.unwrap_or(rounded), rounded, fed))
+        Ok((plain.unwrap_or(rounded), rounded, fed?))
     }
 
     /// Chooses all codes and writes them: row by row, or at once where words span rows.
-    fn write(&self, sink: &Sink, plane: usize, feedback: Option<&Feedback>) -> Result<()> {
+    fn write(&self, sink: &Sink, plane: usize, feedback: Option<&Columns<'_>>) -> Result<()> {
         let (Dims { rows, cols }, codec) = (self.weight.packed.dims, self.planned.spec.codec);
         let parts = parts(rows, ROWS.next_multiple_of(self.grid.rows()));
         if self.planned.whole() {
@@ -257,7 +265,7 @@ impl Matrix<'_> {
                 // Without feedback the format's own encoder does the same, faster.
                 (None, Some(encode)) => {
                     let mut out = vec![0; row_bytes * rows.len()];
-                    (encode.run)(&w, cols, self.importance, &mut out);
+                    self.on.encode(codec, encode, &w, cols, self.importance, &mut out)?;
                     out
                 }
                 _ => {
@@ -269,10 +277,10 @@ impl Matrix<'_> {
         })
     }
 
-    fn codes(&self, w: &[f32], feedback: Option<&Feedback>) -> Result<Codes> {
-        Ok(match feedback {
-            Some(feedback) => method::solve(self.grid, w, self.cols(), self.importance, feedback),
-            None => method::nearest(self.grid, w, self.cols(), self.importance),
-        })
+    fn codes(&self, w: &[f32], feedback: Option<&Columns<'_>>) -> Result<Codes> {
+        match feedback {
+            Some(feedback) => method::solve_on(feedback, self.grid, w, self.cols(), self.importance),
+            None => Ok(method::nearest(self.grid, w, self.cols(), self.importance)),
+        }
     }
 }

@@ -5,5 +5,7 @@ mod choice;
 pub mod cpu;
 pub mod cuda;
 pub mod twins;
+mod worker;
 
 pub use choice::Device;
+pub use worker::{Columns, Worker};

@@ -4,6 +4,7 @@
 //! here and not by a crate of bindings, because those end the process over a missing library or function; here each is an
 //! error with its name.
 
+pub mod bench;
 mod cache;
 mod card;
 pub mod driver;
