@@ -301,14 +301,12 @@ fn a_broken_driver_is_an_error() {
     wrong.extend(other.into_iter().find_map(|p| std::fs::read(p).ok()).map(|bytes| ("another library", bytes)));
     for (what, bytes) in wrong {
         std::fs::write(&place, bytes).unwrap();
-        for args in
-            [["selftest", "--device", "cuda:0"], ["devices", "--json", "--quiet"], ["selftest", "--device", "auto"]]
-        {
-            let (code, said) = run(&args);
-            let refused = args[2] != "auto" && args[0] == "selftest";
+        for args in [&["selftest"][..], &["devices", "--json"], &["selftest", "--device", "auto", "--only", "decode"]] {
+            let (code, said) = run(args);
+            let refused = args == ["selftest"];
             assert_eq!(code, Some(i32::from(refused)), "{what}: {said}");
             let reason = ["no NVIDIA driver was found", "has no cuInit", "a card needs NVIDIA's driver"];
-            assert!(args[2] == "auto" || reason.iter().any(|r| said.contains(r)), "{what}: {said}");
+            assert!(args.contains(&"auto") || reason.iter().any(|r| said.contains(r)), "{what}: {said}");
         }
     }
 }
@@ -320,13 +318,12 @@ fn conversions_on_a_card_give_the_same_files() {
     let Some(card) = FakeCard::new() else {
         return eprintln!("SKIPPED: no C++ compiler: no card was made of the host");
     };
-    let model = common::model::model(&common::model::DENSE);
+    // Every lane of every warp is a fiber: a large model would take minutes.
+    let model = common::model::model(&common::model::Shape { layers: 1, inter: 256, ..common::model::DENSE });
     let dir = tempfile::tempdir().unwrap();
     let stats = common::statistics(dir.path(), &model);
     let plain = "q4_k_m,q3_k_m,q5_0,q4_0,iq4_xs,q2_k,q6_k,q8_0";
-    for (name, to, more) in
-        [("plain", plain, vec![]), ("solved", "gptq,q4_k_m,nvfp4", vec!["--stats", stats.to_str().unwrap()])]
-    {
+    for (name, to, more) in [("plain", plain, vec![]), ("solved", "gptq", vec!["--stats", stats.to_str().unwrap()])] {
         let outputs = ["cpu", "cuda:0"].map(|device| {
             let out = dir.path().join(format!("{name}-{}", &device[..3]));
             let args = ["convert", model.path().to_str().unwrap(), "--to", to, "--quiet", "--device", device, "-o"];
@@ -334,7 +331,7 @@ fn conversions_on_a_card_give_the_same_files() {
             assert!(made.status.success(), "{}", text(&made.stderr));
             files(&out)
         });
-        assert!(outputs[0].len() >= 3 && outputs[0].keys().eq(outputs[1].keys()));
+        assert!(!outputs[0].is_empty() && outputs[0].keys().eq(outputs[1].keys()));
         for (file, bytes) in &outputs[0] {
             assert!(outputs[1][file] == *bytes, "{} differs", file.display());
         }

@@ -3,9 +3,11 @@
 // Put in front of the sources; not a model of a card's speed, memory or float units.
 
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <tuple>
 #include <ucontext.h>
 #include <utility>
@@ -42,27 +44,49 @@ namespace host {
 enum State { RUNNABLE, AT_WARP, AT_BLOCK, DONE };
 
 struct Fiber {
-    ucontext_t context;
     std::vector<char> stack;
+    jmp_buf at;
     State state;
     float slot;
 };
 
-static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
+// Those who wait know their places, which must not move.
+static std::deque<Fiber> fibers;
+// A context is entered once; from then on jumps, which ask nothing of the system, go from one to the other.
+static ucontext_t entry;
+static jmp_buf scheduler;
 static unsigned current, threads;
 static void (*body)(void *);
 static void *argument;
 
 static void wait(State state) {
-    fibers[current].state = state;
-    swapcontext(&fibers[current].context, &scheduler);
+    Fiber &f = fibers[current];
+    f.state = state;
+    if (!_setjmp(f.at)) _longjmp(scheduler, 1);
 }
 
+// A fiber serves one thread after the other.
 static void start() {
-    body(argument);
-    fibers[current].state = DONE;
-    swapcontext(&fibers[current].context, &scheduler);
+    for (wait(DONE);; wait(DONE)) body(argument);
+}
+
+static void resume(Fiber &f) {
+    if (!_setjmp(scheduler)) _longjmp(f.at, 1);
+}
+
+static void prepare(unsigned count) {
+    while (fibers.size() < count) {
+        current = unsigned(fibers.size());
+        fibers.emplace_back();
+        Fiber &f = fibers.back();
+        f.stack.resize(64 << 10);
+        getcontext(&entry);
+        entry.uc_stack.ss_sp = f.stack.data();
+        entry.uc_stack.ss_size = f.stack.size();
+        entry.uc_link = nullptr;
+        makecontext(&entry, start, 0);
+        if (!_setjmp(scheduler)) setcontext(&entry);
+    }
 }
 
 // Releases those that wait at a barrier that all living fibers of `from..until` have reached.
@@ -77,15 +101,7 @@ static bool release(unsigned from, unsigned until, State barrier) {
 
 // False: some wait for others that never come.
 static bool run_block(bool reverse) {
-    for (unsigned n = 0; n < threads; n++) {
-        Fiber &f = fibers[n];
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack.data();
-        f.context.uc_stack.ss_size = f.stack.size();
-        f.context.uc_link = nullptr;
-        makecontext(&f.context, start, 0);
-        f.state = RUNNABLE;
-    }
+    for (unsigned n = 0; n < threads; n++) fibers[n].state = RUNNABLE;
     for (;;) {
         unsigned done = 0;
         for (unsigned i = 0; i < threads; i++) {
@@ -93,7 +109,7 @@ static bool run_block(bool reverse) {
             Fiber &f = fibers[current];
             if (f.state == RUNNABLE) {
                 threadIdx = {current % blockDim.x, current / blockDim.x, 0};
-                swapcontext(&scheduler, &f.context);
+                resume(f);
             }
             done += f.state == DONE;
         }
@@ -129,10 +145,7 @@ static bool launch(void (*kernel)(A...), const unsigned *shape, void **args, boo
     gridDim = {shape[0], shape[1], 1};
     blockDim = {shape[2], shape[3], 1};
     threads = shape[2] * shape[3];
-    while (fibers.size() < threads) {
-        fibers.emplace_back();
-        fibers.back().stack.resize(64 << 10);
-    }
+    prepare(threads);
     unsigned blocks = shape[0] * shape[1];
     for (unsigned i = 0; i < blocks; i++) {
         unsigned block = reverse ? blocks - 1 - i : i;

@@ -111,7 +111,14 @@ fn solve(runner: &dyn Runner, n: usize) -> Result<Speed> {
     let shares = ops::Shares::upload(runner, &feedback)?;
     let seconds = fastest(runner, || shares.round_columns(&w, scales).map(drop))?;
     let (bytes, flops) = ((n * n * 8) as f64, (n * n) as f64 * n as f64);
-    Ok(Speed { op: "solve", of: "4-bit integers".to_owned(), shape: format!("{n} x {n}, from and to the host"), seconds, bytes, flops })
+    Ok(Speed {
+        op: "solve",
+        of: "4-bit integers".to_owned(),
+        shape: format!("{n} x {n}, from and to the host"),
+        seconds,
+        bytes,
+        flops,
+    })
 }
 
 fn linear(runner: &dyn Runner, n: usize) -> Result<Speed> {
@@ -119,7 +126,14 @@ fn linear(runner: &dyn Runner, n: usize) -> Result<Speed> {
     let out = Buffer::new(runner, n * n * 4)?;
     let seconds = fastest(runner, || ops::linear_into::<bf16>(&x, &w, [n, n, n], &out))?;
     let (bytes, flops) = ((n * n * 10) as f64, 2.0 * (n as f64).powi(3));
-    Ok(Speed { op: "linear", of: "bf16 weights, exact".to_owned(), shape: format!("{n} x {n} x {n}"), seconds, bytes, flops })
+    Ok(Speed {
+        op: "linear",
+        of: "bf16 weights, exact".to_owned(),
+        shape: format!("{n} x {n} x {n}"),
+        seconds,
+        bytes,
+        flops,
+    })
 }
 
 fn gram(runner: &dyn Runner, n: usize) -> Result<Speed> {
@@ -137,5 +151,12 @@ fn attention(runner: &dyn Runner, tokens: usize) -> Result<Speed> {
     let seconds = fastest(runner, || ops::attention(runner, &of, 0, &q, &kv, &kv).map(drop))?;
     let (t, width) = (tokens as f64, (of.heads * of.head_dim) as f64);
     let shape = format!("{tokens} tokens, 8 heads of 128, from and to the host");
-    Ok(Speed { op: "attention", of: "causal".to_owned(), shape, seconds, bytes: 10.0 * t * width, flops: 2.0 * t * t * width })
+    Ok(Speed {
+        op: "attention",
+        of: "causal".to_owned(),
+        shape,
+        seconds,
+        bytes: 10.0 * t * width,
+        flops: 2.0 * t * t * width,
+    })
 }

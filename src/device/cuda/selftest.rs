@@ -60,10 +60,13 @@ fn any(codec: &dyn Codec, dims: Dims) -> Result<Packed<'static>> {
     Ok(Packed { dims, parts: parts.map(Into::into).collect() })
 }
 
+/// A matrix, and what the CPU decodes it to.
+type Compare<'a> = dyn Fn(&dyn Codec, &Packed<'_>, &[f32]) -> Result<Difference> + 'a;
+
 fn decode(grid: &DeviceGrid, out: &mut Vec<Check<On>>) {
     let all = formats(grid);
     let (id, of) = (grid.id(), format!("{} formats, 1..9 rows of 2 groups", all.len()));
-    let matrices = move |run: &dyn Fn(&dyn Codec, &Packed<'_>, &[f32]) -> Result<Difference>| {
+    let matrices = move |run: &Compare<'_>| {
         let mut found = Difference::default();
         for codec in &all {
             let multiples = codec.multiples();
