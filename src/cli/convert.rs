@@ -13,6 +13,7 @@ use super::size::Size;
 use super::{Common, model};
 use crate::container::{OpenOptions, hf};
 use crate::convert::{self, Event, Output, Plan, Planned, Request};
+use crate::device::{Device, Worker};
 use crate::error::{At, Error, Result};
 use crate::recipe::Recipe;
 
@@ -43,6 +44,9 @@ pub struct Convert {
     /// llama.cpp's name of the pre-tokenizer, where quant cannot recognise it
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
+    /// Where codes are chosen: cpu, cuda:N, or auto for a card if there is one. The bytes are the same
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: Device,
     /// Show the plan, write nothing
     #[arg(long)]
     dry_run: bool,
@@ -54,7 +58,10 @@ impl Convert {
     pub fn run(&self, common: &Common, reporter: &Reporter, dry_run: bool) -> Result<bool> {
         let model = model::open(&self.model, &OpenOptions { pre: self.pre.clone() }, reporter)?;
         let inputs = self.inputs.load(model.checkpoint.as_ref())?;
+        // A plan needs no card.
+        let card = if dry_run || self.dry_run { None } else { self.device.open()? };
         let request = Request {
+            worker: card.as_ref().map_or(Worker::Cpu, |card| Worker::Card(card)),
             allow_requantize: self.allow_requantize,
             split_max_bytes: self.split_max_size.map(|s| s.0),
             ..inputs.request(model.checkpoint.as_ref())

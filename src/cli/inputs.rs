@@ -9,6 +9,7 @@ use crate::calibrate::method::{self, METHODS, Method, Needs};
 use crate::calibrate::stats::Statistics;
 use crate::container::Checkpoint;
 use crate::convert::Request;
+use crate::device::Worker;
 use crate::error::{At, Error, Result};
 
 #[derive(Args)]
@@ -82,6 +83,7 @@ impl Inputs {
             exact_llama: self.exact_llama,
             allow_requantize: false,
             split_max_bytes: None,
+            worker: Worker::Cpu,
         }
     }
 }

@@ -4,12 +4,14 @@ mod allocate;
 mod blame;
 mod calibrate;
 mod convert;
+mod devices;
 mod eval;
 mod gate;
 mod generate;
 mod html;
 mod inputs;
 mod inspect;
+mod kernels;
 mod kv;
 mod list;
 mod model;
@@ -19,6 +21,7 @@ mod quickstart;
 mod reference;
 mod repair;
 mod report;
+mod selftest;
 mod shell;
 mod size;
 mod statistics_report;
@@ -94,6 +97,13 @@ enum Command {
     Probe(probe::Probe),
     /// List presets, methods, formats, architectures and containers
     List(list::List),
+    /// List where arithmetic can run: the CPU, and NVIDIA cards, or why there are none
+    Devices(devices::Devices),
+    /// Hold a device's operations to the CPU's, one by one
+    Selftest(selftest::Selftest),
+    /// Print the sources of the kernels
+    #[command(hide = true)]
+    Kernels(kernels::Kernels),
     /// Print a completion script or the manual page
     #[command(hide = true)]
     Shell(shell::Shell),
@@ -139,6 +149,9 @@ pub fn main() -> u8 {
         Command::Generate(c) => c.run(common, reporter).map(Exit::from),
         Command::Probe(c) => c.run(reporter).map(Exit::from),
         Command::List(c) => c.run(reporter).map(Exit::from),
+        Command::Devices(c) => c.run(reporter).map(Exit::from),
+        Command::Selftest(c) => c.run(reporter).map(Exit::from),
+        Command::Kernels(c) => c.run(reporter).map(Exit::from),
         Command::Shell(c) => c.run().map(Exit::from),
     };
     let exit = outcome.unwrap_or_else(|e| {

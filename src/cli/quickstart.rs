@@ -18,6 +18,7 @@ use crate::calibrate::stats::Statistics;
 use crate::container::tokenizer::leading_bos;
 use crate::container::{Checkpoint, OpenOptions};
 use crate::convert::{self, Plan, Request};
+use crate::device::Worker;
 use crate::device::cpu;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
@@ -163,6 +164,7 @@ fn convert(
         exact_llama: false,
         allow_requantize: false,
         split_max_bytes: None,
+        worker: Worker::Cpu,
     };
     let suffix = if statistics.is_some() { "-calibrated" } else { "" };
     let plan = |target: &String| {

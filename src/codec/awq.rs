@@ -28,7 +28,7 @@ pub struct Gemm;
 const LANES: usize = 8;
 
 /// How far up in its word row `8 n + i` lies, in bits.
-const SHIFT: [usize; LANES] = [0, 16, 4, 20, 8, 24, 12, 28];
+pub const SHIFT: [usize; LANES] = [0, 16, 4, 20, 8, 24, 12, 28];
 
 fn lane(word: u32, row: usize) -> u8 {
     (word >> SHIFT[row % LANES]) as u8 & 15
@@ -37,6 +37,10 @@ fn lane(word: u32, row: usize) -> u8 {
 impl Form for Gemm {
     const PATTERN: &'static str = "awq-4bit-{g16..g1024,channel}";
     const ABOUT: &'static str = "4 bits, w = s (q - zero) (AWQ, version gemm)";
+
+    fn device(_: &Scheme) -> Vec<usize> {
+        Vec::new()
+    }
 
     fn multiples(_: &Scheme) -> Dims {
         Dims::new(LANES, 1)

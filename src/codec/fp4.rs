@@ -20,6 +20,7 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use super::affine::{Family, Scheme};
+use super::facts::{DeviceGrid, Facts, type_name};
 use super::ggml::fp4::{E2M1_DOUBLED, half_e8m0};
 use super::grid::{Codes, Grid, Levels, Scale};
 use super::{Codec, Part, TensorScale, fp8};
@@ -309,6 +310,18 @@ impl<S: ByteScale> Grid for Fp4<S> {
 
     fn param_bytes(&self) -> usize {
         1
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        let grid = DeviceGrid {
+            file: "fp4",
+            name: type_name::<S>(),
+            arguments: Vec::new(),
+            numbers: vec![("SPAN", S::SPAN)],
+            levels: LEVELS,
+            block: false,
+        };
+        Some(Facts { group: Some(S::SPAN), ..grid.facts() })
     }
 
     fn fit(&self, w: &[f32], cols: usize, importance: Option<&[f32]>, params: &mut [u8]) {

@@ -14,6 +14,7 @@ use safetensors::Dtype;
 use super::affine::{Family, Scheme};
 use super::block::{Block, DecodeFn};
 use super::cpu::{self, Cpu, Decoder};
+use super::facts::{DeviceGrid, Facts};
 use super::grid::{Codes, Grid, Levels, Scale};
 use super::{Codec, Part, TensorScale};
 use crate::error::{Error, Result};
@@ -86,6 +87,18 @@ pub static BLOCK_FP8: BlockFp8 = BlockFp8 {
     square: [BLOCK, BLOCK],
 };
 
+fn on_device([tall, group]: [usize; 2], scales: Option<Dtype>) -> Facts {
+    let grid = DeviceGrid {
+        file: "fp8",
+        name: "Float8",
+        arguments: Vec::new(),
+        numbers: Vec::new(),
+        levels: Levels::E4m3,
+        block: false,
+    };
+    Facts { tall, group: Some(group).filter(|g| *g > 0), scales, ..grid.facts() }
+}
+
 /// E4M3 weights and a multiplier (its stored name says `inv`) for each rectangle of weights; the last ones may be cut
 /// off by the edges. The parts are `weight`, a byte a weight, and `weight_scale_inv`, little-endian `f32`s in rows: a
 /// container that finds another type widens it. For a model whose `weight_block_size` differs, add a row with its own
@@ -115,6 +128,10 @@ impl Codec for BlockFp8 {
             Some(_) => Ok(vec![weights, scales]),
             None => Err(Error::input(format!("{} x {} weights overflow", dims.rows, dims.cols))),
         }
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        Some(on_device(self.square, Some(Dtype::F32)))
     }
 
     fn decode(&self, packed: &Packed<'_>, rows: Range<usize>, out: &mut [f32]) {
@@ -293,6 +310,11 @@ impl Grid for Float8 {
 
     fn param_bytes(&self) -> usize {
         if self.tensor_scale.is_some() { 0 } else { self.scheme.scale_bytes() }
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        let scales = Some(self.scheme.scales).filter(|_| self.tensor_scale.is_none());
+        Some(on_device([Grid::rows(self), self.scheme.group.unwrap_or(0)], scales))
     }
 
     /// Eight bits are enough to let the largest weight decide.

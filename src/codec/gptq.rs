@@ -49,6 +49,10 @@ impl<const V: usize> Form for Version<V> {
         "w = s (q - zero) (GPTQModel; checkpoint_format gptq_v2)",
     ][V - 1];
 
+    fn device(scheme: &Scheme) -> Vec<usize> {
+        vec![scheme.bits, usize::from(LESS[V - 1])]
+    }
+
     fn multiples(scheme: &Scheme) -> Dims {
         let whole = bits::per_whole_words(scheme.bits);
         Dims::new(whole, whole)

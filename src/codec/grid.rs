@@ -1,11 +1,13 @@
 //! The numeric half of a scalar format: the values that a weight may take, given the parameters stored for its group. Methods
 //! choose among them; a format's byte half only packs what they chose.
 
+use super::facts::Facts;
 use super::fp8;
 use crate::tensor::Dims;
 
 /// `value = (level - zero) * step + offset`, in this order, in f32: the arithmetic of the format's decoder.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Scale {
     pub step: f32,
     pub zero: f32,
@@ -57,6 +59,11 @@ pub trait Grid: Send + Sync {
 
     /// Stored parameter bytes of one group; 0 where a scale of the whole matrix says all.
     fn param_bytes(&self) -> usize;
+
+    /// The same grid on a device. `None`: nobody wrote it there.
+    fn facts(&self) -> Option<Facts> {
+        None
+    }
 
     /// Chooses parameters for whole rows: `w` is `[rows][cols]`, `importance` has `cols` mean squares of the inputs, `params`
     /// is `[rows][cols / group][param_bytes]`.
@@ -130,6 +137,10 @@ impl Grid for Unsearched<'_> {
 
     fn param_bytes(&self) -> usize {
         self.0.param_bytes()
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        self.0.facts()
     }
 
     fn fit(&self, w: &[f32], cols: usize, _: Option<&[f32]>, params: &mut [u8]) {

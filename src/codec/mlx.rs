@@ -32,6 +32,10 @@ impl Form for Affine {
     const PATTERN: &'static str = "mlx-{2,3,4,5,6,8}bit-{g32,g64,g128}";
     const ABOUT: &'static str = "w = s q + bias (MLX, mode affine)";
 
+    fn device(scheme: &Scheme) -> Vec<usize> {
+        vec![scheme.bits]
+    }
+
     fn multiples(_: &Scheme) -> Dims {
         Dims::new(1, 1)
     }

@@ -2,11 +2,12 @@
 //! command line, the tests and the benches walk that list. A format's name is written in its own row and nowhere else.
 
 pub mod affine;
-mod awq;
+pub mod awq;
 pub mod bits;
 pub mod block;
 mod cpu;
 pub mod exl2;
+pub mod facts;
 pub mod float;
 pub mod fp4;
 pub mod fp8;
@@ -27,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 pub use affine::{Family, Scheme};
 pub use block::{Block, Encode, Importance};
+pub use facts::{DeviceGrid, Facts};
 pub use grid::{Codes, Grid, Joint};
 
 /// One stored part of a weight.
@@ -166,6 +168,11 @@ pub trait Codec: Send + Sync {
     /// The scale of the whole matrix that lies beside its parts. What is decoded must be multiplied with it.
     fn tensor_scale(&self) -> Option<&'static TensorScale> {
         None
+    }
+
+    /// How devices other than the CPU read it. `None`: they are given what the CPU decoded.
+    fn facts(&self) -> Option<Facts> {
+        self.grid().and_then(Grid::facts)
     }
 
     /// The inverse of [`Grid::pack`]. `None` for bytes that it does not write, and for formats that cannot be taken apart.

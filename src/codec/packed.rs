@@ -50,6 +50,10 @@ impl Form for Pack {
     const PATTERN: &'static str = "pack-{2..8}bit-{g16..g1024,channel}-{sym,asym}";
     const ABOUT: &'static str = "w = s (q - zero) (compressed-tensors pack-quantized; W4A16, W8A16 ...)";
 
+    fn device(scheme: &Scheme) -> Vec<usize> {
+        vec![scheme.bits, usize::from(scheme.symmetric)]
+    }
+
     fn multiples(_: &Scheme) -> Dims {
         Dims::new(1, 1)
     }
@@ -131,6 +135,10 @@ const SIGN: u8 = 0x80;
 impl Form for Int {
     const PATTERN: &'static str = "int-8bit-{g16..g1024,channel}-{sym,asym}";
     const ABOUT: &'static str = "8 bits, w = s (q - zero), a byte a weight (compressed-tensors int-quantized)";
+
+    fn device(scheme: &Scheme) -> Vec<usize> {
+        vec![usize::from(scheme.symmetric)]
+    }
 
     fn multiples(_: &Scheme) -> Dims {
         Dims::new(1, 1)

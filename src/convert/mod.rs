@@ -22,7 +22,7 @@ use crate::calibrate::method::{self, awq};
 use crate::codec::grid::{Codes, Grid, MatrixGrid, Unsearched};
 use crate::codec::{float, transcode};
 use crate::container::{self, Checkpoint, Sink, Tensor, Weight};
-use crate::device::cpu;
+use crate::device::{Worker, cpu};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
 use fold::{Folded, Folds};
@@ -408,7 +408,14 @@ impl Job<'_> {
                 }
                 None => {
                     scratch.encoded.resize(row_bytes * rows.len(), 0);
-                    encode(planned, weights, dims.cols, importance.as_deref(), &mut scratch.encoded)?;
+                    encode(
+                        self.request.worker,
+                        planned,
+                        weights,
+                        dims.cols,
+                        importance.as_deref(),
+                        &mut scratch.encoded,
+                    )?;
                 }
             }
             if matches!(self.plans[target.p].layout, Layout::Folder(_)) {
@@ -564,12 +571,18 @@ fn moved(
     Ok(())
 }
 
-fn encode(planned: &Planned, w: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]) -> Result<()> {
+fn encode(
+    worker: Worker<'_>,
+    planned: &Planned,
+    w: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<()> {
     let codec = planned.spec.codec;
     let encode = codec.block().and_then(|b| b.encode);
     let encode = encode.ok_or_else(|| Error::unsupported(format!("{} cannot be written", codec.name())))?;
-    (encode.run)(w, cols, importance, out);
-    Ok(())
+    worker.encode(codec, encode, w, cols, importance, out)
 }
 
 /// Names the first weight that is too large for half precision: it would become infinite.

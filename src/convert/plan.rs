@@ -10,6 +10,7 @@ use crate::codec::{self, Activations, Codec, Importance, transcode};
 use crate::container::gguf::{self, TensorSpec};
 use crate::container::sink::Place;
 use crate::container::{Checkpoint, Convention, Sink, Tensor, hf};
+use crate::device::Worker;
 use crate::error::{At, Error, Result};
 use crate::metadata::{Metadata, Value};
 use crate::recipe::{self, Choice, Recipe};
@@ -154,6 +155,8 @@ pub struct Request<'a> {
     pub exact_llama: bool,
     pub allow_requantize: bool,
     pub split_max_bytes: Option<u64>,
+    /// Where codes are chosen. The bytes are the same everywhere.
+    pub worker: Worker<'a>,
 }
 
 impl Plan {

@@ -17,8 +17,18 @@ use crate::error::{Error, Result};
 pub fn job(request: &Request<'_>, plan: &Plan) -> Result<String> {
     let mut hash = blake3::Hasher::new();
     // No `..`: a new field must have its say here.
-    let Request { source, imatrix, statistics, fold, feedback, search, exact_llama, allow_requantize, split_max_bytes } =
-        request;
+    let Request {
+        source,
+        imatrix,
+        statistics,
+        fold,
+        feedback,
+        search,
+        exact_llama,
+        allow_requantize,
+        split_max_bytes,
+        worker: _,
+    } = request;
     for (path, bytes) in source.files() {
         let changed = std::fs::metadata(&path).and_then(|m| m.modified()).ok();
         let changed = changed.and_then(|t| t.duration_since(UNIX_EPOCH).ok());

@@ -14,6 +14,7 @@ use crate::calibrate::stats::Gram;
 use crate::codec::grid::{Codes, Grid, MatrixGrid};
 use crate::container::{Sink, Weight};
 use crate::device::cpu::Feedback;
+use crate::device::{Columns, Worker};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
 
@@ -106,7 +107,8 @@ fn solve(
     let factor = job.factor((at.plan, at.output), &weight, at.plane);
     let importance = importance.as_deref();
     let grid = grid(&weight, planned, folded, factor, importance).at(place)?;
-    let matrix = Matrix { weight: &weight, planned, folded, factor, grid: grid.get(), importance };
+    let matrix =
+        Matrix { weight: &weight, planned, folded, factor, grid: grid.get(), importance, on: job.request.worker };
 
     let scaled = folded.is_some_and(|f| f.columns.is_some());
     let mut solution = Solution {
@@ -116,22 +118,24 @@ fn solve(
         error_ratio: None,
         because: None,
     };
+    let scaled_feedback = feedback.as_ref().ok().and_then(Option::as_ref).map(|f| {
+        let scale = folded.and_then(|f| f.columns.as_deref());
+        scale.map_or(Cow::Borrowed(f), |scale| Cow::Owned(f.scaled(scale)))
+    });
+    let used = scaled_feedback.as_deref().filter(|f| judge.is_some() && f.order.len() == dims.cols);
+    let columns = used.map(|f| job.request.worker.columns(f)).transpose().at(place)?;
     let mut chosen = None;
     match (feedback, judge) {
         (Err(e), _) => solution.because = Some(e.message().to_owned()),
         (Ok(_), Some(judge)) if judge.columns() != dims.cols => {
             solution.because = Some(format!("it was measured with {} inputs", judge.columns()));
         }
-        (Ok(feedback), Some(judge)) => {
-            let feedback = feedback.as_ref().map(|f| match folded.and_then(|f| f.columns.as_deref()) {
-                Some(scale) => Cow::Owned(f.scaled(scale)),
-                None => Cow::Borrowed(f),
-            });
-            let Losses { plain, rounded, fed } = matrix.losses(feedback.as_deref(), judge).at(place)?;
+        (Ok(_), Some(judge)) => {
+            let Losses { plain, rounded, fed } = matrix.losses(columns.as_ref(), judge).at(place)?;
             let best = match fed {
                 Some((how, fed)) if fed < rounded => {
                     solution.method = if scaled { "awq+gptq" } else { "gptq" }.into();
-                    chosen = feedback.map(|f| (how, f));
+                    chosen = columns.as_ref().map(|columns| (how, columns));
                     fed
                 }
                 Some((_, fed)) => {
@@ -145,7 +149,6 @@ fn solve(
         }
         _ => {}
     }
-    let chosen = chosen.as_ref().map(|(how, f)| (*how, f.as_ref()));
     matrix.write(&job.sinks[at.plan], at.plane, chosen).at(place)?;
     job.wrote((at.plan, at.output), at.plane, dims.rows, Some(&solution)).at(place)?;
     Ok(solution)
@@ -194,6 +197,7 @@ struct Matrix<'a> {
     grid: &'a dyn Grid,
     /// Behind the fold.
     importance: Option<&'a [f32]>,
+    on: Worker<'a>,
 }
 
 impl Matrix<'_> {
@@ -208,7 +212,7 @@ impl Matrix<'_> {
     }
 
     /// On a sample of rows.
-    fn losses(&self, feedback: Option<&Feedback>, judge: &Gram<'_>) -> Result<Losses> {
+    fn losses(&self, feedback: Option<&Columns<'_>>, judge: &Gram<'_>) -> Result<Losses> {
         let (rows, cols) = (self.weight.packed.dims.rows, self.cols());
         let sample: Vec<usize> = (0..rows.min(SAMPLE)).map(|i| i * rows / rows.min(SAMPLE)).collect();
         let mut w = Vec::with_capacity(sample.len() * cols);
@@ -234,21 +238,23 @@ impl Matrix<'_> {
         };
         let rounded = || loss(&w, method::nearest(self.grid, &w, cols, self.importance), columns);
         let fed = || {
-            let loss = |how| Some((how, loss(&w, self.solved(&w, how, feedback?), columns)));
-            let all: Vec<_> = FITS.into_par_iter().filter_map(loss).collect();
-            all.into_iter().min_by(|a, b| a.1.total_cmp(&b.1))
+            let loss = |how| {
+                let solved = feedback.map(|f| self.solved(&w, how, f)).transpose()?;
+                Ok(solved.map(|codes| (how, loss(&w, codes, columns))))
+            };
+            let all: Vec<Option<(Fit, f64)>> = FITS.into_par_iter().map(loss).collect::<Result<_>>()?;
+            Ok::<_, Error>(all.into_iter().flatten().min_by(|a, b| a.1.total_cmp(&b.1)))
         };
         let (plain, (rounded, fed)) = rayon::join(plain, || rayon::join(rounded, fed));
-        Ok(Losses { plain: plain.unwrap_or(rounded), rounded, fed })
+        Ok(Losses { plain: plain.unwrap_or(rounded), rounded, fed: fed? })
     }
 
     /// Chooses all codes and writes them: row by row, or at once where words span rows.
-    fn write(&self, sink: &Sink, plane: usize, feedback: Option<(Fit, &Feedback)>) -> Result<()> {
+    fn write(&self, sink: &Sink, plane: usize, feedback: Option<(Fit, &Columns<'_>)>) -> Result<()> {
         let (Dims { rows, cols }, codec) = (self.weight.packed.dims, self.planned.spec.codec);
         let parts = parts(rows, ROWS.next_multiple_of(self.grid.rows()));
         if self.planned.whole() {
-            let parts: Vec<Codes> =
-                parts.map(|rows| Ok(self.codes(&self.rows(rows)?, feedback))).collect::<Result<_>>()?;
+            let parts: Vec<Codes> = parts.map(|rows| self.codes(&self.rows(rows)?, feedback)).collect::<Result<_>>()?;
             let mut all = Codes::default();
             for part in parts {
                 all.params.extend(part.params);
@@ -270,11 +276,11 @@ impl Matrix<'_> {
                 // Without feedback the format's own encoder does the same, faster.
                 (None, Some(encode)) => {
                     let mut out = vec![0; row_bytes * rows.len()];
-                    (encode.run)(&w, cols, self.importance, &mut out);
+                    self.on.encode(codec, encode, &w, cols, self.importance, &mut out)?;
                     out
                 }
                 _ => {
-                    let found = self.codes(&w, feedback);
+                    let found = self.codes(&w, feedback)?;
                     self.grid.pack(dims, &found.params, &found.codes).concat()
                 }
             };
@@ -282,14 +288,14 @@ impl Matrix<'_> {
         })
     }
 
-    fn codes(&self, w: &[f32], feedback: Option<(Fit, &Feedback)>) -> Codes {
+    fn codes(&self, w: &[f32], feedback: Option<(Fit, &Columns<'_>)>) -> Result<Codes> {
         match feedback {
-            Some((how, feedback)) => self.solved(w, how, feedback),
-            None => method::nearest(self.grid, w, self.cols(), self.importance),
+            Some((how, columns)) => self.solved(w, how, columns),
+            None => Ok(method::nearest(self.grid, w, self.cols(), self.importance)),
         }
     }
 
-    fn solved(&self, w: &[f32], how: Fit, feedback: &Feedback) -> Codes {
-        method::solve(self.grid, w, self.cols(), self.importance, how, feedback)
+    fn solved(&self, w: &[f32], how: Fit, columns: &Columns<'_>) -> Result<Codes> {
+        method::solve_on(columns, self.grid, w, self.cols(), self.importance, how)
     }
 }

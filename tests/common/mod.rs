@@ -11,6 +11,7 @@ use std::process::{Command, Output};
 use quant::calibrate::stats::Statistics;
 use quant::container::Checkpoint;
 use quant::convert::Request;
+use quant::device::Worker;
 
 use folder::Folder;
 
@@ -64,5 +65,6 @@ pub fn request<'a>(source: &'a dyn Checkpoint, statistics: Option<&'a Statistics
         exact_llama: false,
         allow_requantize: false,
         split_max_bytes: None,
+        worker: Worker::Cpu,
     }
 }

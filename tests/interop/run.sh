@@ -48,6 +48,7 @@ check calibrate.py
 check artifacts.py
 check exl2.py
 check kill.py
+check cubin.py
 
 printf '\n== interop\n%s' "$table"
 echo "interop: $all checks, $((all - failed - skipped)) ok, $failed failed, $skipped skipped"

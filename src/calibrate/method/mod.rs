@@ -5,7 +5,9 @@ pub mod gptq;
 
 use crate::calibrate::stats::Gram;
 use crate::codec::grid::{self, Codes, Grid, Levels, Scale, Unsearched};
+use crate::device::Columns;
 use crate::device::cpu::{self, Feedback};
+use crate::error::Result;
 
 /// What a method must know of the inputs of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,17 +129,56 @@ pub fn solve(
     how: Fit,
     feedback: &Feedback,
 ) -> Codes {
-    let (params, scales) = match how {
-        Fit::Importance => fit(grid, w, cols, importance),
-        Fit::Variances => fit(grid, w, cols, Some(&feedback.variances)),
-        Fit::Plain => fit(&Unsearched(grid), w, cols, None),
-    };
+    let fitted = Fitted::new(grid, w, cols, importance, how, feedback);
     let mut codes = vec![0; w.len()];
-    let span = grid.span(cols);
-    let levels: Vec<Levels> = (0..cols).step_by(span.max(1)).map(|column| grid.levels_at(column)).collect();
-    let scales = cpu::Scales { levels: &levels, span, all: &scales };
-    cpu::round_columns(w, cols, scales, feedback, &mut codes);
-    Codes { params, codes }
+    cpu::round_columns(w, cols, fitted.scales(), feedback, &mut codes);
+    Codes { params: fitted.params, codes }
+}
+
+/// The same with columns that may be rounded elsewhere.
+pub fn solve_on(
+    columns: &Columns<'_>,
+    grid: &dyn Grid,
+    w: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+    how: Fit,
+) -> Result<Codes> {
+    let fitted = Fitted::new(grid, w, cols, importance, how, columns.feedback());
+    let codes = columns.round(w, cols, fitted.scales())?;
+    Ok(Codes { params: fitted.params, codes })
+}
+
+/// A grid's scales for some rows.
+struct Fitted {
+    params: Vec<u8>,
+    scales: Vec<Scale>,
+    levels: Vec<Levels>,
+    span: usize,
+}
+
+impl Fitted {
+    fn new(
+        grid: &dyn Grid,
+        w: &[f32],
+        cols: usize,
+        importance: Option<&[f32]>,
+        how: Fit,
+        feedback: &Feedback,
+    ) -> Fitted {
+        let (params, scales) = match how {
+            Fit::Importance => fit(grid, w, cols, importance),
+            Fit::Variances => fit(grid, w, cols, Some(&feedback.variances)),
+            Fit::Plain => fit(&Unsearched(grid), w, cols, None),
+        };
+        let span = grid.span(cols);
+        let levels = (0..cols).step_by(span.max(1)).map(|column| grid.levels_at(column)).collect();
+        Fitted { params, scales, levels, span }
+    }
+
+    fn scales(&self) -> cpu::Scales<'_> {
+        cpu::Scales { levels: &self.levels, span: self.span, all: &self.scales }
+    }
 }
 
 fn fit(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> (Vec<u8>, Vec<Scale>) {

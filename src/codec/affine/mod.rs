@@ -13,6 +13,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::bits::{self, UNIT};
+use super::facts::{DeviceGrid, Facts, type_name};
 use super::grid::{Codes, Grid, Levels, Scale};
 use super::{Codec, Part};
 use crate::error::{Error, Result};
@@ -191,6 +192,9 @@ pub trait Form: Send + Sync + 'static {
     const PATTERN: &'static str;
     const ABOUT: &'static str;
 
+    /// Template arguments of the struct of its name in `kernels/grid/affine.cuh`.
+    fn device(scheme: &Scheme) -> Vec<usize>;
+
     /// Rows and columns come in multiples of these; columns in whole groups as well.
     fn multiples(scheme: &Scheme) -> Dims;
     /// `dims` has passed [`Scheme::check`].
@@ -332,6 +336,18 @@ impl<F: Form> Grid for Row<F> {
 
     fn scales(&self, params: &[u8], out: &mut [Scale]) {
         out[0] = self.read(params);
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        let grid = DeviceGrid {
+            file: "affine",
+            name: type_name::<F>(),
+            arguments: F::device(&self.scheme),
+            numbers: Vec::new(),
+            levels: Grid::levels(self),
+            block: false,
+        };
+        Some(Facts { group: self.scheme.group, scales: Some(self.scheme.scales), ..grid.facts() })
     }
 
     fn fit_largest(&self, w: &[f32], cols: usize, params: &mut [u8]) {

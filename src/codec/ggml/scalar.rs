@@ -10,12 +10,15 @@ use super::k::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, q3_scales, scal
 use super::simple::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 use super::{encode, iq4};
 use crate::codec::block::{Encode, EncodeFn as FitFn};
+use crate::codec::facts::{DeviceGrid, Facts, places, type_name};
 use crate::codec::fp4;
 use crate::codec::grid::{Grid, Levels, Scale};
 use crate::tensor::Dims;
 
 /// A block of `N` weights with scales of its own.
 pub trait Scalar<const N: usize>: Pod + Send + Sync + 'static {
+    /// Its file in `kernels/grid`, and where its fields lie.
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]);
     /// Weights under one scale.
     const SPAN: usize;
     const LEVELS: Levels;
@@ -50,6 +53,15 @@ impl<B: Scalar<N>, const N: usize> Grid for BlockGrid<B, N> {
 
     fn param_bytes(&self) -> usize {
         size_of::<B>()
+    }
+
+    fn facts(&self) -> Option<Facts> {
+        let (file, places) = B::DEVICE;
+        let mut numbers = vec![("WEIGHTS", N), ("BYTES", size_of::<B>()), ("SPAN", B::SPAN)];
+        numbers.extend(places);
+        let grid =
+            DeviceGrid { file, name: type_name::<B>(), arguments: Vec::new(), numbers, levels: B::LEVELS, block: true };
+        Some(grid.facts())
     }
 
     fn fit(&self, w: &[f32], cols: usize, importance: Option<&[f32]>, params: &mut [u8]) {
@@ -122,6 +134,7 @@ fn one(step: f32) -> Scale {
 }
 
 impl Scalar<32> for BlockQ4_0 {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("simple", places!(BlockQ4_0: d qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(-8, 16);
     const ENCODE: Encode = encode::Q4_0;
@@ -135,6 +148,7 @@ impl Scalar<32> for BlockQ4_0 {
 }
 
 impl Scalar<32> for BlockQ4_1 {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("simple", places!(BlockQ4_1: d m qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(0, 16);
     const ENCODE: Encode = encode::Q4_1;
@@ -149,6 +163,7 @@ impl Scalar<32> for BlockQ4_1 {
 }
 
 impl Scalar<32> for BlockQ5_0 {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("simple", places!(BlockQ5_0: d qh qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(-16, 32);
     const ENCODE: Encode = encode::Q5_0;
@@ -163,6 +178,7 @@ impl Scalar<32> for BlockQ5_0 {
 }
 
 impl Scalar<32> for BlockQ5_1 {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("simple", places!(BlockQ5_1: d m qh qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(0, 32);
     const ENCODE: Encode = encode::Q5_1;
@@ -183,6 +199,7 @@ fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
 }
 
 impl Scalar<32> for BlockQ8_0 {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("simple", places!(BlockQ8_0: d qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(-128, 256);
     const ENCODE: Encode = encode::Q8_0;
@@ -198,6 +215,7 @@ impl Scalar<32> for BlockQ8_0 {
 }
 
 impl Scalar<256> for BlockQ2K {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("k", places!(BlockQ2K: scales qs d dmin));
     const SPAN: usize = 16;
     const LEVELS: Levels = integers(0, 4);
     const ENCODE: Encode = encode::Q2_K;
@@ -213,6 +231,7 @@ impl Scalar<256> for BlockQ2K {
 }
 
 impl Scalar<256> for BlockQ3K {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("k", places!(BlockQ3K: hmask qs scales d));
     const SPAN: usize = 16;
     const LEVELS: Levels = integers(-4, 8);
     const ENCODE: Encode = encode::Q3_K;
@@ -238,6 +257,7 @@ fn eight(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12], out: &mut [Scale]) {
 }
 
 impl Scalar<256> for BlockQ4K {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("k", places!(BlockQ4K: d dmin scales qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(0, 16);
     const ENCODE: Encode = encode::Q4_K;
@@ -250,6 +270,7 @@ impl Scalar<256> for BlockQ4K {
 }
 
 impl Scalar<256> for BlockQ5K {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("k", places!(BlockQ5K: d dmin scales qh qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = integers(0, 32);
     const ENCODE: Encode = encode::Q5_K;
@@ -263,6 +284,7 @@ impl Scalar<256> for BlockQ5K {
 }
 
 impl Scalar<256> for BlockQ6K {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("k", places!(BlockQ6K: ql qh scales d));
     const SPAN: usize = 16;
     const LEVELS: Levels = integers(-32, 64);
     const ENCODE: Encode = encode::Q6_K;
@@ -289,6 +311,7 @@ const IQ4: Levels = Levels::Table(&{
 });
 
 impl Scalar<32> for BlockIq4Nl {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("iq4", places!(BlockIq4Nl: d qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = IQ4;
     const ENCODE: Encode = encode::IQ4_NL;
@@ -301,6 +324,8 @@ impl Scalar<32> for BlockIq4Nl {
 }
 
 impl Scalar<256> for BlockIq4Xs {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) =
+        ("iq4", places!(BlockIq4Xs: d scales_h scales_l qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = IQ4;
     const ENCODE: Encode = encode::IQ4_XS;
@@ -318,6 +343,7 @@ impl Scalar<256> for BlockIq4Xs {
 }
 
 impl Scalar<32> for BlockMxfp4 {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("fp4", places!(BlockMxfp4: e qs));
     const SPAN: usize = 32;
     const LEVELS: Levels = fp4::LEVELS;
     const ENCODE: Encode = encode::MXFP4;
@@ -335,6 +361,7 @@ impl Scalar<32> for BlockMxfp4 {
 }
 
 impl Scalar<64> for BlockNvfp4 {
+    const DEVICE: (&'static str, &'static [(&'static str, usize)]) = ("fp4", places!(BlockNvfp4: d qs));
     const SPAN: usize = 16;
     const LEVELS: Levels = fp4::LEVELS;
     const ENCODE: Encode = encode::NVFP4;

@@ -8,7 +8,7 @@ use crate::codec::grid::{Levels, Scale};
 /// Rows that are solved side by side, one in each lane.
 const LANES: usize = 16;
 /// Columns whose errors reach each other at once; those of earlier blocks arrive by one product.
-const BLOCK: usize = 128;
+pub const BLOCK: usize = 128;
 
 /// How the error of one column is made good by those that are still to come.
 #[derive(Clone, Debug)]

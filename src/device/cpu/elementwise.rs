@@ -68,6 +68,10 @@ fn silu_body(gate: &mut [f32], up: &[f32]) {
     }
 }
 
+/// Of the tanh approximation of GELU.
+pub const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
+pub const CUBE: f32 = 0.044_715;
+
 widest! {
     fn gelu(gate: &mut [f32], up: &[f32]) = gelu_body;
 }
@@ -75,10 +79,9 @@ widest! {
 #[inline(always)]
 fn gelu_body(gate: &mut [f32], up: &[f32]) {
     // (1 + tanh y) / 2 is the logistic function of 2y; this side of it does not cancel.
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     for (g, u) in gate.iter_mut().zip(up) {
         let x = *g;
-        *g = x / (1.0 + exp(-(TWICE_SQRT_2_OVER_PI * x * (1.0 + 0.044_715 * x * x)))) * u;
+        *g = x / (1.0 + exp(-(TWICE_SQRT_2_OVER_PI * x * (1.0 + CUBE * x * x)))) * u;
     }
 }
 

@@ -9,7 +9,7 @@ use super::simd::widest;
 const BLOCK: usize = 4;
 const SIDE: usize = BLOCK * WIDTH;
 /// Rows whose products are added up in f32; longer sums are in f64.
-const ROWS: usize = 4096;
+pub const ROWS: usize = 4096;
 
 /// The sum of `w^2 x x^T` over rows `x` with weights `w`: upper triangle, row after row, in f64.
 pub struct Gram {

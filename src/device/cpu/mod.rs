@@ -18,14 +18,48 @@ mod simd;
 mod span;
 mod transpose;
 
+use crate::codec::facts::Number;
+
 pub use attention::Attention;
 pub use cache::KvCache;
-pub use columns::{Feedback, Scales, round_columns};
+pub use columns::{BLOCK as SOLVE_BLOCK, Feedback, Scales, round_columns};
 pub use elementwise::{add, dot, gate, is_finite, rms_norm, softcap, softmax};
 pub use factor::cholesky;
-pub use gram::{Gram, GramScratch, moments, weighted_squares};
+pub use gram::{Gram, GramScratch, ROWS as GRAM_ROWS, moments, weighted_squares};
 pub use product::{Panels, linear};
-pub use scores::{Scores, TokenScore};
+pub use scores::{Running, Scores, TokenScore};
+
+/// The instructions of this CPU that something here is written for.
+pub fn features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! those {
+            ($($name:tt)*) => { [$(($name, is_x86_feature_detected!($name))),*] };
+        }
+        let known = those!("avx2" "f16c" "fma" "avx512f" "avx512bw" "avx512dq" "avx512vl");
+        known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
+}
+
+/// The numbers that its arithmetic is made of, by the names that `kernels/` has for them.
+pub fn numbers() -> Vec<(&'static str, Number)> {
+    use Number::{Float, Floats, Int};
+    vec![
+        ("EXP_LOG2_E", Float(std::f32::consts::LOG2_E)),
+        ("EXP_ROUND", Float(simd::ROUND)),
+        ("EXP_LOWEST", Float(simd::LOWEST)),
+        ("EXP_HIGHEST", Float(simd::HIGHEST)),
+        ("EXP_LN_2", Floats(simd::LN_2.to_vec())),
+        ("EXP_TERMS", Int(simd::EXP.len() as i32)),
+        ("EXP_POLYNOMIAL", Floats(simd::EXP.to_vec())),
+        ("GELU_TWICE_SQRT_2_OVER_PI", Float(elementwise::TWICE_SQRT_2_OVER_PI)),
+        ("GELU_CUBE", Float(elementwise::CUBE)),
+        ("PRODUCT_DEPTH", Int(kernel::DEPTH as i32)),
+        ("SOLVE_BLOCK", Int(columns::BLOCK as i32)),
+    ]
+}
 
 /// Runs `work` with its loops spread over `threads` threads.
 pub fn pool(threads: usize) -> crate::error::Result<rayon::ThreadPool> {

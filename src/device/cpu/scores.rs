@@ -4,18 +4,20 @@
 use super::simd::{self, LANES, exp, widest};
 
 /// What one token's logits say, gathered block by block. Sums are f64: divergences of 1e-6 are differences of numbers near 10.
-#[derive(Clone, Copy, Debug)]
-struct Running {
-    /// Largest logit so far, and the sum of `e^(logit - largest)`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Running {
+    /// Largest logit so far, its token, and the sum of `e^(logit - largest)`.
     largest: f32,
-    sum: f64,
     top: u32,
+    sum: f64,
     /// The logit of the token that came next in the text.
     target: f32,
+    unused: f32,
 }
 
 impl Running {
-    const NONE: Running = Running { largest: f32::NEG_INFINITY, sum: 0.0, top: 0, target: f32::NAN };
+    pub const NONE: Running = Running { largest: f32::NEG_INFINITY, top: 0, sum: 0.0, target: f32::NAN, unused: 0.0 };
 
     fn log_sum(&self) -> f64 {
         f64::from(self.largest) + self.sum.ln()
@@ -50,6 +52,12 @@ impl Scores {
     pub fn new(positions: usize, models: usize) -> Scores {
         let none = Position { reference: Running::NONE, models: vec![Running::NONE; models], gaps: vec![0.0; models] };
         Scores(vec![none; positions])
+    }
+
+    /// What another device gathered for one model: of each position the reference, the model, and the gap between them.
+    pub fn gathered(positions: impl Iterator<Item = (Running, Running, f64)>) -> Scores {
+        let position = |(reference, model, gap)| Position { reference, models: vec![model], gaps: vec![gap] };
+        Scores(positions.map(position).collect())
     }
 
     /// Takes in the logits of tokens `first..first + n` at `position`; of `target` they hold the logit if it is among them.

@@ -30,19 +30,25 @@ pub(super) use widest;
 /// Lanes of sums that are kept apart, so that vectors of any width add in the same order.
 pub const LANES: usize = 16;
 
+/// Where [`exp`] leaves the normal numbers.
+pub const LOWEST: f32 = -87.336_54;
+pub const HIGHEST: f32 = 88.722_83;
+/// Adding and subtracting 1.5 * 2^23 rounds to an integer.
+pub const ROUND: f32 = 12_582_912.0;
+/// Minus ln 2 in two parts.
+pub const LN_2: [f32; 2] = [-0.693_359_4, 2.121_944_4e-4];
+/// Coefficients, the highest power first.
+pub const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+
 /// e to the x, within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN for NaN.
 /// Source: range reduction by ln 2 in two parts and a minimax polynomial (Cephes `expf`).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    const LOWEST: f32 = -87.336_54;
-    const HIGHEST: f32 = 88.722_83;
-    // Adding and subtracting 1.5 * 2^23 rounds to an integer.
-    const ROUND: f32 = 12_582_912.0;
     let n = x.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
-    let r = n.mul_add(-0.693_359_4, x);
-    let r = n.mul_add(2.121_944_4e-4, r);
-    let mut p = 1.987_569_1e-4f32;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+    let r = n.mul_add(LN_2[0], x);
+    let r = n.mul_add(LN_2[1], r);
+    let [mut p, rest @ ..] = EXP;
+    for c in rest {
         p = p.mul_add(r, c);
     }
     let y = (r * r).mul_add(p, r) + 1.0;

@@ -56,6 +56,9 @@ impl Kernel for PowerOfTwo {
     }
 }
 
+/// Bounds of the logarithm's size, and by how many units more it rounds up beyond each.
+pub const LOG2: [(f32, i32); 7] = [(2., 1), (4., 1), (8., 3), (16., 6), (32., 11), (64., 22), (128., 44)];
+
 /// `floorf(log2f(x))` with the logarithm rounded to a float before its floor, as the reference takes it: so just below a
 /// power of two it is already that power's, from some number of units in the last place on.
 #[inline(always)]
@@ -68,7 +71,7 @@ fn floor_log2<L: Lanes>(x: L) -> L::Int {
     let end = L::select(end.lt(L::splat(0.0)), L::splat(1.0) - end, end);
     // Half the spacing of floats from `above` on, over that of log2 in units of 2^-24: `above / 2 * ln 2`.
     let mut units = L::Int::splat(0);
-    for (above, more) in [(2., 1), (4., 1), (8., 3), (16., 6), (32., 11), (64., 22), (128., 44)] {
+    for (above, more) in LOG2 {
         units = units + L::keep(L::splat(above).lt(end), L::Int::splat(more));
     }
     ((bits + units) >> 23) - shift

@@ -36,6 +36,9 @@ fn index<L: Lanes>(x: L) -> L::Int {
     index
 }
 
+/// Trial scales to each side of the plain one.
+pub const TRIALS: i32 = 7;
+
 /// The scale of 32 weights with the least weighted squared error over a grid of trials; 0 for a group of zeros.
 #[inline(always)]
 fn search<L: Lanes>(x: &[L; 32], w: &[L; 32]) -> L {
@@ -44,7 +47,7 @@ fn search<L: Lanes>(x: &[L; 32], w: &[L; 32]) -> L {
     let (sum_qx, sum_q2) = products(x, w, L::splat(1.0) / (-max / L::splat(VALUES[0])));
     let mut scale = L::select(zero.lt(sum_q2), sum_qx / sum_q2, zero);
     let mut best = scale * sum_qx;
-    for trial in -7..=7 {
+    for trial in -TRIALS..=TRIALS {
         let (sum_qx, sum_q2) = products(x, w, L::splat(trial as f32 + VALUES[0]) / max);
         let better = zero.lt(sum_q2) & (best * sum_q2).lt(sum_qx * sum_qx);
         if L::any(better) {

@@ -114,9 +114,9 @@ pub struct FourOrFive<const BITS: usize>;
 
 impl<const BITS: usize> FourOrFive<BITS> {
     const TOP: f32 = ((1 << BITS) - 1) as f32;
-    const TRIALS: Trials = match BITS {
+    pub const TRIALS: Trials = match BITS {
         4 => Trials { first: -1.0, step: 0.1, last: 20 },
-        _ => Trials { first: -0.5, step: 0.1, last: 15 },
+        _ => Two::TRIALS,
     };
 
     #[inline(always)]
@@ -206,15 +206,13 @@ pub struct Two;
 
 impl Two {
     const TOP: f32 = 3.0;
+    pub const TRIALS: Trials = Trials { first: -0.5, step: 0.1, last: 15 };
 
     #[inline(always)]
     fn fit<L: Lanes>(blocks: &Blocks<'_, L>) -> Fitted<L, 16> {
         let (x, _) = blocks.x.as_chunks::<16>();
         match blocks.importance {
-            None => {
-                let trials = Trials { first: -0.5, step: 0.1, last: 15 };
-                fit::<L, 16, 16, true>(x, (Self::TOP, 15.0), trials)
-            }
+            None => fit::<L, 16, 16, true>(x, (Self::TOP, 15.0), Self::TRIALS),
             Some(importance) => {
                 let spread = energy(blocks.x) / L::splat(256.0);
                 fit_weighted(x, importance, spread, (Self::TOP, 15.0))

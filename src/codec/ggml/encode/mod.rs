@@ -21,6 +21,7 @@ mod ternary;
 mod tests;
 
 use crate::codec::block::{Encode, Importance};
+use crate::codec::facts::Number;
 use lanes::{Ints, Lanes, MAX_LANES};
 use pack::Out;
 
@@ -49,6 +50,35 @@ pub const TQ1_0: Encode = encoder::<ternary::Base3>();
 pub const TQ2_0: Encode = encoder::<ternary::Base4>();
 pub const MXFP4: Encode = encoder::<fp4::PowerOfTwo>();
 pub const NVFP4: Encode = encoder::<fp4::SmallFloat>();
+
+/// What the encoders' searches are made of, by the names that `kernels/grid/search.cuh` has for it.
+pub fn numbers() -> Vec<(&'static str, Number)> {
+    use Number::{Float, Floats, Int, Ints};
+    let [two, four, five] = [k::Two::TRIALS, k::FourOrFive::<4>::TRIALS, k::FourOrFive::<5>::TRIALS];
+    vec![
+        ("SEARCH_TINY", Float(search::TINY)),
+        ("SEARCH_TRIAL", Float(search::TRIAL)),
+        ("SEARCH_SIGNED_TRIALS", Int(search::SIGNED_TRIALS)),
+        ("SEARCH_POSITIVE_TRIALS", Int(search::POSITIVE_TRIALS)),
+        ("SEARCH_TABLE_TRIALS", Int(iq4::TRIALS)),
+        ("SEARCH_DESCENTS", Int(search::DESCENTS as i32)),
+        ("SEARCH_WEIGHTED_FIRST", Float(search::WEIGHTED.first)),
+        ("SEARCH_WEIGHTED_STEP", Float(search::WEIGHTED.step)),
+        ("SEARCH_WEIGHTED_LAST", Int(search::WEIGHTED.last as i32)),
+        ("SEARCH_Q2_FIRST", Float(two.first)),
+        ("SEARCH_Q2_STEP", Float(two.step)),
+        ("SEARCH_Q2_LAST", Int(two.last as i32)),
+        ("SEARCH_Q4_FIRST", Float(four.first)),
+        ("SEARCH_Q4_STEP", Float(four.step)),
+        ("SEARCH_Q4_LAST", Int(four.last as i32)),
+        ("SEARCH_Q5_FIRST", Float(five.first)),
+        ("SEARCH_Q5_STEP", Float(five.step)),
+        ("SEARCH_Q5_LAST", Int(five.last as i32)),
+        ("SEARCH_LOG2_COUNT", Int(fp4::LOG2.len() as i32)),
+        ("SEARCH_LOG2_ABOVE", Floats(fp4::LOG2.iter().map(|l| l.0).collect())),
+        ("SEARCH_LOG2_MORE", Ints(fp4::LOG2.iter().map(|l| l.1).collect())),
+    ]
+}
 
 /// The encoder of one format.
 trait Kernel {

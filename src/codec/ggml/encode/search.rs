@@ -4,6 +4,14 @@
 
 use super::lanes::{Lanes, clamp, extreme, nearest};
 
+/// Trial scales of the searches without an offset are this many levels apart, so many to each side of the plain one; for values that
+/// should not be negative fewer.
+pub const TRIAL: f32 = 0.1;
+pub const SIGNED_TRIALS: i32 = 9;
+pub const POSITIVE_TRIALS: i32 = 4;
+/// Times that codes are gone through one by one.
+pub const DESCENTS: usize = 5;
+
 /// ggml takes smaller groups for zero.
 pub const TINY: f32 = 1e-15;
 
@@ -160,8 +168,8 @@ pub fn signed<L: Lanes, const N: usize>(x: &[L; N], w: &[L; N], half: f32) -> Si
     let (sum_lx, sum_l2) = products(x, w, &wx, inverse, half);
     let mut scale = L::select(sum_l2.eq(zero), zero, sum_lx / sum_l2);
     let mut best = scale * sum_lx;
-    for trial in (-9..=9).filter(|&t| t != 0) {
-        let try_inverse = L::splat(-(half + 0.1 * trial as f32)) / max;
+    for trial in (-SIGNED_TRIALS..=SIGNED_TRIALS).filter(|&t| t != 0) {
+        let try_inverse = L::splat(-(half + TRIAL * trial as f32)) / max;
         let (sum_lx, sum_l2) = products(x, w, &wx, try_inverse, half);
         let better = zero.lt(sum_l2) & (best * sum_l2).lt(sum_lx * sum_lx);
         if L::any(better) {
@@ -202,7 +210,7 @@ pub fn signed_descent<L: Lanes, const N: usize>(x: &[L; N], half: f32) -> (L, [L
         sum_lx = sum_lx + w * x[i] * l;
         sum_l2 = sum_l2 + w * l * l;
     }
-    for _ in 0..5 {
+    for _ in 0..DESCENTS {
         let mut changed = false;
         for i in 0..N {
             let (w, old) = (x[i] * x[i], codes[i]);
@@ -249,8 +257,8 @@ pub fn positive<L: Lanes, const N: usize>(x: &[L; N], w: &[L; N], top: f32) -> (
         let e = x[i] - one / inverse * byte(nearest(inverse * x[i]));
         least = least + w[i] * e * e;
     }
-    for trial in (-4..=4).filter(|&t| t != 0) {
-        let try_inverse = L::splat(0.1 * trial as f32 + top) / max;
+    for trial in (-POSITIVE_TRIALS..=POSITIVE_TRIALS).filter(|&t| t != 0) {
+        let try_inverse = L::splat(TRIAL * trial as f32 + top) / max;
         let scale = one / try_inverse;
         let mut error = zero;
         for i in 0..N {
@@ -269,7 +277,7 @@ pub fn positive<L: Lanes, const N: usize>(x: &[L; N], w: &[L; N], top: f32) -> (
         sum_lx = sum_lx + w[i] * x[i] * l;
         sum_l2 = sum_l2 + w[i] * l * l;
     }
-    for _ in 0..5 {
+    for _ in 0..DESCENTS {
         let mut changed = false;
         for i in 0..N {
             let old = codes[i];

@@ -1,0 +1,21 @@
+// Adds x^T x over at most GRAM_ROWS rows of x, `[rows][columns]`, to the upper triangle, row after row, in f64. `weights` multiply
+// rows first, or are null. Squares below the diagonal are not computed.
+
+template <class X> FN void add_gram(const X *x, const float *weights, int rows, int columns, double *upper) {
+    if (blockIdx.x < blockIdx.y) return;
+    Factor<X> f = {x, 1, columns, columns, weights};
+    float sums[EACH][EACH];
+    multiply(f, f, rows, sums);
+    for (int r = 0; r < EACH; r++)
+        for (int c = 0; c < EACH; c++) {
+            i64 i = row_of(r), j = column_of(c), n = columns;
+            if (i <= j && j < n) upper[i * (2 * n - i + 1) / 2 + j - i] += double(sums[r][c]);
+        }
+}
+
+KERNEL gram_f32(const float *x, const float *weights, int rows, int columns, double *upper) {
+    add_gram(x, weights, rows, columns, upper);
+}
+KERNEL gram_bf16(const u16 *x, const float *weights, int rows, int columns, double *upper) {
+    add_gram(x, weights, rows, columns, upper);
+}

@@ -1,0 +1,109 @@
+// A driver and an NVRTC that run the kernels of this program on the host, for tests of everything between `quant` and a card. A
+// "CUBIN" is the name of its unit. Put behind the program, whose `quant_launch` finds kernels by name.
+//
+// HOST_CARD_FAILS=function:code lets one function fail.
+
+#include <cstdlib>
+#include <mutex>
+#include <string>
+
+namespace card {
+
+static std::mutex lock;
+static const size_t MEMORY = size_t(8) << 30;
+static size_t used;
+
+static int fails(const char *name) {
+    const char *asked = getenv("HOST_CARD_FAILS"), *colon = asked ? strchr(asked, ':') : nullptr;
+    return colon && strlen(name) == size_t(colon - asked) && !strncmp(asked, name, colon - asked) ? atoi(colon + 1) : 0;
+}
+
+struct Program {
+    std::string name;
+};
+struct Module {
+    std::string unit;
+};
+struct Function {
+    std::string name;
+};
+
+} // namespace card
+
+#define CALL(name, ...)                                                                                                      \
+    extern "C" __attribute__((visibility("default"))) int name(__VA_ARGS__) {                                               \
+        if (int code = card::fails(#name)) return code;
+#define END                                                                                                                  \
+    return 0;                                                                                                               \
+    }
+
+CALL(cuInit, unsigned) END
+CALL(cuDriverGetVersion, int *version) *version = 13000; END
+CALL(cuGetErrorString, int code, const char **text) *text = code == 2 ? "out of memory" : "a failure that was asked for"; END
+CALL(cuDeviceGetCount, int *count) *count = 1; END
+CALL(cuDeviceGet, int *device, int index) *device = index + 7; END
+CALL(cuDeviceGetName, char *name, int size, int) snprintf(name, size, "the host"); END
+CALL(cuDeviceTotalMem_v2, size_t *bytes, int) *bytes = card::MEMORY; END
+CALL(cuDeviceGetAttribute, int *value, int which, int device)
+    if (device != 7) return 101;
+    *value = which == 75 ? 9 : which == 76 ? 0 : 1;
+END
+CALL(cuDevicePrimaryCtxRetain, void **context, int) *context = &card::used; END
+CALL(cuDevicePrimaryCtxRelease_v2, int) END
+CALL(cuCtxSetCurrent, void *context) if (context != &card::used) return 201; END
+CALL(cuCtxSynchronize, void) END
+CALL(cuMemGetInfo_v2, size_t *free, size_t *total) *total = card::MEMORY; *free = card::MEMORY - card::used; END
+CALL(cuMemAlloc_v2, unsigned long long *at, size_t bytes)
+    char *memory = static_cast<char *>(malloc(bytes + 16));
+    if (!memory) return 2;
+    memcpy(memory, &bytes, sizeof bytes);
+    std::lock_guard<std::mutex> guard(card::lock);
+    card::used += bytes;
+    memset(memory + 16, 0xff, bytes); // what nobody wrote is no number
+    *at = reinterpret_cast<unsigned long long>(memory + 16);
+END
+CALL(cuMemFree_v2, unsigned long long at)
+    char *memory = reinterpret_cast<char *>(at) - 16;
+    size_t bytes;
+    memcpy(&bytes, memory, sizeof bytes);
+    std::lock_guard<std::mutex> guard(card::lock);
+    card::used -= bytes;
+    free(memory);
+END
+CALL(cuMemcpyHtoD_v2, unsigned long long to, const void *from, size_t n) memcpy(reinterpret_cast<void *>(to), from, n); END
+CALL(cuMemcpyDtoH_v2, void *to, unsigned long long from, size_t n) memcpy(to, reinterpret_cast<void *>(from), n); END
+CALL(cuMemcpyDtoD_v2, unsigned long long to, unsigned long long from, size_t n)
+    memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), n);
+END
+CALL(cuModuleLoadData, void **module, const void *image)
+    if (memcmp(image, "\x7f" "ELF", 4)) return 200;
+    *module = new card::Module{static_cast<const char *>(image) + 4};
+END
+CALL(cuModuleUnload, void *module) delete static_cast<card::Module *>(module); END
+CALL(cuModuleGetFunction, void **function, void *module, const char *name)
+    *function = new card::Function{static_cast<card::Module *>(module)->unit + "/" + name};
+END
+CALL(cuLaunchKernel, void *function, unsigned bx, unsigned by, unsigned bz, unsigned tx, unsigned ty, unsigned tz, unsigned shared,
+     void *stream, void **args, void **extra)
+    if (bz != 1 || tz != 1 || shared || stream || extra || tx * ty > 1024) return 1;
+    const unsigned shape[] = {bx, by, tx, ty};
+    std::lock_guard<std::mutex> guard(card::lock);
+    if (quant_launch(static_cast<card::Function *>(function)->name.c_str(), shape, args, 0)) return 719;
+END
+
+CALL(nvrtcVersion, int *major, int *minor) *major = 13; *minor = 0; END
+CALL(nvrtcGetNumSupportedArchs, int *count) *count = 2; END
+CALL(nvrtcGetSupportedArchs, int *archs) archs[0] = 80; archs[1] = 90; END
+CALL(nvrtcCreateProgram, void **program, const char *, const char *name, int, const char *const *, const char *const *)
+    std::string unit = name;
+    *program = new card::Program{unit.substr(0, unit.size() - 3)}; // .cu
+END
+CALL(nvrtcDestroyProgram, void **program) delete static_cast<card::Program *>(*program); END
+CALL(nvrtcCompileProgram, void *, int, const char *const *) END
+CALL(nvrtcGetProgramLogSize, void *, size_t *size) *size = 7; END
+CALL(nvrtcGetProgramLog, void *, char *log) memcpy(log, "no log", 7); END
+CALL(nvrtcGetCUBINSize, void *program, size_t *size) *size = static_cast<card::Program *>(program)->name.size() + 5; END
+CALL(nvrtcGetCUBIN, void *program, char *cubin)
+    strcpy(cubin, "\x7f" "ELF");
+    strcpy(cubin + 4, static_cast<card::Program *>(program)->name.c_str());
+END

@@ -1,0 +1,162 @@
+//! How fast a card is: each kernel on sizes of a model of 8 billion weights, beside the bandwidth that a plain copy reaches.
+
+use std::time::Instant;
+
+use half::bf16;
+
+use super::ops::{self, Element, Matrix};
+use super::runner::{Buffer, Runner};
+use super::source;
+use crate::codec::grid::{Levels, Scale};
+use crate::codec::{self, Codec};
+use crate::device::cpu::{Attention, Feedback, GRAM_ROWS, Scales};
+use crate::error::Result;
+use crate::tensor::{Dims, Packed};
+
+/// One kernel on one size.
+#[derive(Clone, Debug)]
+pub struct Speed {
+    pub op: &'static str,
+    pub of: String,
+    pub shape: String,
+    pub seconds: f64,
+    /// Read and written, at least.
+    pub bytes: f64,
+    pub flops: f64,
+}
+
+/// Runs of which the fastest counts, after one that compiles.
+const RUNS: usize = 5;
+
+fn fastest(runner: &dyn Runner, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut least = f64::INFINITY;
+    for n in 0..=RUNS {
+        let start = Instant::now();
+        run()?;
+        runner.finish()?;
+        if n > 0 {
+            least = least.min(start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(least)
+}
+
+/// Side of the matrices; `small` ones are for machines that only stand in for a card.
+fn side(small: bool) -> usize {
+    if small { 256 } else { 4096 }
+}
+
+/// Everything, the copy first.
+pub fn run(runner: &dyn Runner, small: bool) -> Result<Vec<Speed>> {
+    let n = side(small);
+    let mut out = vec![copy(runner, n * n * 16)?];
+    for grid in source::grids() {
+        let of = codec::all().find(|c| c.facts().is_some_and(|f| f.grid.id() == grid.id()));
+        let Some(codec) = of else { continue };
+        out.push(decode::<bf16>(runner, codec, n)?);
+        if grid.block && codec.block().is_some_and(|b| b.encode.is_some()) {
+            out.push(encode(runner, codec, n)?);
+        }
+    }
+    out.push(solve(runner, n)?);
+    out.push(linear(runner, n)?);
+    out.push(gram(runner, n)?);
+    out.push(attention(runner, n / 2)?);
+    Ok(out)
+}
+
+fn copy(runner: &dyn Runner, bytes: usize) -> Result<Speed> {
+    let (from, to) = (Buffer::zeros(runner, bytes)?, Buffer::new(runner, bytes)?);
+    let seconds = fastest(runner, || runner.copy(from.address(), to.address(), bytes))?;
+    let shape = format!("{bytes} bytes");
+    Ok(Speed { op: "copy", of: String::new(), shape, seconds, bytes: 2.0 * bytes as f64, flops: 0.0 })
+}
+
+fn decode<T: Element>(runner: &dyn Runner, codec: &dyn Codec, n: usize) -> Result<Speed> {
+    let dims = Dims::new(n, n);
+    let layout = codec.layout(dims)?;
+    let stored = layout.iter().map(|p| p.bytes).sum::<usize>();
+    let packed = Packed { dims, parts: layout.iter().map(|p| vec![0u8; p.bytes].into()).collect() };
+    let (matrix, out) = (Matrix::upload(runner, codec, &packed)?, Buffer::new(runner, n * n * size_of::<T>())?);
+    let seconds = fastest(runner, || matrix.decode_into::<T>(0..n, &out))?;
+    let bytes = (stored + n * n * size_of::<T>()) as f64;
+    Ok(Speed { op: "decode", of: codec.name().to_owned(), shape: format!("{n} x {n}"), seconds, bytes, flops: 0.0 })
+}
+
+fn wave(n: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 - 0.5).collect()
+}
+
+/// With the way to the card and back.
+fn encode(runner: &dyn Runner, codec: &dyn Codec, n: usize) -> Result<Speed> {
+    let (w, importance) = (wave(n * n), vec![1.0; n]);
+    let seconds = fastest(runner, || ops::encode(runner, codec, &w, n, Some(&importance)).map(drop))?;
+    let bytes = (n * n * 4) as f64;
+    let shape = format!("{n} x {n}, from and to the host");
+    Ok(Speed { op: "encode", of: codec.name().to_owned(), shape, seconds, bytes, flops: 0.0 })
+}
+
+/// With the way to the card and back.
+fn solve(runner: &dyn Runner, n: usize) -> Result<Speed> {
+    let (w, span, stride) = (wave(n * n), 128, Feedback::stride(n));
+    let mut shares: Vec<f32> = wave(n * stride);
+    for j in 0..n {
+        shares[j * stride..=j * stride + j].fill(0.0);
+    }
+    shares.iter_mut().for_each(|s| *s *= 0.01);
+    let feedback = Feedback { order: (0..n as u32).collect(), shares, stride, variances: vec![1.0; n] };
+    let all = vec![Scale { step: 0.1, zero: 8.0, offset: 0.0 }; n * n / span];
+    let levels = vec![Levels::Integers { first: 0, count: 16 }; n / span];
+    let scales = Scales { levels: &levels, span, all: &all };
+    let shares = ops::Shares::upload(runner, &feedback)?;
+    let seconds = fastest(runner, || shares.round_columns(&w, scales).map(drop))?;
+    let (bytes, flops) = ((n * n * 8) as f64, (n * n) as f64 * n as f64);
+    Ok(Speed {
+        op: "solve",
+        of: "4-bit integers".to_owned(),
+        shape: format!("{n} x {n}, from and to the host"),
+        seconds,
+        bytes,
+        flops,
+    })
+}
+
+fn linear(runner: &dyn Runner, n: usize) -> Result<Speed> {
+    let (x, w) = (Buffer::zeros(runner, n * n * 4)?, Buffer::zeros(runner, n * n * 2)?);
+    let out = Buffer::new(runner, n * n * 4)?;
+    let seconds = fastest(runner, || ops::linear_into::<bf16>(&x, &w, [n, n, n], &out))?;
+    let (bytes, flops) = ((n * n * 10) as f64, 2.0 * (n as f64).powi(3));
+    Ok(Speed {
+        op: "linear",
+        of: "bf16 weights, exact".to_owned(),
+        shape: format!("{n} x {n} x {n}"),
+        seconds,
+        bytes,
+        flops,
+    })
+}
+
+fn gram(runner: &dyn Runner, n: usize) -> Result<Speed> {
+    let rows = GRAM_ROWS.min(n);
+    let (gram, x) = (ops::Gram::new(runner, n)?, Buffer::zeros(runner, rows * n * 2)?);
+    let seconds = fastest(runner, || gram.add_rows::<bf16>(&x, rows, None))?;
+    let (bytes, flops) = ((rows * n * 2 + n * n * 8) as f64, rows as f64 * (n * n) as f64);
+    Ok(Speed { op: "gram", of: "bf16, exact".to_owned(), shape: format!("{rows} x {n}"), seconds, bytes, flops })
+}
+
+/// With the way to the card and back.
+fn attention(runner: &dyn Runner, tokens: usize) -> Result<Speed> {
+    let of = Attention { heads: 8, kv_heads: 2, head_dim: 128, scale: 0.1, softcap: None, window: None };
+    let (q, kv) = (wave(tokens * of.heads * of.head_dim), wave(tokens * of.kv_heads * of.head_dim));
+    let seconds = fastest(runner, || ops::attention(runner, &of, 0, &q, &kv, &kv).map(drop))?;
+    let (t, width) = (tokens as f64, (of.heads * of.head_dim) as f64);
+    let shape = format!("{tokens} tokens, 8 heads of 128, from and to the host");
+    Ok(Speed {
+        op: "attention",
+        of: "causal".to_owned(),
+        shape,
+        seconds,
+        bytes: 10.0 * t * width,
+        flops: 2.0 * t * t * width,
+    })
+}

@@ -1,0 +1,21 @@
+//! NVIDIA cards. The same operations as [`super::cpu`], from the sources in `kernels/`, which are compiled for the card in hand.
+//!
+//! Nothing of CUDA is needed to build: the driver and the compiler are looked for when a card is asked for. Their functions are loaded
+//! here and not by a crate of bindings, because those end the process over a missing library or function; here each is an
+//! error with its name.
+
+pub mod bench;
+mod cache;
+mod card;
+pub mod driver;
+mod library;
+pub mod nvrtc;
+pub mod ops;
+pub mod runner;
+pub mod selftest;
+pub mod source;
+
+pub use card::Card;
+pub use driver::{CardInfo, Driver};
+pub use nvrtc::Nvrtc;
+pub use runner::{Arg, Buffer, Runner, Shape};

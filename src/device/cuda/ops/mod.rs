@@ -1,0 +1,331 @@
+//! The CPU's operations, on a device: the same arguments, the same answers. What each promises against the CPU is in `selftest`.
+
+mod layer;
+
+use std::ops::Range;
+
+use safetensors::Dtype;
+
+use super::runner::{Arg, Buffer, Runner, Shape, Stored};
+use super::source::Unit;
+use crate::codec::grid::{Levels, Scale};
+use crate::codec::{Codec, Facts};
+use crate::device::cpu::{Feedback, GRAM_ROWS, SOLVE_BLOCK, Scales};
+use crate::error::{Error, Result};
+use crate::tensor::{Dims, Packed};
+pub use layer::{add, attention, gate, rms_norm, rope, scores, softcap};
+
+/// How numbers lie on a device: f32 or bf16.
+pub trait Element: bytemuck::Pod {
+    /// As the names of kernels end.
+    const NAME: &'static str;
+}
+
+impl Element for f32 {
+    const NAME: &'static str = "f32";
+}
+
+impl Element for half::bf16 {
+    const NAME: &'static str = "bf16";
+}
+
+fn int(n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| Error::limits(format!("{n} is more than one launch counts")))
+}
+
+fn unsupported(codec: &dyn Codec) -> Error {
+    Error::unsupported(format!("{} has no kernels", codec.name()))
+}
+
+fn stored(facts: &Facts, dims: Dims) -> Result<Stored> {
+    let scales = match facts.scales {
+        None | Some(Dtype::F32) => 0,
+        Some(Dtype::F16) => 1,
+        Some(_) => 2,
+    };
+    let group = int(facts.group.unwrap_or(dims.cols))?;
+    Ok(Stored { rows: dims.rows as i64, cols: int(dims.cols)?, group, tall: int(facts.tall)?, scales })
+}
+
+/// Threads of a row of blocks, and columns that each decodes.
+const ACROSS: u32 = 128;
+const RUN: u64 = 4;
+
+/// A stored matrix in a device's memory.
+pub struct Matrix<'r> {
+    runner: &'r dyn Runner,
+    unit: Unit,
+    parts: Vec<Buffer<'r>>,
+    stored: Stored,
+}
+
+impl<'r> Matrix<'r> {
+    /// Errors: a format without kernels.
+    pub fn upload(runner: &'r dyn Runner, codec: &dyn Codec, packed: &Packed<'_>) -> Result<Matrix<'r>> {
+        let facts = codec.facts().ok_or_else(|| unsupported(codec))?;
+        let unit = Unit::of_grid("decode", &facts.grid)?;
+        let parts = packed.parts.iter().take(4).map(|p| Buffer::of(runner, p)).collect::<Result<_>>()?;
+        Ok(Matrix { runner, unit, parts, stored: stored(&facts, packed.dims)? })
+    }
+
+    /// Rows as numbers, `[rows][cols]`.
+    pub fn decode<T: Element>(&self, rows: Range<usize>) -> Result<Buffer<'r>> {
+        let cols = self.stored.cols as usize;
+        let out = Buffer::new(self.runner, rows.len() * cols * size_of::<T>())?;
+        self.decode_into::<T>(rows, &out)?;
+        Ok(out)
+    }
+
+    /// The same into memory that is there.
+    pub fn decode_into<T: Element>(&self, rows: Range<usize>, out: &Buffer<'r>) -> Result<()> {
+        let (cols, count) = (self.stored.cols as usize, rows.len());
+        assert!(rows.end as i64 <= self.stored.rows && out.bytes() >= count * cols * size_of::<T>());
+        if count * cols == 0 {
+            return Ok(());
+        }
+        let mut addresses = [0; 4];
+        addresses.iter_mut().zip(&self.parts).for_each(|(a, p)| *a = p.address());
+        let across = (cols as u64).div_ceil(u64::from(ACROSS) * RUN);
+        let shape = Shape::new([across, (count as u64).min(4096)], [ACROSS, 1])?;
+        let args = [
+            Arg::Parts(addresses),
+            Arg::Stored(self.stored),
+            Arg::Long(rows.start as i64),
+            Arg::Long(count as i64),
+            out.arg(),
+        ];
+        // SAFETY: the parts have the sizes that the codec's layout gives for these dimensions; `out` has room by the assert.
+        unsafe { self.runner.launch(&self.unit, &format!("decode_{}", T::NAME), shape, &args) }
+    }
+}
+
+/// [`Codec::decode`].
+pub fn decode<T: Element>(
+    runner: &dyn Runner,
+    codec: &dyn Codec,
+    packed: &Packed<'_>,
+    rows: Range<usize>,
+) -> Result<Vec<T>> {
+    let count = rows.len() * packed.dims.cols;
+    Matrix::upload(runner, codec, packed)?.decode::<T>(rows)?.read(count)
+}
+
+/// A block format's encoder: whole rows of `cols` finite weights to bytes.
+///
+/// Errors: a format without one.
+pub fn encode(
+    runner: &dyn Runner,
+    codec: &dyn Codec,
+    w: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+) -> Result<Vec<u8>> {
+    let block = codec.block().filter(|b| b.encode.is_some()).ok_or_else(|| unsupported(codec))?;
+    let facts = codec.facts().filter(|f| f.grid.block).ok_or_else(|| unsupported(codec))?;
+    let unit = Unit::of_grid("encode", &facts.grid)?;
+    let (rows, blocks) = (w.len().checked_div(cols).unwrap_or(0), w.len() / block.weights);
+    assert!(rows * cols == w.len() && cols.is_multiple_of(block.weights) && importance.is_none_or(|i| i.len() == cols));
+    if blocks == 0 {
+        return Ok(Vec::new());
+    }
+    let w = Buffer::of(runner, w)?;
+    let importance = importance.map(|i| Buffer::of(runner, i)).transpose()?;
+    let means = Buffer::new(runner, rows * 4)?;
+    let out = Buffer::new(runner, blocks * block.bytes)?;
+    let cols = Arg::Int(int(cols)?);
+    if importance.is_some() {
+        let args = [w.arg(), Arg::Long(rows as i64), cols, means.arg()];
+        // SAFETY: `w` has `rows` rows, `means` a number for each.
+        unsafe { runner.launch(&unit, "row_squares", Shape::each(rows as u64)?, &args)? };
+    }
+    let given = importance.as_ref().map_or(Arg::Address(0), Buffer::arg);
+    let args = [w.arg(), Arg::Long(blocks as i64), cols, given, means.arg(), out.arg()];
+    let shape = Shape::new([(blocks as u64).div_ceil(64), 1], [64, 1])?;
+    // SAFETY: `w` has `blocks` blocks of weights, in rows of `cols`; `out` has room for as many.
+    unsafe { runner.launch(&unit, "encode", shape, &args)? };
+    out.read(blocks * block.bytes)
+}
+
+/// First level, last code and code of zero of a span's levels, as `solve.cu` has them.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Ends([f32; 3]);
+
+/// Side of the squares that a block of threads multiplies, and threads along it.
+const TILE: usize = 64;
+const SIDE: u32 = 16;
+/// Rows that a block of threads solves, a warp each.
+const SOLVED: usize = 8;
+
+fn tiles(rows: usize, cols: usize) -> Result<Shape> {
+    Shape::new([cols.div_ceil(TILE) as u64, rows.div_ceil(TILE) as u64], [SIDE, SIDE])
+}
+
+/// What [`cpu::round_columns`](crate::device::cpu::round_columns) needs beside the weights, on a device: for all matrices of a site.
+pub struct Shares<'r> {
+    runner: &'r dyn Runner,
+    order: Buffer<'r>,
+    shares: Buffer<'r>,
+    cols: usize,
+    stride: usize,
+}
+
+impl<'r> Shares<'r> {
+    pub fn upload(runner: &'r dyn Runner, feedback: &Feedback) -> Result<Shares<'r>> {
+        let (order, shares) = (Buffer::of(runner, &feedback.order)?, Buffer::of(runner, &feedback.shares)?);
+        assert!(feedback.shares.len() == feedback.order.len() * feedback.stride);
+        Ok(Shares { runner, order, shares, cols: feedback.order.len(), stride: feedback.stride })
+    }
+
+    /// [`cpu::round_columns`](crate::device::cpu::round_columns).
+    pub fn round_columns(&self, w: &[f32], scales: Scales<'_>) -> Result<Vec<u8>> {
+        let (runner, cols, stride) = (self.runner, self.cols, self.stride);
+        let (rows, span) = (w.len().checked_div(cols).unwrap_or(0), scales.span);
+        assert!(rows * cols == w.len() && scales.all.len() * span == w.len() && scales.levels.len() * span == cols);
+        if w.is_empty() {
+            return Ok(Vec::new());
+        }
+        let unit = Unit::of_levels(scales.levels[0])?;
+        let ends = |levels: &Levels| match *levels {
+            Levels::Integers { first, count } => Ends([first as f32, (count - 1) as f32, f32::from(levels.zero())]),
+            Levels::Table(_) | Levels::E4m3 => Ends([0.0, 0.0, f32::from(levels.zero())]),
+        };
+        let ends = Buffer::of(runner, &scales.levels.iter().map(ends).collect::<Vec<_>>())?;
+        let (weights, all) = (Buffer::of(runner, w)?, Buffer::of::<Scale>(runner, scales.all)?);
+        let errors = Buffer::new(runner, rows * stride * 4)?;
+        let carried = Buffer::new(runner, rows * SOLVE_BLOCK * 4)?;
+        let codes = Buffer::new(runner, w.len())?;
+        let (count, width) = (Arg::Int(int(rows)?), Arg::Int(int(stride)?));
+        let rows_shape = Shape::new([rows.div_ceil(SOLVED) as u64, 1], [32, SOLVED as u32])?;
+        for from in (0..cols).step_by(SOLVE_BLOCK) {
+            let first = Arg::Int(int(from)?);
+            if from > 0 {
+                let args = [errors.arg(), self.shares.arg(), count, width, first, carried.arg()];
+                // SAFETY: `errors` has `rows` rows of `stride`, of which `from` columns are read and were written before; `shares` has
+                // `cols > from` rows of `stride`; `carried` has `rows` rows of SOLVE_BLOCK.
+                unsafe { runner.launch(&unit, "carry", tiles(rows, SOLVE_BLOCK)?, &args)? };
+            }
+            let until = Arg::Int(int(cols.min(from + SOLVE_BLOCK))?);
+            let args = [
+                weights.arg(),
+                count,
+                Arg::Int(int(cols)?),
+                self.order.arg(),
+                self.shares.arg(),
+                width,
+                all.arg(),
+                ends.arg(),
+                Arg::Int(int(span)?),
+                carried.arg(),
+                first,
+                until,
+                errors.arg(),
+                codes.arg(),
+            ];
+            // SAFETY: `order` has a column below `cols` for each; by the asserts there is a scale for each span of each row.
+            unsafe { runner.launch(&unit, "solve", rows_shape, &args)? };
+        }
+        codes.read(w.len())
+    }
+}
+
+/// `out[t][n] = sum over k of x[t][k] w[n][k]`, in the order of the CPU's sums.
+pub fn linear<T: Element>(runner: &dyn Runner, x: &[f32], w: &[T], depth: usize) -> Result<Vec<f32>> {
+    let (tokens, rows) = (x.len() / depth, w.len() / depth);
+    assert!(tokens * depth == x.len() && rows * depth == w.len());
+    let (x, w) = (Buffer::of(runner, x)?, Buffer::of(runner, w)?);
+    let out = Buffer::new(runner, tokens * rows * 4)?;
+    linear_into::<T>(&x, &w, [tokens, rows, depth], &out)?;
+    out.read(tokens * rows)
+}
+
+/// The same in a device's memory; sizes are tokens, rows and depth.
+pub fn linear_into<'r, T: Element>(x: &Buffer<'r>, w: &Buffer<'r>, sizes: [usize; 3], out: &Buffer<'r>) -> Result<()> {
+    let [tokens, rows, depth] = sizes;
+    assert!(
+        x.bytes() >= tokens * depth * 4
+            && w.bytes() >= rows * depth * size_of::<T>()
+            && out.bytes() >= tokens * rows * 4
+    );
+    let [t, n, k] = [int(tokens)?, int(rows)?, int(depth)?].map(Arg::Int);
+    let kernel = format!("linear_{}", T::NAME);
+    // SAFETY: the buffers have the sizes, by the assert.
+    unsafe {
+        x.runner().launch(&Unit::of("product")?, &kernel, tiles(tokens, rows)?, &[x.arg(), w.arg(), t, n, k, out.arg()])
+    }
+}
+
+/// [`cpu::Gram`](crate::device::cpu::Gram), kept on a device.
+pub struct Gram<'r> {
+    upper: Buffer<'r>,
+    columns: usize,
+}
+
+impl<'r> Gram<'r> {
+    pub fn new(runner: &'r dyn Runner, columns: usize) -> Result<Gram<'r>> {
+        let bytes = columns.checked_mul(columns + 1).and_then(|n| n.checked_mul(4));
+        let bytes = bytes.ok_or_else(|| Error::limits(format!("a Gram matrix of {columns} columns is too large")))?;
+        Ok(Gram { upper: Buffer::zeros(runner, bytes)?, columns })
+    }
+
+    /// Adds rows `[rows][columns]`, with a weight each or without.
+    pub fn add<T: Element>(&self, x: &[T], weights: Option<&[f32]>) -> Result<()> {
+        let (runner, columns) = (self.upper.runner(), self.columns);
+        for (n, x) in x.chunks((GRAM_ROWS * columns).max(1)).enumerate() {
+            let rows = x.len() / columns;
+            let weights = weights.map(|w| Buffer::of(runner, &w[n * GRAM_ROWS..][..rows])).transpose()?;
+            self.add_rows::<T>(&Buffer::of(runner, x)?, rows, weights.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// At most [`GRAM_ROWS`], in a device's memory.
+    pub fn add_rows<T: Element>(&self, x: &Buffer<'r>, rows: usize, weights: Option<&Buffer<'r>>) -> Result<()> {
+        assert!(rows <= GRAM_ROWS && x.bytes() >= rows * self.columns * size_of::<T>());
+        assert!(weights.is_none_or(|w| w.bytes() >= rows * 4));
+        let given = weights.map_or(Arg::Address(0), Buffer::arg);
+        let args = [x.arg(), given, Arg::Int(int(rows)?), Arg::Int(int(self.columns)?), self.upper.arg()];
+        let shape = tiles(self.columns, self.columns)?;
+        let kernel = format!("gram_{}", T::NAME);
+        // SAFETY: `x` and `weights` have the rows, by the asserts; `upper` is the triangle of `columns`.
+        unsafe { self.upper.runner().launch(&Unit::of("gram")?, &kernel, shape, &args) }
+    }
+
+    /// The upper triangle, row after row.
+    pub fn upper(&self) -> Result<Vec<f64>> {
+        self.upper.read(self.columns * (self.columns + 1) / 2)
+    }
+}
+
+/// Sums of squares and of values, and the largest magnitude, of each column of `x`, `[rows][columns]`. Weights multiply the sums.
+pub struct Moments {
+    pub squares: Vec<f64>,
+    pub sums: Vec<f64>,
+    pub most: Vec<f32>,
+}
+
+/// Rows that one share of the sums has at least.
+const SHARE: usize = 64;
+
+pub fn moments<T: Element>(runner: &dyn Runner, x: &[T], columns: usize, weights: Option<&[f32]>) -> Result<Moments> {
+    let rows = x.len().checked_div(columns).unwrap_or(0);
+    assert!(rows * columns == x.len() && weights.is_none_or(|w| w.len() == rows));
+    let shares = rows.div_ceil(SHARE).clamp(1, 64);
+    let x = Buffer::of(runner, x)?;
+    let weights = weights.map(|w| Buffer::of(runner, w)).transpose()?;
+    let wide = shares * columns * 8;
+    let (squares, sums, most) =
+        (Buffer::new(runner, wide)?, Buffer::new(runner, wide)?, Buffer::new(runner, wide / 2)?);
+    let unit = Unit::of("moments")?;
+    let across = Arg::Int(int(columns)?);
+    let blocks = (columns as u64).div_ceil(256).max(1);
+    let given = weights.as_ref().map_or(Arg::Address(0), Buffer::arg);
+    let args = [x.arg(), given, Arg::Long(rows as i64), across, squares.arg(), sums.arg(), most.arg()];
+    let shape = Shape::new([blocks, shares as u64], [256, 1])?;
+    // SAFETY: `x` has `rows` rows, `weights` as many values, the others `shares` rows.
+    unsafe { runner.launch(&unit, &format!("moments_{}", T::NAME), shape, &args)? };
+    let args = [Arg::Int(int(shares)?), across, squares.arg(), sums.arg(), most.arg()];
+    // SAFETY: they have `shares` rows.
+    unsafe { runner.launch(&unit, "fold_moments", Shape::new([blocks, 1], [256, 1])?, &args)? };
+    Ok(Moments { squares: squares.read(columns)?, sums: sums.read(columns)?, most: most.read(columns)? })
+}

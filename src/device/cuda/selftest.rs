@@ -1,0 +1,354 @@
+//! Every operation of a device against the CPU's: what `quant selftest` prints, and what tests run with the host in a card's place.
+
+use half::bf16;
+
+use super::ops;
+use super::runner::Runner;
+use super::source;
+use crate::arch::Activation;
+use crate::codec::grid::{Levels, Scale};
+use crate::codec::kv::{KvPolicy, KvShape};
+use crate::codec::{self, Codec, DeviceGrid, float};
+use crate::container::Weight;
+use crate::device::check::{Check, Difference, bytes, noise};
+use crate::device::cpu::{self, Attention, Feedback, KvCache, Scales};
+use crate::error::Result;
+use crate::tensor::{Dims, Packed};
+
+/// Whatever kernels run on.
+pub type On = dyn Runner;
+
+/// Every check there is, for every format that has kernels.
+pub fn checks() -> Vec<Check<On>> {
+    let mut out = Vec::new();
+    for grid in source::grids() {
+        decode(&grid, &mut out);
+        if grid.block {
+            encode(&grid, &mut out);
+        }
+    }
+    solve(&mut out);
+    sums(&mut out);
+    layer(&mut out);
+    attention(&mut out);
+    scores(&mut out);
+    out
+}
+
+fn narrow(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|x| bf16::from_f32(*x)).collect()
+}
+
+fn wide(x: &[bf16]) -> Vec<f32> {
+    x.iter().map(|x| x.to_f32()).collect()
+}
+
+/// The formats of a struct, whose matrices differ only in what is passed with them.
+fn formats(grid: &DeviceGrid) -> Vec<&'static dyn Codec> {
+    codec::all().filter(|c| c.facts().is_some_and(|f| f.grid.id() == grid.id())).collect()
+}
+
+/// A matrix of any bytes; where a part says the group of each column, groups in any order.
+fn any(codec: &dyn Codec, dims: Dims) -> Result<Packed<'static>> {
+    let parts = codec.layout(dims)?.into_iter().enumerate().map(|(n, part)| {
+        let group = codec.facts().and_then(|f| f.group).unwrap_or(dims.cols);
+        if part.name == "g_idx" {
+            let groups = (dims.cols / group).max(1);
+            return (0..dims.cols).flat_map(|k| ((k * 7 % groups) as u32).to_le_bytes()).collect::<Vec<u8>>();
+        }
+        bytes(part.bytes, 11 + n as u32)
+    });
+    Ok(Packed { dims, parts: parts.map(Into::into).collect() })
+}
+
+/// A matrix, and what the CPU decodes it to.
+type Compare<'a> = dyn Fn(&dyn Codec, &Packed<'_>, &[f32]) -> Result<Difference> + 'a;
+
+fn decode(grid: &DeviceGrid, out: &mut Vec<Check<On>>) {
+    let all = formats(grid);
+    let (id, of) = (grid.id(), format!("{} formats, 1..9 rows of 2 groups", all.len()));
+    let matrices = move |run: &Compare<'_>| {
+        let mut found = Difference::default();
+        for codec in &all {
+            let multiples = codec.multiples();
+            let cols = multiples.cols.max(32) * 2 + if multiples.cols == 1 { 3 } else { 0 };
+            let packed = any(*codec, Dims::new(9usize.next_multiple_of(multiples.rows), cols))?;
+            let mut expected = vec![0.0; packed.dims.len()];
+            codec.decode(&packed, 0..packed.dims.rows, &mut expected);
+            found = found.and(run(*codec, &packed, &expected)?);
+        }
+        Ok(found)
+    };
+    let single = matrices.clone();
+    out.push(Check::new(("decode", &id), &of, "f32", 0.0, move |runner: &On| {
+        single(&|codec, packed, expected| {
+            let got = ops::decode::<f32>(runner, codec, packed, 1..packed.dims.rows)?;
+            Ok(Difference::singles(&got, &expected[packed.dims.cols..]))
+        })
+    }));
+    out.push(Check::new(("decode", &id), &of, "bf16", 0.0, move |runner: &On| {
+        matrices(&|codec, packed, expected| {
+            let got = ops::decode::<bf16>(runner, codec, packed, 0..packed.dims.rows)?;
+            Ok(Difference::singles(&wide(&got), &wide(&narrow(expected))))
+        })
+    }));
+}
+
+/// Weights that encoders treat unlike: a row each of ordinary ones, with outliers, of few values, tiny, zero.
+fn weights(cols: usize) -> Vec<f32> {
+    let mut w = noise(6 * cols, 3);
+    let mut rows = w.chunks_exact_mut(cols);
+    let mut row = |f: &dyn Fn(usize, f32) -> f32| {
+        rows.next().into_iter().for_each(|row| row.iter_mut().enumerate().for_each(|(i, x)| *x = f(i, *x)));
+    };
+    row(&|_, x| x * x.abs());
+    row(&|i, x| if i % 37 == 5 { x * 50.0 } else { x * 0.1 });
+    row(&|i, x| if i % 3 == 0 { 0.25 } else { x.signum() });
+    row(&|_, x| x * 1e-9);
+    row(&|i, x| if i % 64 < 32 { 0.0 } else { x.abs() });
+    row(&|_, _| 0.0);
+    w
+}
+
+fn encode(grid: &DeviceGrid, out: &mut Vec<Check<On>>) {
+    for codec in formats(grid) {
+        let Some(block) = codec.block() else { continue };
+        let Some(encode) = block.encode else { continue };
+        for weighted in [false, true] {
+            let cols = block.weights.max(256) * 2;
+            let dtype = if weighted { "f32, importance" } else { "f32" };
+            out.push(Check::new(("encode", &grid.id()), &format!("6 x {cols}"), dtype, 0.0, move |runner: &On| {
+                let w = weights(cols);
+                let importance: Option<Vec<f32>> = weighted.then(|| {
+                    noise(cols, 4).iter().enumerate().map(|(i, x)| if i < 40 { 0.0 } else { x * x + 1e-3 }).collect()
+                });
+                let mut expected = vec![0; w.len() / block.weights * block.bytes];
+                (encode.run)(&w, cols, importance.as_deref(), &mut expected);
+                let got = ops::encode(runner, codec, &w, cols, importance.as_deref())?;
+                Ok(Difference::bytes(&got, &expected))
+            }));
+        }
+    }
+}
+
+fn solve(out: &mut Vec<Check<On>>) {
+    let mut seen: Vec<Levels> = Vec::new();
+    for levels in codec::all().filter_map(|c| c.grid()).map(|g| g.levels()) {
+        if seen.contains(&levels) {
+            continue;
+        }
+        seen.push(levels);
+        let of = match levels {
+            Levels::Integers { first, count } => format!("integers from {first}, {count} of them"),
+            Levels::Table(t) => format!("a table from {} to {}", t[0], t[t.len() - 1]),
+            Levels::E4m3 => "8-bit floats".to_owned(),
+        };
+        // Integers are one kernel; one more shape is enough for the rest of them.
+        let (rows, cols, span) = if seen.len() < 4 { (19, 608, 32) } else { (3, 160, 16) };
+        out.push(Check::new(("solve", &of), &format!("{rows} x {cols}"), "f32", 0.0, move |runner: &On| {
+            let (w, stride) = (noise(rows * cols, 1), Feedback::stride(cols));
+            let order: Vec<u32> = (0..cols as u32).map(|i| i * 7 % cols as u32).collect();
+            let mut shares: Vec<f32> = noise(cols * stride, 2).iter().map(|x| x * 0.05).collect();
+            for j in 0..cols {
+                shares[j * stride..=j * stride + j].fill(0.0);
+            }
+            let scale = |i: usize| match i % 11 {
+                0 => Scale { step: 0.0, zero: 0.0, offset: 0.1 },
+                _ => Scale { step: 0.1 + 0.01 * (i % 7) as f32, zero: 0.5, offset: 0.02 },
+            };
+            let all: Vec<Scale> = (0..rows * cols / span).map(scale).collect();
+            let levels = vec![levels; cols / span];
+            let (feedback, scales) = (
+                Feedback { order, shares, stride, variances: vec![1.0; cols] },
+                Scales { levels: &levels, span, all: &all },
+            );
+            let mut expected = vec![0; w.len()];
+            cpu::round_columns(&w, cols, scales, &feedback, &mut expected);
+            let got = ops::Shares::upload(runner, &feedback)?.round_columns(&w, scales)?;
+            Ok(Difference::bytes(&got, &expected))
+        }));
+    }
+}
+
+/// Products, Gram matrices and moments.
+fn sums(out: &mut Vec<Check<On>>) {
+    for (tokens, rows, depth) in [(1, 3, 8), (70, 65, 513), (33, 130, 300)] {
+        let shape = format!("{tokens} x {depth} x {rows}");
+        let matrices = move || {
+            let (x, w) = (noise(tokens * depth, 5), wide(&narrow(&noise(rows * depth, 6))));
+            let codec: &'static dyn Codec = &float::F32;
+            let stored: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let weight =
+                Weight { codec, packed: Packed::one(Dims::new(rows, depth), stored), scale: 1.0, inputs: None };
+            let mut expected = vec![0.0; tokens * rows];
+            cpu::linear(&weight, 0..rows, None, &x, &mut expected);
+            (x, w, expected)
+        };
+        out.push(Check::new(("linear", "exact"), &shape, "f32", 0.0, move |runner: &On| {
+            let (x, w, expected) = matrices();
+            Ok(Difference::singles(&ops::linear(runner, &x, &w, depth)?, &expected))
+        }));
+        out.push(Check::new(("linear", "exact"), &shape, "bf16", 0.0, move |runner: &On| {
+            let (x, w, expected) = matrices();
+            Ok(Difference::singles(&ops::linear(runner, &x, &narrow(&w), depth)?, &expected))
+        }));
+    }
+    for (rows, columns, weighted) in
+        [(1, 1, false), (300, 100, false), (517, 70, true), (cpu::GRAM_ROWS + 5, 33, false)]
+    {
+        let matrix = move || {
+            let (x, weights) = (wide(&narrow(&noise(rows * columns, 7))), weighted.then(|| noise(rows, 8)));
+            (x, weights)
+        };
+        let shape = format!("{rows} x {columns}");
+        let dtype = |name| if weighted { ["f32, weighted", "bf16, weighted"][name] } else { ["f32", "bf16"][name] };
+        for name in [0, 1] {
+            out.push(Check::new(("gram", "upper triangle"), &shape, dtype(name), 0.0, move |runner: &On| {
+                let (x, weights) = matrix();
+                let expected = cpu::Gram::new(columns).map(|mut gram| {
+                    gram.add(&x, weights.as_deref(), &mut cpu::GramScratch::default());
+                    gram
+                });
+                let gram = ops::Gram::new(runner, columns)?;
+                match name {
+                    0 => gram.add(&x, weights.as_deref())?,
+                    _ => gram.add(&narrow(&x), weights.as_deref())?,
+                }
+                Ok(Difference::of(gram.upper()?, expected.iter().flat_map(|g| g.upper()).copied()))
+            }));
+            // Sums in f64, divided among blocks.
+            out.push(Check::new(
+                ("moments", "squares, sums, maxima"),
+                &shape,
+                dtype(name),
+                1e-12,
+                move |runner: &On| {
+                    let (x, weights) = matrix();
+                    let (mut squares, mut sums) = (vec![0.0; columns], vec![0.0; columns]);
+                    let mut most = vec![0.0; columns];
+                    cpu::moments(&x, &mut squares, &mut sums, &mut most);
+                    if let Some(weights) = &weights {
+                        squares.fill(0.0);
+                        cpu::weighted_squares(&x, weights, &mut squares);
+                    }
+                    let got = match name {
+                        0 => ops::moments(runner, &x, columns, weights.as_deref())?,
+                        _ => ops::moments(runner, &narrow(&x), columns, weights.as_deref())?,
+                    };
+                    let singles = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+                    let sums = if weighted { Difference::default() } else { Difference::of(got.sums, sums) };
+                    let most = Difference::of(singles(&got.most), singles(&most));
+                    Ok(Difference::of(got.squares, squares).and(sums).and(most))
+                },
+            ));
+        }
+    }
+}
+
+fn layer(out: &mut Vec<Check<On>>) {
+    let n = 3000;
+    let shape = format!("{n}");
+    out.push(Check::new(("add", ""), &shape, "f32", 0.0, move |runner: &On| {
+        let (x, y) = (noise(n, 1), noise(n, 2));
+        let mut expected = x.clone();
+        cpu::add(&mut expected, &y);
+        Ok(Difference::singles(&ops::add(runner, &x, &y)?, &expected))
+    }));
+    for activation in [Activation::Silu, Activation::Gelu] {
+        out.push(Check::new(("gate", &format!("{activation:?}")), &shape, "f32", 0.0, move |runner: &On| {
+            let (gate, up): (Vec<f32>, _) = (noise(n, 1).iter().map(|x| x * 120.0 * x * x).collect(), noise(n, 2));
+            let mut expected = gate.clone();
+            cpu::gate(activation, &mut expected, &up);
+            Ok(Difference::singles(&ops::gate(runner, activation, &gate, &up)?, &expected))
+        }));
+    }
+    out.push(Check::new(("softcap", ""), &shape, "f32", 0.0, move |runner: &On| {
+        let x: Vec<f32> = noise(n, 3).iter().map(|x| x * 100.0).collect();
+        let mut expected = x.clone();
+        cpu::softcap(&mut expected, 30.0);
+        Ok(Difference::singles(&ops::softcap(runner, &x, 30.0)?, &expected))
+    }));
+    for columns in [1, 100, 2048] {
+        out.push(Check::new(("rms_norm", ""), &format!("5 x {columns}"), "f32", 1e-6, move |runner: &On| {
+            let (x, gain) = (noise(5 * columns, 4), noise(columns, 5));
+            let mut expected = vec![0.0; x.len()];
+            for (x, out) in x.chunks_exact(columns).zip(expected.chunks_exact_mut(columns)) {
+                cpu::rms_norm(x, &gain, 1e-6, out);
+            }
+            Ok(Difference::singles(&ops::rms_norm(runner, &x, &gain, 1e-6)?, &expected))
+        }));
+    }
+    for halves in [false, true] {
+        let (tokens, heads, head_dim, pairs) = (7, 3, 48, 20);
+        let of = if halves { "halves" } else { "neighbours" };
+        out.push(Check::new(
+            ("rope", of),
+            &format!("{tokens} x {heads} x {head_dim}"),
+            "f32",
+            0.0,
+            move |runner: &On| {
+                let x = noise(tokens * heads * head_dim, 6);
+                let turns: Vec<[f32; 2]> = noise(tokens * pairs, 7).iter().map(|a| [a.cos(), a.sin()]).collect();
+                let mut expected = x.clone();
+                for (n, head) in expected.chunks_exact_mut(head_dim).enumerate() {
+                    for (i, [cos, sin]) in turns[n / heads * pairs..][..pairs].iter().enumerate() {
+                        let (a, b) = if halves { (i, i + pairs) } else { (2 * i, 2 * i + 1) };
+                        (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+                    }
+                }
+                Ok(Difference::singles(&ops::rope(runner, &x, &turns, tokens, head_dim, halves)?, &expected))
+            },
+        ));
+    }
+}
+
+fn attention(out: &mut Vec<Check<On>>) {
+    for &head_dim in source::HEAD_DIMS {
+        for (first, tokens, window, softcap) in
+            [(0, 21, None, None), (37, 11, Some(30), Some(5.0)), (5, 1, Some(3), None)]
+        {
+            let a = Attention { heads: 4, kv_heads: 2, head_dim, scale: 0.3, softcap, window };
+            let of = match (window, softcap) {
+                (None, _) => "causal".to_owned(),
+                (Some(w), None) => format!("window {w}"),
+                (Some(w), Some(_)) => format!("window {w}, softcap"),
+            };
+            let shape = format!("{tokens} after {first}, heads of {head_dim}");
+            out.push(Check::new(("attention", &of), &shape, "f32", 2e-6, move |runner: &On| {
+                let all = first + tokens;
+                let (q, k, v) =
+                    (noise(tokens * 4 * head_dim, 1), noise(all * 2 * head_dim, 2), noise(all * 2 * head_dim, 3));
+                let shape = KvShape { layers: 1, heads: 2, head_dim };
+                let mut cache = KvCache::new(&KvPolicy::default(), shape, 1, all)?;
+                let (before, now) = (..first * 2 * head_dim, first * 2 * head_dim..);
+                let mut unused = vec![0.0; first * 4 * head_dim];
+                let asked = unused.clone();
+                cache.attend(&a, 0, &asked, &k[before], &v[before], &|_, _| {}, &mut unused)?;
+                cache.advance(first);
+                let mut expected = vec![0.0; q.len()];
+                cache.attend(&a, 0, &q, &k[now.clone()], &v[now], &|_, _| {}, &mut expected)?;
+                Ok(Difference::singles(&ops::attention(runner, &a, first, &q, &k, &v)?, &expected))
+            }));
+        }
+    }
+}
+
+fn scores(out: &mut Vec<Check<On>>) {
+    let (positions, vocab, part) = (3, 1000, 384);
+    let shape = format!("{positions} x {vocab}, {part} at a time");
+    out.push(Check::new(("scores", "NLL, KLD, same top"), &shape, "f32", 1e-7, move |runner: &On| {
+        let p: Vec<f32> = noise(positions * vocab, 1).iter().map(|x| x * 9.0).collect();
+        let q: Vec<f32> = p.iter().zip(noise(positions * vocab, 2)).map(|(p, n)| p + n * 0.3).collect();
+        let targets = [0, 613, 999];
+        let mut all = cpu::Scores::new(positions, 1);
+        for first in (0..vocab).step_by(part) {
+            for (n, target) in targets.iter().enumerate() {
+                let row = n * vocab + first..n * vocab + vocab.min(first + part);
+                all.add(n, first, *target, &p[row.clone()], &[&q[row]]);
+            }
+        }
+        let numbers = |s: cpu::TokenScore| [s.nll_ref, s.nll, s.kld, f64::from(u8::from(s.same_top))];
+        let got = ops::scores(runner, &p, &q, &targets, part)?;
+        Ok(Difference::of(got.into_iter().flat_map(numbers), all.finish(0).flat_map(numbers)))
+    }));
+}
