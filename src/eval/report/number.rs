@@ -22,7 +22,7 @@ pub fn significant(x: f64) -> String {
     if size == 0.0 {
         return "0".to_owned();
     }
-    if size < 1e-4 || size >= 1e7 {
+    if !(1e-4..1e7).contains(&size) {
         let text = format!("{x:.1e}");
         let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
         return format!("{}×{}", digits.replace('-', "\u{2212}"), power(exponent.parse().unwrap_or(0)));
@@ -76,7 +76,7 @@ pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push('\u{202f}');
         }
         out.push(c);
