@@ -1,7 +1,7 @@
 //! The quality table, its plots, and the sentence to quote.
 
-use super::data::{Artifact, Evaluation};
-use super::lines::{self, Chart, Series};
+use super::data::{Artifact, Evaluation, LayerCost, Position};
+use super::lines::{self, Chart, Dot, Series};
 use super::number::{bytes, fixed, interval, percent, perplexity, signed, significant};
 use super::scatter::{self, Measure, Point};
 use super::svg::Plot;
@@ -130,10 +130,12 @@ impl<'a> Judged<'a> {
 
     pub fn positions(&self) -> Option<Plot> {
         let series = |(a, label): &(&Artifact, String)| {
-            let interval = |low: Option<f64>, high: Option<f64>| Some((low?, high?));
-            let middle = |from: u64, to: u64| (from as f64 + to as f64) / 2.0;
-            let points =
-                a.positions.iter().map(|p| (middle(p.from, p.to), p.kld.value, interval(p.kld.low, p.kld.high)));
+            let dot = |p: &Position| Dot {
+                x: (p.from as f64 + p.to as f64) / 2.0,
+                y: p.kld.value,
+                interval: p.kld.low.zip(p.kld.high),
+            };
+            let points = a.positions.iter().map(dot);
             Series { label: label.clone(), points: points.collect() }
         };
         lines::draw(&Chart {
@@ -147,8 +149,9 @@ impl<'a> Judged<'a> {
 
     pub fn layers(&self) -> Option<Plot> {
         let series = |(a, label): &(&Artifact, String)| {
-            let mut points: Vec<_> = a.blame.iter().map(|b| (f64::from(b.layer), b.kld, None)).collect();
-            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let dot = |b: &LayerCost| Dot { x: f64::from(b.layer), y: b.kld, interval: None };
+            let mut points: Vec<Dot> = a.blame.iter().map(dot).collect();
+            points.sort_by(|a, b| a.x.total_cmp(&b.x));
             Series { label: label.clone(), points }
         };
         lines::draw(&Chart {
