@@ -226,7 +226,7 @@ fn task(a: &Value, names: &[&str], limit: &Limit) -> Found {
             let value = pair["difference"].as_f64().ok_or("it was not compared: pass --reference MODEL")?;
             let note = pair["detectable"]
                 .as_f64()
-                .map_or_else(String::new, |d| format!("so many items show {:.1} pt", d * 100.0));
+                .map_or_else(String::new, |d| format!("this many items can show a change of {:.1} pt", d * 100.0));
             Ok(Measure { value, low: pair["low"].as_f64(), high: pair["high"].as_f64(), exact: false, note })
         }
     }
@@ -246,7 +246,7 @@ fn task_since(a: &Value, b: &Value, names: &[&str], limit: &Limit) -> Found {
         return Err(format!("{} items against {}", now.len(), then.len()));
     }
     let p = Paired::of(&then, &now).ok_or("no item was asked")?;
-    let note = format!("so many items show {:.1} pt", p.detectable * 100.0);
+    let note = format!("this many items can show a change of {:.1} pt", p.detectable * 100.0);
     Ok(Measure { value: p.difference, low: Some(p.low), high: Some(p.high), exact: false, note })
 }
 
