@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use super::{Plan, Progress, check_finite, each_unit, units_of};
+use super::rows::check_finite;
+use super::{Plan, Progress, each_unit, units_of};
 use crate::codec::Codec;
 use crate::container::{Checkpoint, Tensor, hf, tokenizer};
 use crate::error::{At, Error, Result};

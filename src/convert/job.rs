@@ -1,0 +1,310 @@
+//! What one unit of a source becomes in every output that is made of it.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::fold::{Folded, Folds};
+use super::resume::Ledger;
+use super::rows::{Factor, check_finite, check_halves, decoded, encode, moved};
+use super::{Event, Layout, Listener, Plan, Planned, Request, Scratch, Unit, scale, step, steps, units_of};
+use crate::arch::RowOrder;
+use crate::calibrate::method::{self, awq};
+use crate::codec::grid::{Codes, Grid, MatrixGrid, Unsearched};
+use crate::codec::{float, transcode};
+use crate::container::{Sink, Tensor, Weight};
+use crate::error::{At, Error, Result};
+use crate::tensor::Dims;
+
+/// Plans, and what the work on them knows.
+pub(super) struct Job<'a> {
+    pub request: &'a Request<'a>,
+    pub plans: &'a [Plan],
+    pub sinks: &'a [Sink],
+    /// For each plan.
+    pub folds: Vec<Folds>,
+    pub scales: Vec<scale::All>,
+    /// For every source tensor the (plan, output tensor) pairs made from it.
+    pub outputs: Vec<Vec<(usize, usize)>>,
+    /// For every output tensor whether codes that should have gone over as they are had to be chosen anew.
+    pub again: Vec<Vec<AtomicBool>>,
+    pub ledger: Ledger,
+}
+
+impl Job<'_> {
+    /// Writes the scales that lie beside matrices.
+    pub fn write_scales(&self) -> Result<()> {
+        for (p, plan) in self.plans.iter().enumerate() {
+            for (output, scales) in &self.scales[p] {
+                let planned = &plan.tensors[*output];
+                let Some(kind) = planned.spec.codec.tensor_scale() else { continue };
+                for (n, values) in [&scales.weights, &scales.inputs].into_iter().enumerate() {
+                    for (plane, value) in values.iter().enumerate() {
+                        let (slot, offset) = planned.slot_beside(plane, n);
+                        self.sinks[p].write_at(slot, offset, &kind.turned(*value).to_le_bytes())?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// From values of the source to those that an output's grid sees.
+    pub fn factor(&self, at: (usize, usize), weight: &Weight<'_>, plane: usize) -> Factor {
+        let planned = &self.plans[at.0].tensors[at.1];
+        let over = self.scales[at.0].get(&at.1).map_or(1.0, |s| s.weights[plane]);
+        Factor { over, ..Factor::source(self.request.source, planned, weight) }
+    }
+
+    /// Codes that are nearest to the weights.
+    fn chosen(&self, grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Codes {
+        match self.request.search {
+            true => method::nearest(grid, w, cols, importance),
+            false => method::nearest(&Unsearched(grid), w, cols, None),
+        }
+    }
+
+    /// Rows that one thread takes: whole matrices where an output needs them.
+    pub fn units(&self) -> Vec<Unit> {
+        let whole = |tensor: usize| self.outputs[tensor].iter().any(|(p, o)| self.plans[*p].tensors[*o].whole());
+        let mut units = Vec::new();
+        for unit in units_of(self.request.source) {
+            match units.last_mut() {
+                Some(Unit { tensor, plane, rows })
+                    if (*tensor, *plane) == (unit.tensor, unit.plane) && whole(*tensor) =>
+                {
+                    rows.end = unit.rows.end;
+                }
+                _ => units.push(unit),
+            }
+        }
+        units
+    }
+
+    /// Whether nothing is made of a source tensor but what is solved for.
+    pub fn all_solved(&self, tensor: usize) -> bool {
+        self.outputs[tensor].iter().all(|(p, o)| self.plans[*p].tensors[*o].solve)
+    }
+
+    /// Tells that a matrix was solved for, if its source is not needed again.
+    pub fn solved(&self, at: (usize, usize), event: Listener<'_>) {
+        let source = self.plans[at.0].tensors[at.1].source;
+        let t = &self.request.source.tensors()[source];
+        if self.all_solved(source) && self.outputs[source].last() == Some(&at) {
+            event(Event::Bytes((t.bytes / t.planes().max(1)) as u64));
+        }
+    }
+
+    /// All outputs of a unit but those that are solved for, or were made by a run that was killed.
+    pub fn convert(&self, unit: &Unit, scratch: &mut Scratch) -> Result<()> {
+        let open = |(p, o): (usize, usize)| !self.plans[p].tensors[o].solve && !self.ledger.is_done(p, o, unit.plane);
+        let outputs: Vec<_> = self.outputs[unit.tensor].iter().copied().filter(|at| open(*at)).collect();
+        if outputs.is_empty() {
+            return Ok(());
+        }
+        let source = self.request.source;
+        let t = &source.tensors()[unit.tensor];
+        let place = || format!("{} ({} in {})", t.name, t.source, t.file);
+        let weight = source.read(unit.tensor, unit.plane).at(place)?;
+        let mut rolling = Vec::new();
+        for (p, o) in outputs {
+            let (planned, folded) = (&self.plans[p].tensors[o], self.folds[p].get(&o));
+            let target = Target { sink: &self.sinks[p], planned, folded, unit, t, p, o };
+            if !target.planned.whole() || !self.whole(&target, &weight, scratch).at(place)? {
+                rolling.push(target);
+            }
+        }
+        let step = step(t);
+        for first in unit.rows.clone().step_by(step) {
+            let rows = first..(first + step).min(unit.rows.end);
+            if !rolling.is_empty() {
+                self.rows(&rolling, &weight, rows, scratch).at(place)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a whole matrix. False if it must go row by row after all.
+    fn whole(&self, target: &Target<'_>, weight: &Weight<'_>, scratch: &mut Scratch) -> Result<bool> {
+        let (planned, dims) = (target.planned, weight.packed.dims);
+        let mut codes = None;
+        let Some(grid) = self.grid(target, weight, scratch)? else { return Ok(false) };
+        let grid = grid.get();
+        if planned.carried && target.folded.is_none() {
+            codes = carried(planned, weight, grid);
+            if codes.is_none() {
+                let (from, to) = (weight.codec.name(), planned.spec.codec.name());
+                if !self.request.allow_requantize {
+                    return Err(Error::request(format!(
+                        "{from} cannot become {to} without loss: not all of its values are there"
+                    ))
+                    .help("a target with more bits may have them; else start from the original model, or pass --allow-requantize and accept the added loss"));
+                }
+                self.again[target.p][target.o].store(true, Ordering::Relaxed);
+                if !planned.spec.codec.packed() {
+                    return Ok(false);
+                }
+            }
+        }
+        let codes = match codes {
+            Some(codes) => codes,
+            None => self.solve(target, weight, grid, scratch)?,
+        };
+        for (part, bytes) in grid.pack(dims, &codes.params, &codes.codes).iter().enumerate() {
+            let (slot, offset) = planned.slot(target.unit.plane, part);
+            target.sink.write_at(slot, offset, bytes)?;
+        }
+        self.wrote((target.p, target.o), target.unit.plane, target.unit.rows.len(), None)?;
+        Ok(true)
+    }
+
+    /// The grid of a matrix.
+    fn grid(&self, target: &Target<'_>, weight: &Weight<'_>, scratch: &mut Scratch) -> Result<Option<MatrixGrid>> {
+        let (codec, cols) = (target.planned.spec.codec, weight.packed.dims.cols);
+        let Some(joint) = codec.joint() else { return Ok(codec.grid().map(MatrixGrid::Format)) };
+        let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
+        let factor = self.factor((target.p, target.o), weight, target.unit.plane);
+        let mut wishes = Vec::new();
+        for rows in steps(target.unit.rows.clone(), step(target.t)) {
+            wishes.extend(joint.wishes(
+                decoded(target, weight, factor, rows, &mut scratch.source)?,
+                cols,
+                importance.as_deref(),
+            ));
+        }
+        Ok(Some(MatrixGrid::Made(joint.grid(cols, importance.as_deref(), &wishes))))
+    }
+
+    /// Chooses the codes of a matrix.
+    fn solve(&self, target: &Target<'_>, weight: &Weight<'_>, grid: &dyn Grid, scratch: &mut Scratch) -> Result<Codes> {
+        let (rows, cols) = (target.unit.rows.clone(), weight.packed.dims.cols);
+        let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
+        let mut all = Codes::default();
+        for rows in steps(rows, step(target.t).next_multiple_of(grid.rows())) {
+            let factor = self.factor((target.p, target.o), weight, target.unit.plane);
+            let w = decoded(target, weight, factor, rows, &mut scratch.source)?;
+            let Codes { params, codes } = self.chosen(grid, w, cols, importance.as_deref());
+            all.params.extend(params);
+            all.codes.extend(codes);
+        }
+        Ok(all)
+    }
+
+    /// Writes rows of a matrix, whose blocks do not depend on other rows.
+    fn rows(
+        &self,
+        targets: &[Target<'_>],
+        weight: &Weight<'_>,
+        rows: Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let dims = weight.packed.dims;
+        let decode = |rows: Range<usize>, out: &mut [f32]| weight.codec.decode(&weight.packed, rows, out);
+        scratch.source.resize(rows.len() * dims.cols, 0.0);
+        decode(rows.clone(), &mut scratch.source);
+        check_finite(&scratch.source, dims.cols, rows.start)?;
+        let wrote = |target: &Target<'_>| self.wrote((target.p, target.o), target.unit.plane, rows.len(), None);
+        for target in targets {
+            let (t, planned) = (target.t, target.planned);
+            let row_bytes = planned.bytes / (t.planes() * dims.rows).max(1);
+            let (slot, start) = planned.slot(target.unit.plane, 0);
+            let offset = start + (rows.start * row_bytes) as u64;
+            if planned.copied && target.folded.is_none() {
+                let bytes = &weight.packed.parts[0][rows.start * row_bytes..rows.end * row_bytes];
+                target.sink.write_at(slot, offset, bytes)?;
+                wrote(target)?;
+                continue;
+            }
+            let factor = self.factor((target.p, target.o), weight, target.unit.plane);
+            let same = planned.transform.is_identity() && target.folded.is_none() && factor == Factor::ONE;
+            let weights = if same {
+                &scratch.source
+            } else {
+                moved(target, weight, factor, rows.clone(), &scratch.source, &mut scratch.moved)?;
+                &scratch.moved
+            };
+            let importance = self.importance((target.p, target.o), t, target.unit.plane)?;
+            match planned.spec.codec.grid().filter(|_| planned.on_grid()) {
+                Some(grid) => {
+                    let found = self.chosen(grid, weights, dims.cols, importance.as_deref());
+                    let dims = Dims::new(rows.len(), dims.cols);
+                    scratch.encoded = grid.pack(dims, &found.params, &found.codes).concat();
+                }
+                None => {
+                    scratch.encoded.resize(row_bytes * rows.len(), 0);
+                    encode(
+                        self.request.worker,
+                        planned,
+                        weights,
+                        dims.cols,
+                        importance.as_deref(),
+                        &mut scratch.encoded,
+                    )?;
+                }
+            }
+            if matches!(self.plans[target.p].layout, Layout::Folder(_)) {
+                check_halves(planned, weights, dims.cols, rows.start)?;
+            }
+            target.sink.write_at(slot, offset, &scratch.encoded)?;
+            wrote(target)?;
+        }
+        Ok(())
+    }
+
+    /// Mean squares of the inputs of tensor `at` (plan and output), as they are behind its fold.
+    pub fn importance(&self, at: (usize, usize), t: &Tensor, plane: usize) -> Result<Option<Cow<'_, [f32]>>> {
+        let planned = &self.plans[at.0].tensors[at.1];
+        let entry = self.request.imatrix.filter(|_| planned.weighted).and_then(|(imatrix, _)| imatrix.get(&t.name));
+        let Some(entry) = entry else {
+            // llama.cpp's matrices leave out the head, whose columns may have to be sorted.
+            let statistics = self.request.statistics.filter(|_| planned.spec.codec.joint().is_some());
+            let site = statistics.and_then(|s| s.site(t.id.layer, &t.id.role, None));
+            return Ok(site.map(|site| site.mean_square));
+        };
+        let values = entry.plane(plane, t.planes(), t.dims().cols)?;
+        Ok(Some(match self.folds[at.0].get(&at.1).and_then(|f| f.columns.as_ref()) {
+            Some(scale) => awq::importance(values, Some(scale)).into(),
+            None => values.into(),
+        }))
+    }
+
+    /// Of a plan's tensors that were quantized before and are still.
+    pub fn counts(&self, p: usize) -> (usize, usize) {
+        let quantized = |t: &Planned| {
+            let from = self.request.source.tensors()[t.source].codec;
+            let was = from.packed() || from.block().is_some_and(|b| b.weights > 1);
+            was && float::dtype(t.spec.codec).is_none()
+        };
+        let all = self.plans[p].tensors.iter().zip(&self.again[p]).filter(|(t, _)| quantized(t));
+        let same = |(t, again): &(&Planned, &AtomicBool)| (t.carried || t.copied) && !again.load(Ordering::Relaxed);
+        let (same, other): (Vec<_>, Vec<_>) = all.partition(same);
+        (same.len(), other.len())
+    }
+}
+
+/// What a unit of the source becomes in one output.
+pub(super) struct Target<'a> {
+    pub sink: &'a Sink,
+    pub planned: &'a Planned,
+    pub folded: Option<&'a Folded>,
+    pub unit: &'a Unit,
+    pub t: &'a Tensor,
+    pub p: usize,
+    pub o: usize,
+}
+
+/// The weight's own codes and scales, its rows in the output's order, if the grid can say all of them.
+fn carried(planned: &Planned, weight: &Weight<'_>, grid: &dyn Grid) -> Option<Codes> {
+    let from = weight.codec.grid().filter(|_| planned.transform.add == 0.0)?;
+    let mut own = weight.codec.unpack(&weight.packed)?;
+    let Dims { rows, cols } = weight.packed.dims;
+    if planned.transform.rows != RowOrder::Same {
+        let per_row = own.params.len() / rows.max(1);
+        let order = || (0..rows).map(|row| planned.transform.source_row(row));
+        own = Codes {
+            params: order().flat_map(|r| own.params[r * per_row..][..per_row].iter().copied()).collect(),
+            codes: order().flat_map(|r| own.codes[r * cols..][..cols].iter().copied()).collect(),
+        };
+    }
+    transcode::exact(from, &own, cols, grid)
+}
