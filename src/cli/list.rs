@@ -23,11 +23,13 @@ pub struct List {
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum What {
     Formats,
+    #[value(alias = "recipes")]
     Presets,
     Methods,
     Archs,
     Containers,
     Mixes,
+    #[value(alias = "evals")]
     Tasks,
     Kv,
 }
