@@ -14,7 +14,7 @@ pub struct Measure {
     pub value: f64,
     pub low: Option<f64>,
     pub high: Option<f64>,
-    /// It is what it is: no sample, no interval.
+    /// Judged by its value alone: it is no sample, or nobody knows its interval.
     pub exact: bool,
     pub note: String,
 }
@@ -32,16 +32,16 @@ type Since = fn(&Value, &Value, &[&str], &Limit) -> Found;
 
 static METRICS: &[Metric] = &[
     Metric { pattern: "kld.mean", own: |a, _, _| divergence(a), since: Some(divergence_since) },
-    Metric { pattern: "kld.NAME", own: |a, n, _| point(&a["kld"][n[0]]), since: None },
+    Metric { pattern: "kld.NAME", own: |a, n, _| point(&a["kld"][n[0]], "no interval is known of it"), since: None },
     Metric { pattern: "perplexity", own: |a, _, limit| perplexity(a, limit), since: Some(perplexity_since) },
     Metric { pattern: "same_top", own: |a, _, _| estimate(&a["same_top"]), since: None },
     Metric { pattern: "rms_delta_p", own: |a, _, _| estimate(&a["rms_delta_p"]), since: None },
     Metric {
         pattern: "bytes",
-        own: |a, _, _| point(&a["bytes"]).map(exact),
+        own: |a, _, _| point(&a["bytes"], ""),
         since: Some(|a, b, _, limit| grown(&a["bytes"], &b["bytes"], limit)),
     },
-    Metric { pattern: "bpw", own: |a, _, _| point(&a["bpw"]).map(exact), since: None },
+    Metric { pattern: "bpw", own: |a, _, _| point(&a["bpw"], ""), since: None },
     Metric { pattern: "tasks.NAME.NAME", own: task, since: Some(task_since) },
     Metric { pattern: "positions.NAME.kld", own: |a, n, _| estimate(&position(a, n[0])["kld"]), since: None },
     Metric { pattern: "positions.NAME.same_top", own: |a, n, _| estimate(&position(a, n[0])["same_top"]), since: None },
@@ -160,14 +160,10 @@ impl Measure {
     }
 }
 
-/// A number without an interval, of a sample.
-fn point(value: &Value) -> Found {
+/// A number that is judged by itself.
+fn point(value: &Value, note: &str) -> Found {
     let value = value.as_f64().ok_or("it was not measured")?;
-    Ok(Measure { value, low: None, high: None, exact: true, note: "no interval is known of it".to_owned() })
-}
-
-fn exact(measure: Measure) -> Measure {
-    Measure { exact: true, note: String::new(), ..measure }
+    Ok(Measure { value, low: None, high: None, exact: true, note: note.to_owned() })
 }
 
 /// `{value, low, high}`

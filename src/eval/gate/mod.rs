@@ -9,6 +9,7 @@ pub use budget::{Budgets, Limit};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::report::svg::escape;
 use crate::error::Result;
 use measure::Measure;
 
@@ -148,21 +149,10 @@ impl Row {
     }
 }
 
-/// Text inside an attribute; what XML cannot say at all is dropped.
+/// Text inside an attribute, on one line; what XML cannot say at all is dropped.
 fn xml(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\n' | '\t' => out.push(' '),
-            c if c < ' ' || matches!(c, '\u{fffe}' | '\u{ffff}') => {}
-            c => out.push(c),
-        }
-    }
-    out
+    let plain = text.replace(['\n', '\t'], " ").replace(|c: char| c < ' ' || matches!(c, '\u{fffe}' | '\u{ffff}'), "");
+    escape(&plain)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ mod palette;
 mod place;
 mod quality;
 mod scatter;
-mod svg;
+pub(super) mod svg;
 mod table;
 mod terms;
 
