@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use common::folder::{Folder, Stored, safetensors};
 use common::model::{DENSE, MOE, ODD, Shape, model};
 use common::{quant_fails, quant_ok};
+use quant::calibrate::stats::Statistics;
 use quant::container::{Checkpoint, open};
+use quant::engine::{Engine, Sequence, Site, Tap};
 use quant::recipe;
 use serde_json::{Value, json};
 
@@ -846,4 +848,72 @@ fn bands_and_columns_that_make_no_sense() {
     let mut lie = artifact("exl2");
     lie.config["hidden_size"] = json!(288);
     lie.refused(&["config.json"]);
+}
+
+/// Scales of the KV cache are what the engine's own keys and values say, under the names that each kind of loader looks for.
+#[test]
+fn caches_get_scales_from_statistics() {
+    struct Largest(Vec<[f32; 2]>);
+    impl Tap for Largest {
+        fn input(&mut self, _: Site, _: &[f32], _: Option<&[f32]>) {}
+
+        fn cached(&mut self, layer: u32, keys: &[f32], values: &[f32]) {
+            assert_eq!(keys.len(), values.len());
+            self.0.resize(self.0.len().max(layer as usize + 1), [0.0; 2]);
+            for (most, x) in self.0[layer as usize].iter_mut().zip([keys, values]) {
+                *most = x.iter().fold(*most, |most, x| most.max(x.abs()));
+            }
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = model(&DENSE);
+    let stats = dir.path().join("s.safetensors");
+    let data = dir.path().join("one.txt");
+    fs::write(&data, "the heron sees fish, and all of them see it, and one more of them does not").unwrap();
+    let args = ["--rows", "1", "--length", "48", "--keep-tokens", "--quiet"];
+    quant_ok(&[&["calibrate", text(folder.path()), "--data", text(&data), "-o", text(&stats)], &args[..]].concat());
+    let kept = Statistics::open(&stats).unwrap();
+    let tokens = kept.about().runs[0].kept.as_ref().unwrap()[0].clone();
+    let checkpoint = open(folder.path()).unwrap();
+    let engine = Engine::new(checkpoint.as_ref(), tokens.len()).unwrap();
+    let (mut cache, mut largest) = (engine.transient(tokens.len()).unwrap(), Largest(Vec::new()));
+    engine.forward(&mut [Sequence { tokens: &tokens, cache: &mut cache }], &mut largest).unwrap();
+    assert_eq!(largest.0.len(), DENSE.layers);
+
+    for (preset, names, shape) in [
+        ("fp8", ["k_scale", "v_scale"], &[1][..]),
+        ("w4a16-g32", ["k_scale", "v_scale"], &[1]),
+        ("modelopt-fp8", ["k_proj.k_scale", "v_proj.v_scale"], &[]),
+    ] {
+        let out = dir.path().join(preset);
+        convert(folder.path(), preset, &out, &["--set", "kv_cache=fp8", "--method", "rtn", "--stats", text(&stats)]);
+        let bytes = fs::read(out.join("model.safetensors")).unwrap();
+        let tensors = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        for (layer, largest) in largest.0.iter().enumerate() {
+            for (name, most) in names.iter().zip(largest) {
+                let scale = tensors.tensor(&format!("model.layers.{layer}.self_attn.{name}")).unwrap();
+                assert_eq!(scale.shape(), shape);
+                let scale = f32::from_le_bytes(scale.data().try_into().unwrap());
+                assert!(*most > 0.0 && (scale * 448.0 / most - 1.0).abs() < 1e-6, "{preset} {layer} {name}: {scale}");
+            }
+        }
+        let config = &read_json(&out.join("config.json"))["quantization_config"];
+        assert_eq!(config["kv_cache_scheme"]["num_bits"], 8, "{preset}");
+        if preset.starts_with("modelopt") {
+            assert_eq!(read_json(&out.join("hf_quant_config.json"))["quantization"]["kv_cache_quant_algo"], "FP8");
+        }
+        open(&out).unwrap();
+    }
+    for (preset, more, message) in [
+        ("gptq", &["--stats", text(&stats), "--method", "rtn"][..], "no place for scales of the KV cache"),
+        ("fp8", &[], "come from statistics"),
+    ] {
+        let out = dir.path().join("none");
+        let args = ["convert", text(folder.path()), "--to", preset, "-o", text(&out), "--set", "kv_cache=fp8"];
+        let error = quant_fails(&[&args[..], more].concat());
+        assert!(error.contains(message), "{error}");
+        assert!(!out.exists());
+    }
+    let args = ["convert", text(folder.path()), "--to", "fp8", "--set", "kv_cache=int8"];
+    assert!(quant_fails(&args).contains("known: plain, fp8"));
 }

@@ -84,7 +84,7 @@ fn statistics_fit_together() {
     let bench = Bench::new(&DENSE);
     let s = bench.run("s", &["--gram", "--keep-tokens"]);
     let about = s.about();
-    assert_eq!((about.arch.as_str(), about.runs.len(), about.sites.len()), ("llama", 1, 4 * 4 + 1));
+    assert_eq!((about.arch.as_str(), about.runs.len(), about.sites.len()), ("llama", 1, 4 * (4 + 2) + 1));
     let run = &about.runs[0];
     assert_eq!((run.tokens, run.rows * run.length), (1280, 1280));
     assert!(run.held_out_tokens > 0 && run.held_out_tokens < 300);
@@ -107,6 +107,11 @@ fn statistics_fit_together() {
         assert_eq!((dense[3 * found.columns + 1], dense[found.columns + 3]), (gram.get(1, 3), gram.get(3, 1)));
     }
     assert_eq!(site(&s, None, Role::Output).columns, 256);
+    let [keys, values] = ["k", "v"].map(|half| s.find(&format!("blk.2.cache_{half}")).unwrap());
+    assert!(keys.tokens == values.tokens && keys.columns == values.columns && keys.gram.is_none());
+    let largest = |s: &SiteStats<'_>| s.absmax.iter().copied().fold(0.0, f32::max);
+    assert_eq!(s.cache_absmax(2), Some([largest(&keys), largest(&values)]));
+    assert!(largest(&keys) > 0.0 && largest(&keys) != largest(&values) && s.cache_absmax(4).is_none());
     // Weights that read one activation share a site.
     assert_eq!(site(&s, Some(0), Role::AttnK).mean_square, site(&s, Some(0), Role::AttnQ).mean_square);
     assert!(s.site(Some(4), &Role::AttnQ, None).is_none() && s.site(Some(0), &Role::AttnNorm, None).is_none());

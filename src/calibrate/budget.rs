@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn less_memory_means_smaller_batches_and_then_none() {
-        let site = |key: &str, columns| Shape { key: key.into(), columns, expert: false };
+        let site = |key: &str, columns| Shape { key: key.into(), columns, ..Shape::default() };
         let sites = [
             site("blk.0.attn_q", 1000),
             site("blk.0.ffn_down", 4000),

@@ -27,7 +27,7 @@ pub struct Collector<'a> {
     keys: HashMap<&'a str, usize>,
     /// Site and its sums, in the order in which they were first seen.
     found: Vec<(usize, Sums)>,
-    index: HashMap<Site, usize>,
+    index: HashMap<String, usize>,
     scratch: GramScratch,
     failed: Option<Error>,
 }
@@ -63,27 +63,36 @@ impl<'a> Collector<'a> {
         Ok(())
     }
 
-    fn add(&mut self, site: Site, x: &[f32], weights: Option<&[f32]>) -> Result<()> {
-        let at = match self.index.get(&site) {
+    fn add(&mut self, key: String, x: &[f32], weights: Option<&[f32]>) -> Result<()> {
+        let at = match self.index.get(&key) {
             Some(at) => *at,
             None => {
-                let key = layout::key(site.layer, &site.reader, site.expert);
                 let number = self.keys.get(key.as_str()).copied();
                 let number = number.ok_or_else(|| Error::unsupported("no weight is known to read it").at(&key))?;
                 self.found.push((number, Sums::new(&self.shapes[number], self.gram)?));
-                self.index.insert(site, self.found.len() - 1);
+                self.index.insert(key, self.found.len() - 1);
                 self.found.len() - 1
             }
         };
         self.found[at].1.add(x, weights, &mut self.scratch);
         Ok(())
     }
+
+    fn hear(&mut self, key: String, x: &[f32], weights: Option<&[f32]>) {
+        if self.failed.is_none() {
+            self.failed = self.add(key, x, weights).err();
+        }
+    }
 }
 
 impl Tap for Collector<'_> {
     fn input(&mut self, site: Site, x: &[f32], weights: Option<&[f32]>) {
-        if self.failed.is_none() {
-            self.failed = self.add(site, x, weights).err();
+        self.hear(layout::key(site.layer, &site.reader, site.expert), x, weights);
+    }
+
+    fn cached(&mut self, layer: u32, keys: &[f32], values: &[f32]) {
+        for (key, x) in layout::cache_keys(layer).into_iter().zip([keys, values]) {
+            self.hear(key, x, None);
         }
     }
 }
@@ -103,7 +112,7 @@ impl Sums {
             sums: vec![0.0; n],
             most: vec![0.0; n],
             weighted: if shape.expert { vec![0.0; n] } else { Vec::new() },
-            gram: if gram { Some(cpu::Gram::new(n).ok_or_else(too_large)?) } else { None },
+            gram: if gram && !shape.cache { Some(cpu::Gram::new(n).ok_or_else(too_large)?) } else { None },
         })
     }
 

@@ -6,9 +6,6 @@ use serde::Serialize;
 use super::spectrum::{self, Spectrum};
 use super::stats::Statistics;
 
-/// Experts that see a smaller part of their layer's tokens are starved.
-pub const STARVED: f64 = 0.005;
-
 #[derive(Clone, Debug, Serialize)]
 pub struct Site {
     pub key: String,
@@ -17,18 +14,16 @@ pub struct Site {
     pub held_out_tokens: u64,
     /// Inputs that were never anything but zero.
     pub dead: usize,
-    /// Of an expert: part of its layer's tokens.
+    /// See [`SiteStats::share`](super::stats::SiteStats::share).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share: Option<f64>,
     #[serde(flatten)]
     pub spectrum: Option<Spectrum>,
+    #[serde(skip)]
+    pub starved: bool,
 }
 
 impl Site {
-    pub fn is_starved(&self) -> bool {
-        self.share.is_some_and(|s| s < STARVED)
-    }
-
     /// Which kind of site it is: `ffn_gate_exps`.
     pub fn kind(&self) -> &str {
         self.key.splitn(3, '.').nth(2).map_or(&self.key, |rest| rest.split('.').next().unwrap_or(rest))
@@ -43,20 +38,19 @@ impl Site {
 /// All sites in the file's order. Runs in the caller's rayon pool: a Gram matrix takes its time.
 pub fn of(statistics: &Statistics) -> Vec<Site> {
     let shapes = &statistics.about().sites;
-    let all: u64 = statistics.about().tokens();
     (0..shapes.len())
         .into_par_iter()
         .map(|i| {
             let (shape, stats) = (&shapes[i], statistics.nth(i));
-            let seen = stats.tokens + stats.held_out_tokens;
             Site {
                 key: shape.key.clone(),
                 columns: shape.columns,
                 tokens: stats.tokens,
                 held_out_tokens: stats.held_out_tokens,
                 dead: if stats.tokens == 0 { 0 } else { stats.absmax.iter().filter(|x| **x == 0.0).count() },
-                share: shape.expert.then(|| seen as f64 / (all as f64).max(1.0)),
+                share: stats.share,
                 spectrum: stats.gram.as_ref().map(|g| spectrum::of(g, stats.tokens)),
+                starved: stats.is_starved(),
             }
         })
         .collect()

@@ -22,13 +22,21 @@ pub fn key(layer: Option<u32>, reader: &Role, expert: Option<u32>) -> String {
     format!("{layer}{}{expert}", reader.stem())
 }
 
+/// What a layer keeps of its tokens: `blk.3.cache_k`, `blk.3.cache_v`. No weight reads it.
+pub fn cache_keys(layer: u32) -> [String; 2] {
+    ["k", "v"].map(|half| format!("blk.{layer}.cache_{half}"))
+}
+
 /// A site, as the file must know it beforehand.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     pub key: String,
     pub columns: usize,
     /// One of many experts: its tokens have weights.
     pub expert: bool,
+    /// Keys or values: no Gram matrix.
+    #[serde(default)]
+    pub cache: bool,
 }
 
 /// Two disjoint parts of the rows: what methods fit on, and what they are judged by.
@@ -117,7 +125,7 @@ pub fn triangle(columns: usize) -> Option<usize> {
 /// What a file with or without Gram matrices keeps of a site.
 fn parts(shape: &Shape, gram: bool) -> impl Iterator<Item = Part> + '_ {
     let kept = move |(split, quantity): &Part| match quantity {
-        Quantity::Gram => gram,
+        Quantity::Gram => gram && !shape.cache,
         Quantity::Weight | Quantity::WeightedMeanSquare => shape.expert,
         Quantity::Mean | Quantity::AbsMax => *split == Split::Fit,
         Quantity::Tokens | Quantity::MeanSquare => true,

@@ -52,7 +52,7 @@ pub fn sites(checkpoint: &dyn Checkpoint, engine: &Engine<'_>) -> (Vec<(String, 
     let mut known = HashSet::new();
     let mut add = |key: String, columns: usize, expert: bool| {
         if known.insert(key.clone()) {
-            sites.push(Shape { key, columns, expert });
+            sites.push(Shape { key, columns, expert, cache: false });
         }
     };
     for t in checkpoint.tensors() {
@@ -72,6 +72,10 @@ pub fn sites(checkpoint: &dyn Checkpoint, engine: &Engine<'_>) -> (Vec<(String, 
     }
     // The embedding may be the output too.
     add(layout::key(None, &Role::Output, None), engine.hidden(), false);
+    let cache = engine.kv_shape();
+    for key in (0..engine.layers() as u32).flat_map(layout::cache_keys) {
+        sites.push(Shape { key, columns: cache.heads * cache.head_dim, expert: false, cache: true });
+    }
     let layer =
         |s: &Shape| s.key.strip_prefix("blk.").and_then(|r| r.split('.').next()?.parse().ok()).unwrap_or(u32::MAX);
     sites.sort_by_key(layer);

@@ -23,6 +23,8 @@ pub struct SiteStats<'a> {
     /// all else is zero, and there are no Gram matrices.
     pub tokens: u64,
     pub columns: usize,
+    /// Of an expert: the part of all tokens, held-out ones included, that came to it.
+    pub share: Option<f64>,
     /// What the Gram matrix is the mean over: `tokens`, and for an expert the sum of the squared weights of the router.
     pub weight: f64,
     /// Mean of x^2, per column.
@@ -37,6 +39,12 @@ pub struct SiteStats<'a> {
     pub held_out_mean_square: Cow<'a, [f32]>,
     /// Of rows that `gram` has not seen.
     pub held_out: Option<Gram<'a>>,
+}
+
+impl SiteStats<'_> {
+    pub fn is_starved(&self) -> bool {
+        self.share.is_some_and(|s| s < STARVED)
+    }
 }
 
 /// Mean of x x^T over the tokens: symmetric, of which the upper triangle is kept, row after row.
@@ -113,6 +121,9 @@ pub struct About {
     /// BLAKE3 of what stands before it and of all tensors but the Gram matrices, in the file's order. The last field.
     pub hash: String,
 }
+
+/// Experts that see a smaller part of the tokens are starved: what they saw says little of what they will see.
+pub const STARVED: f64 = 0.005;
 
 /// One run over text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -263,6 +274,15 @@ impl Statistics {
         self.find(&layout::key(layer, &role.site()?, expert))
     }
 
+    /// The largest magnitudes among a layer's keys (after rotary embedding) and values; `None`: of an older file, or no token.
+    pub fn cache_absmax(&self, layer: u32) -> Option<[f32; 2]> {
+        let [k, v] = layout::cache_keys(layer).map(|key| {
+            let site = self.find(&key).filter(|s| s.tokens > 0)?;
+            Some(site.absmax.iter().fold(0f32, |most, x| most.max(*x)))
+        });
+        k.zip(v).map(|(k, v)| [k, v])
+    }
+
     /// By key: `blk.3.attn_q`.
     pub fn find(&self, key: &str) -> Option<SiteStats<'_>> {
         self.index.get(key).map(|i| self.nth(*i))
@@ -280,9 +300,12 @@ impl Statistics {
             let upper = part(split, Quantity::Gram).filter(|_| self.weight(i, split) > 0.0)?;
             Gram::new(columns, upper)
         };
+        let seen = self.tokens(i, Split::Fit) + self.tokens(i, Split::HeldOut);
+        let share = || seen as f64 / (self.about.tokens() as f64).max(1.0);
         SiteStats {
             tokens: self.tokens(i, Split::Fit),
             columns,
+            share: self.about.sites[i].expert.then(share),
             weight: self.weight(i, Split::Fit),
             mean_square: vector(Split::Fit, Quantity::MeanSquare),
             mean: vector(Split::Fit, Quantity::Mean),
@@ -379,5 +402,32 @@ fn floats(bytes: &[u8]) -> Cow<'_, [f32]> {
     match bytemuck::try_cast_slice(bytes) {
         Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
         _ => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_starve_below_half_a_percent() {
+        let none = || Cow::Borrowed(&[][..]);
+        let site = |share| SiteStats {
+            tokens: 3,
+            columns: 0,
+            share,
+            weight: 1.0,
+            mean_square: none(),
+            mean: none(),
+            absmax: none(),
+            weighted_mean_square: None,
+            gram: None,
+            held_out_tokens: 0,
+            held_out_weight: 0.0,
+            held_out_mean_square: none(),
+            held_out: None,
+        };
+        assert!(site(Some(0.0049)).is_starved());
+        assert!(!site(Some(0.0051)).is_starved() && !site(None).is_starved());
     }
 }

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::report::{Reporter, table};
 use super::size::Size;
-use crate::calibrate::coverage::{STARVED, Site};
+use crate::calibrate::coverage::Site;
+use crate::calibrate::stats::STARVED;
 use crate::calibrate::stats::{Run, Statistics};
 use crate::error::Result;
 
@@ -27,7 +28,7 @@ pub fn print(
             "path": path, "bytes": bytes, "model": about.model, "arch": about.arch, "model_hash": about.model_hash,
             "tokenizer_hash": about.tokenizer_hash, "gram": about.gram, "tokens": about.tokens(), "runs": runs,
             "overlap": overlap, "sites": sites,
-            "starved": sites.iter().filter(|s| s.is_starved()).map(|s| &s.key).collect::<Vec<_>>() });
+            "starved": sites.iter().filter(|s| s.starved).map(|s| &s.key).collect::<Vec<_>>() });
         return reporter.value(&value).map(|()| true);
     }
     let what = if about.gram { "statistics and Gram matrices" } else { "statistics" };
@@ -116,7 +117,7 @@ fn site_table(sites: &[Site], gram: bool) -> String {
 const MOST: usize = 12;
 
 fn experts(sites: &[Site]) -> Vec<String> {
-    let starved: Vec<&Site> = sites.iter().filter(|s| s.is_starved()).collect();
+    let starved: Vec<&Site> = sites.iter().filter(|s| s.starved).collect();
     if starved.is_empty() {
         return Vec::new();
     }

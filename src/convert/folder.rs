@@ -5,8 +5,8 @@ use std::path::Path;
 use super::plan::{Layout, Plan, Planned, Request, planned_all};
 use crate::arch::{Arch, OTHER_TOWER};
 use crate::calibrate::stats::Statistics;
-use crate::codec::{Activations, Codec, float};
-use crate::container::hf::{self, Calibration, NewWeight};
+use crate::codec::{Activations, Codec, float, fp8};
+use crate::container::hf::{self, Calibration, NewWeight, Told};
 use crate::container::{Checkpoint, Convention, Tensor};
 use crate::error::{At, Error, Result};
 use crate::recipe::{self, Recipe};
@@ -53,7 +53,9 @@ impl Plan {
             Activations::Measured => Activations::Plain,
             stated => stated,
         };
-        let layout = hf::folder(folder, &weights, floats, activations, calibration.as_ref(), request.split_max_bytes)?;
+        let cache = if recipe.fp8_cache { cache_scales(request, arch, spec.layers)? } else { Vec::new() };
+        let told = Told { floats, activations, calibration: calibration.as_ref(), cache: &cache };
+        let layout = hf::folder(folder, &weights, told, request.split_max_bytes)?;
         Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout: Layout::Folder(layout) })
     }
 }
@@ -64,6 +66,27 @@ fn calibration(statistics: &Statistics) -> Option<Calibration> {
     let names: Vec<&str> = runs.iter().flat_map(|r| &r.corpora).map(|c| c.name.as_str()).collect();
     let rows = runs.iter().map(|r| r.sequences).sum();
     Some(Calibration { rows, length: runs.iter().map(|r| r.length).max()?, dataset: names.join(", ") })
+}
+
+/// By attention module: what takes the largest key and the largest value that the statistics saw to the largest 8-bit float.
+fn cache_scales(request: &Request<'_>, arch: &Arch, layers: u32) -> Result<Vec<(String, [f32; 2])>> {
+    let again = "make them with `quant calibrate MODEL --data text.txt -o STATS` and pass --stats STATS";
+    let statistics = request.statistics.ok_or_else(|| {
+        Error::request("scales of the KV cache (kv_cache = \"fp8\") come from statistics, and there are none")
+            .help(again)
+    })?;
+    let of_layer = |layer: u32| {
+        let name = arch.hf_name(&format!("blk.{layer}.attn_output.weight"), None);
+        let module = name.as_deref().and_then(|name| name.strip_suffix(".weight")?.rsplit_once('.'));
+        let (module, _) =
+            module.ok_or_else(|| Error::unsupported("its attention has no name in Hugging Face layout"))?;
+        let largest = statistics
+            .cache_absmax(layer)
+            .ok_or_else(|| Error::request("the statistics say nothing of its keys and values").help(again))?;
+        // Zeros can be divided by anything.
+        Ok::<_, Error>((module.to_owned(), largest.map(|x| if x > 0.0 { x / fp8::MAX } else { 1.0 })))
+    };
+    (0..layers).map(|layer| of_layer(layer).at(|| format!("layer {layer}"))).collect()
 }
 
 const FLOATS: [&dyn Codec; 3] = [&float::F32, &float::F16, &float::BF16];

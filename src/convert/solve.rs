@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::fold::Folded;
 use super::{Factor, Job, Listener, Planned, matrix_rows};
 use crate::calibrate::method::{self, FITS, Fit, awq, gptq};
-use crate::calibrate::stats::Gram;
+use crate::calibrate::stats::{Gram, STARVED};
 use crate::codec::grid::{Codes, Grid, MatrixGrid};
 use crate::container::{Sink, Weight};
 use crate::device::cpu::Feedback;
@@ -52,10 +52,16 @@ pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Liste
         let id = &job.request.source.tensors()[first.source].id;
         let stats = job.request.statistics.and_then(|s| s.site(id.layer, &id.role, expert));
         let gram = stats.as_ref().and_then(|s| s.gram.as_ref());
-        let feedback = match gram {
-            Some(gram) if job.request.feedback => gptq::feedback(gram).map(|(f, _)| Some(f)),
-            Some(_) => Ok(None),
-            None => Err(Error::input("no token of the calibration text came here")),
+        let starved = stats.as_ref().filter(|s| s.is_starved()).and_then(|s| s.share);
+        let feedback = match (gram, starved) {
+            (None, _) => Err(Error::input("no token of the calibration text came here")),
+            (Some(_), _) if !job.request.feedback => Ok(None),
+            (Some(_), Some(share)) => Err(Error::input(format!(
+                "only {:.2} % of the calibration text's tokens came here, less than {:.1} %",
+                share * 100.0,
+                STARVED * 100.0
+            ))),
+            (Some(gram), None) => gptq::feedback(gram).map(|(f, _)| Some(f)),
         };
         // What was not seen while solving tells whether it helps.
         let judge = stats.as_ref().and_then(|s| s.held_out.as_ref()).or(gram);

@@ -123,6 +123,7 @@ impl Layer {
             s.cache.attend(a, number, q, k, v, &turn, &mut out[from * wide..][..n * wide])?;
             from += n;
         }
+        pass.tap.cached(self.number, &k, &v);
         [q, k, v].into_iter().for_each(|used| pass.give(used));
         Ok(out)
     }

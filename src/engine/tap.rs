@@ -15,6 +15,10 @@ pub trait Tap {
     /// `x` is `[tokens][columns]`: what the readers of `site` are about to be multiplied with. For an expert, `weights` has
     /// the router's weight of each token.
     fn input(&mut self, site: Site, x: &[f32], weights: Option<&[f32]>);
+
+    /// What a layer keeps of its tokens, `[tokens][kv_heads * head_dim]` each: keys as queries meet them, after rotary embedding
+    /// unless the cache does that itself.
+    fn cached(&mut self, _layer: u32, _keys: &[f32], _values: &[f32]) {}
 }
 
 /// Does not listen.

@@ -23,6 +23,7 @@ pub(super) struct File {
     pub container: Option<String>,
     pub floats: Option<Spanned<String>>,
     pub activations: Option<Spanned<String>>,
+    pub kv_cache: Option<Spanned<String>>,
     pub file_type: Option<u32>,
     pub default: Option<Spanned<String>>,
     pub pure: Option<bool>,
@@ -256,6 +257,15 @@ pub(super) fn activations(name: &str) -> Result<Activations> {
         _ => {
             Err(Error::request(format!("unknown activations {name:?}")).help("known: plain, dynamic, static, measured"))
         }
+    }
+}
+
+/// Whether the KV cache gets scales.
+pub(super) fn fp8_cache(name: &str) -> Result<bool> {
+    match name {
+        "fp8" => Ok(true),
+        "plain" => Ok(false),
+        _ => Err(Error::request(format!("unknown KV cache {name:?}")).help("known: plain, fp8")),
     }
 }
 

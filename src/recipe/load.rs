@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::file::{File, Text, activations, find, target};
+use super::file::{File, Text, activations, find, fp8_cache, target};
 use super::presets::{EMBEDDED, PARTS};
 use super::rule::{Pattern, Target};
 use super::{Budget, Keep, Named, Recipe};
@@ -87,7 +87,7 @@ impl Recipe {
         Loader::default().read(Text { label: "recipe", text }, None)
     }
 
-    /// `--set key=value`. Keys are `default`, `output`, `token_embd`, `pure`, `bpw`, `fallback.CODEC`; any other, or `tensors.REGEX`,
+    /// `--set key=value`. Keys are `default`, `output`, `token_embd`, `kv_cache`, `pure`, `bpw`, `fallback.CODEC`; any other, or `tensors.REGEX`,
     /// is a regular expression that names tensors. The first such expression that matches a tensor decides.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
         let place = || format!("--set {assignment}");
@@ -105,6 +105,7 @@ impl Recipe {
                 return Err(Error::request("this recipe has no ladder of formats to spend bits on").help("exl2 has"));
             }
             "bpw" => self.budget.bits = Some(Budget::parse(value)?),
+            "kv_cache" => self.fp8_cache = fp8_cache(value)?,
             "pure" => self.pure = value.parse().map_err(|_| Error::request("pure is true or false"))?,
             _ => match key.strip_prefix("fallback.") {
                 Some(codec) => self.set_fallback(find(codec)?, whole(value)?),
@@ -221,6 +222,9 @@ fn apply(recipe: &mut Recipe, file: &File, text: Text<'_>) -> Result<()> {
     }
     if let Some(name) = &file.activations {
         recipe.activations = text.read(name, |name| activations(name))?;
+    }
+    if let Some(name) = &file.kv_cache {
+        recipe.fp8_cache = text.read(name, |name| fp8_cache(name))?;
     }
     recipe.file_type = file.file_type.or(recipe.file_type);
     recipe.pure = file.pure.unwrap_or(recipe.pure);

@@ -37,6 +37,8 @@ pub struct Recipe {
     pub floats: Option<&'static dyn Codec>,
     /// What runtimes are told to do with the inputs of quantized weights.
     pub activations: Activations,
+    /// Runtimes are given scales for a KV cache of 8-bit floats.
+    pub fp8_cache: bool,
     /// GGUF's `general.file_type`; `None` leaves the source's.
     pub file_type: Option<u32>,
     default: Target,
@@ -65,6 +67,7 @@ impl Default for Recipe {
             container: "gguf".to_owned(),
             floats: None,
             activations: Activations::Plain,
+            fp8_cache: false,
             file_type: None,
             default: Target::Keep,
             pure: false,

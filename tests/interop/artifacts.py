@@ -37,6 +37,8 @@ FAMILIES = {"llama": None, "qwen2": ("w4a16", "gptq", "awq", "mlx-4bit"), "qwen3
             "qwen3moe": ("w4a16", "gptq", "awq", "fp8", "mxfp4", "mlx-4bit", "mlx-mixed-3-6", "mlx-nvfp4"),
             "mixtral": ("w4a16", "mxfp4", "mlx-4bit"), "gemma3": ("mlx-4bit",), "smollm3": ("mlx-5bit",)}
 
+# With scales of the KV cache, which the owner's package makes places for.
+CACHE = "fp8+kv"
 TEXT = [option for path in engine.BUNDLED for option in ("--data", path)]
 OPTIONS = ("--protocol", "gptq-2048", "--context", 100, "--chunks", 1, *TEXT)
 
@@ -63,11 +65,11 @@ def compare(report, cells, theirs, ours, most=KLD, least=COSINE):
 
 
 def measured(source, preset, work):
-    """Statistics, for presets that store how large inputs become."""
-    if preset not in ("nvfp4", "modelopt-nvfp4", "modelopt-fp8"):
+    """Statistics, for presets that store how large inputs become, and for scales of the KV cache."""
+    if preset not in ("nvfp4", "modelopt-nvfp4", "modelopt-fp8", CACHE):
         return ()
     quant("calibrate", source, *TEXT, "--rows", 8, "--length", 64, "--quiet", "-o", work / "stats.safetensors")
-    return ("--stats", work / "stats.safetensors")
+    return ("--stats", work / "stats.safetensors", *["--set", "kv_cache=fp8"] * (preset == CACHE))
 
 
 def packed():
@@ -89,12 +91,13 @@ def small(folder, family):
 def check_written(python, a):
     report = Report("artifacts written", "model", "preset", "loader", "cosine", "mean KLD", "error")
     for family, some in FAMILIES.items():
-        for preset in a.presets or some or packed():
+        for preset in a.presets or some or [*packed(), CACHE]:
             with tempfile.TemporaryDirectory() as work:
                 work = Path(work)
                 try:
                     source = small(work / family, family)
-                    artifact = convert(source, preset, work / "artifact", *measured(source, preset, work))
+                    options = measured(source, preset, work)
+                    artifact = convert(source, preset.removesuffix("+kv"), work / "artifact", *options)
                     about, windows, hidden, head = engine.states(artifact, work, *OPTIONS)
                     tokens, first, end = windows[0]
                     ours = engine.logits(about, hidden[:end - first], head)

@@ -55,11 +55,21 @@ def _overrides(entries):
     return rows
 
 
-def _parameters(number, threads, imatrix, pure, allow_requantize):
+def _types(patterns):
+    """Types of the tensors whose names match, in the order of llama-quantize's `--tensor-type`."""
+    rows = (c.llama_model_tensor_override * (len(patterns) + 1))()
+    for row, (pattern, name) in zip(rows, patterns):
+        row.pattern, row.type = pattern.encode(), int(GGMLQuantizationType[name])
+    return rows
+
+
+def _parameters(number, threads, imatrix, pure, allow_requantize, types):
     p = c.llama_model_quantize_default_params()
     p.nthread, p.pure, p.allow_requantize = threads, pure, allow_requantize
     p.only_copy = number is None
     p.ftype = 0 if number is None else number
+    if types:
+        p.tt_overrides = _types(types)
     if imatrix:
         m = imatrix_file.load(imatrix)
         rows = (c.llama_model_imatrix_data * (len(m.values) + 1))()
@@ -82,7 +92,7 @@ def _prepare():
         c._lib.ggml_quantize_init(int(GGMLQuantizationType[name]))
 
 
-def quantize(source, output, preset, imatrix=None, threads=2, pure=False, allow_requantize=True):
+def quantize(source, output, preset, imatrix=None, threads=2, pure=False, allow_requantize=True, types=()):
     """llama_model_quantize in a process of its own, so that an assert in it is an error here. Raises PeerError."""
     _prepare()
     with tempfile.TemporaryFile() as said:
@@ -93,7 +103,7 @@ def quantize(source, output, preset, imatrix=None, threads=2, pure=False, allow_
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
                 c.llama_log_set(c.llama_log_callback(0), None)  # to stderr
-                p = _parameters(None if preset == COPY else ftype(preset), threads, imatrix, pure, allow_requantize)
+                p = _parameters(None if preset == COPY else ftype(preset), threads, imatrix, pure, allow_requantize, types)
                 status = c.llama_model_quantize(str(source).encode(), str(output).encode(), ctypes.byref(p))
             finally:
                 os._exit(1 if status else 0)

@@ -34,29 +34,50 @@ def once(path, make):
     return path
 
 
-def run():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(doc):
+    """Those of every comparison of files: the model, what it is calibrated on and judged by, where work files stay."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model", type=Path)
     p.add_argument("--calibrate", nargs="+", type=Path, required=True)
     p.add_argument("--evaluate", nargs="+", type=Path, required=True)
-    p.add_argument("--formats", default=",".join(BARS))
-    p.add_argument("--methods", default="auto")
     p.add_argument("--rows", type=int, default=64)
     p.add_argument("--length", type=int, default=512)
     p.add_argument("--chunks", type=int, default=40)
     p.add_argument("--work", type=Path)
+    return p
+
+
+def statistics(a, work):
+    """Statistics of the model, and the same as an importance matrix."""
+    work.mkdir(parents=True, exist_ok=True)
+    stats = once(work / "stats.safetensors", lambda: quant(
+        "calibrate", a.model, *listed("--data", a.calibrate), "--rows", a.rows, "--length", a.length, "--gram", "--quiet",
+        "-o", work / "stats.safetensors"))
+    return stats, once(work / "imatrix.gguf", lambda: quant("calibrate", "export", stats, "-o", work / "imatrix.gguf"))
+
+
+def references(a, work):
+    """What the model itself says of every text."""
+    return [once(work / f"{i}.ref", lambda: quant(
+        "reference", a.model, "-o", work / f"{i}.ref", "--data", text, "--chunks", a.chunks, "--quiet"))
+        for i, text in enumerate(a.evaluate)]
+
+
+def divergences(files, reference):
+    """By path: what `quant eval` says of each file, paired by window."""
+    said = json.loads(quant("eval", *files, "--reference", reference, "--json", "--quiet"))
+    return {Path(r["path"]): r for r in said["artifacts"]}
+
+
+def run():
+    p = options(__doc__)
+    p.add_argument("--formats", default=",".join(BARS))
+    p.add_argument("--methods", default="auto")
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = a.work or Path(scratch)
-        work.mkdir(parents=True, exist_ok=True)
-        stats = once(work / "stats.safetensors", lambda: quant(
-            "calibrate", a.model, *listed("--data", a.calibrate), "--rows", a.rows, "--length", a.length, "--gram", "--quiet",
-            "-o", work / "stats.safetensors"))
-        imatrix = once(work / "imatrix.gguf", lambda: quant("calibrate", "export", stats, "-o", work / "imatrix.gguf"))
+        stats, imatrix = statistics(a, work)
         source = once(work / "source.gguf", lambda: convert(a.model, "f16", work / "source.gguf"))
-        references = [once(work / f"{i}.ref", lambda: quant(
-            "reference", a.model, "-o", work / f"{i}.ref", "--data", text, "--chunks", a.chunks, "--quiet"))
-            for i, text in enumerate(a.evaluate)]
         report = Report(f"quality of {a.model.name}", "text", "format", "method", "KLD mean", "95 %", "ratio to llama.cpp", "at most",
                         "perplexity change", "same top", "bytes")
         methods = a.methods.split(",")
@@ -67,9 +88,8 @@ def run():
                 file = work / f"{name}-{method}.gguf"
                 files[method] = once(file, lambda: convert(a.model, name, file, "--stats", stats, "--method", method))
             sizes = {path.stat().st_size for path in files.values()}
-            for text, reference in zip(a.evaluate, references):
-                said = json.loads(quant("eval", *files.values(), "--reference", reference, "--json", "--quiet"))
-                by_path = {Path(r["path"]): r for r in said["artifacts"]}
+            for text, reference in zip(a.evaluate, references(a, work)):
+                by_path = divergences(files.values(), reference)
                 base = by_path[files["llama.cpp"]]["kld"]["mean"]
                 for method, path in files.items():
                     r = by_path[path]

@@ -137,6 +137,7 @@ mod tests {
         let stats = SiteStats {
             tokens: 1,
             columns: n,
+            share: None,
             weight: 1.0,
             mean_square: squares.into(),
             mean: vec![].into(),

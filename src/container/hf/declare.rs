@@ -23,10 +23,10 @@ pub struct Declaration {
 /// Where transformers looks.
 pub const KEYS: &[&str] = &["quantization_config"];
 
-/// Says how all modules are stored; `None` if none is packed.
+/// Says how all modules are stored, and whether the KV cache has scales; `None` if none is packed.
 ///
 /// Errors: formats of several methods, or settings that a method has for all weights alike.
-pub fn declare(modules: &[Module], activations: Activations) -> Result<Option<Declaration>> {
+pub fn declare(modules: &[Module], activations: Activations, cache: bool) -> Result<Option<Declaration>> {
     let Some(first) = modules.iter().find_map(|m| m.scheme) else { return Ok(None) };
     let plain: Vec<&str> = modules.iter().filter(|m| m.scheme.is_none()).map(|m| m.name.as_str()).collect();
     let alone = |config| Declaration { config, keys: KEYS, sidecar: None };
@@ -37,8 +37,8 @@ pub fn declare(modules: &[Module], activations: Activations) -> Result<Option<De
             Declaration { sidecar: Some(("quantize_config.json", config.clone())), ..alone(config) }
         }
         Family::Awq => alone(awq(&alike(modules)?, &plain)),
-        Family::ModelOptFloat8 | Family::ModelOptNvfp4 => modelopt(&alike(modules)?, &plain, activations),
-        _ => alone(compressed_tensors(modules, &plain, activations)?),
+        Family::ModelOptFloat8 | Family::ModelOptNvfp4 => modelopt(&alike(modules)?, &plain, activations, cache),
+        _ => alone(compressed_tensors(modules, &plain, activations, cache)?),
     };
     fused_alike(modules)?;
     Ok(Some(declared))
@@ -112,6 +112,15 @@ fn with_head<'a>(plain: &[&'a str]) -> Vec<&'a str> {
     plain.iter().copied().chain(head).collect()
 }
 
+/// What the scales of a layer's keys and values are called, behind the name of its attention, and their shape. `None`: loaders
+/// of such weights look for none. Sources: vLLM `maybe_remap_kv_scale_name`, compressed-tensors, ModelOpt `export/quant_utils.py`.
+pub fn cache_scales(family: Family) -> Option<([&'static str; 2], &'static [usize])> {
+    match family {
+        Family::ModelOptFloat8 | Family::ModelOptNvfp4 => Some((["k_proj.k_scale", "v_proj.v_scale"], &[])),
+        _ => FORMATS.iter().any(|(f, _)| *f == family).then_some((["k_scale", "v_scale"], &[1])),
+    }
+}
+
 /// The names of compressed-tensors.
 const FORMATS: &[(Family, &str)] = &[
     (Family::Packed, "pack-quantized"),
@@ -122,7 +131,7 @@ const FORMATS: &[(Family, &str)] = &[
     (Family::Mxfp4, "mxfp4-pack-quantized"),
 ];
 
-fn compressed_tensors(modules: &[Module], plain: &[&str], activations: Activations) -> Result<Value> {
+fn compressed_tensors(modules: &[Module], plain: &[&str], activations: Activations, cache: bool) -> Result<Value> {
     // The most frequent scheme stands for all linear layers; others name theirs.
     let mut kinds: Vec<(Value, &str, Vec<&str>)> = Vec::new();
     for module in modules {
@@ -151,7 +160,8 @@ fn compressed_tensors(modules: &[Module], plain: &[&str], activations: Activatio
     }
     Ok(json!({
         "quant_method": "compressed-tensors", "format": if mixed { "mixed-precision" } else { kinds[0].1 },
-        "quantization_status": "compressed", "config_groups": groups, "ignore": with_head(plain), "kv_cache_scheme": null
+        "quantization_status": "compressed", "config_groups": groups, "ignore": with_head(plain),
+        "kv_cache_scheme": cache.then(|| json!({ "num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": true, "dynamic": false }))
     }))
 }
 
@@ -220,7 +230,7 @@ fn inputs(scheme: &Scheme, activations: Activations) -> Value {
 }
 
 /// Source: ModelOpt `export/convert_hf_config.py`; the version is that of the layout.
-fn modelopt(scheme: &Scheme, plain: &[&str], activations: Activations) -> Declaration {
+fn modelopt(scheme: &Scheme, plain: &[&str], activations: Activations, cache: bool) -> Declaration {
     let producer = json!({ "name": "modelopt", "version": "0.47.0" });
     let algorithm = match (scheme.family, activations) {
         (Family::ModelOptFloat8, _) => "FP8",
@@ -228,18 +238,20 @@ fn modelopt(scheme: &Scheme, plain: &[&str], activations: Activations) -> Declar
         _ => "NVFP4",
     };
     let mut kind = json!({ "num_bits": scheme.bits, "type": "float", "dynamic": false });
-    let mut sidecar =
-        json!({ "quant_algo": algorithm, "kv_cache_quant_algo": null, "exclude_modules": with_head(plain) });
+    let mut sidecar = json!({ "quant_algo": algorithm, "kv_cache_quant_algo": cache.then_some("FP8"), "exclude_modules": with_head(plain) });
     if let Some(group) = scheme.group {
         kind["group_size"] = json!(group);
         sidecar["group_size"] = json!(group);
     }
     let inputs = if activations == Activations::Plain { Value::Null } else { kind.clone() };
     let groups = json!({ "group_0": { "weights": kind, "input_activations": inputs, "targets": ["Linear"] } });
-    let config = json!({
+    let mut config = json!({
         "quant_method": "modelopt", "quant_algo": algorithm, "config_groups": groups, "ignore": with_head(plain),
         "producer": producer
     });
+    if cache {
+        config["kv_cache_scheme"] = json!({ "num_bits": 8, "type": "float", "dynamic": false });
+    }
     let sidecar = json!({ "producer": producer, "quantization": sidecar });
     Declaration { config, keys: KEYS, sidecar: Some(("hf_quant_config.json", sidecar)) }
 }
@@ -270,7 +282,7 @@ mod tests {
             (Family::Int, 8, Some(128)),
         ] {
             let modules = [module("a.x", family, bits, group), module("a.y", family, bits, group), plain("lm_head")];
-            let config = declare(&modules, Activations::Plain).unwrap().unwrap().config;
+            let config = declare(&modules, Activations::Plain, false).unwrap().unwrap().config;
             let read = method(&config, config["quant_method"].as_str().unwrap()).unwrap();
             let bytes = family == Family::Int;
             let family = if bytes { Family::Packed } else { family };
@@ -279,7 +291,7 @@ mod tests {
                 Packing { family, widths: vec![bits], channel: group.is_none(), permuted: false, activations };
             assert_eq!(read, Storage::Packed(expected));
         }
-        assert!(declare(&[plain("a")], Activations::Plain).unwrap().is_none());
+        assert!(declare(&[plain("a")], Activations::Plain, false).unwrap().is_none());
     }
 
     #[test]
@@ -296,7 +308,7 @@ mod tests {
             (Family::ModelOptNvfp4, 4, Some(16), Activations::Plain),
             (Family::Mxfp4, 4, Some(32), Activations::Plain),
         ] {
-            let declared = declare(&[module("a.x", family, bits, group)], activations).unwrap().unwrap();
+            let declared = declare(&[module("a.x", family, bits, group)], activations, false).unwrap().unwrap();
             let named = declared.config["quant_method"].as_str().unwrap();
             let both = std::iter::once(declared.config.clone()).chain(declared.sidecar.map(|(_, sidecar)| sidecar));
             for config in both {
@@ -309,7 +321,7 @@ mod tests {
     #[test]
     fn layers_that_stay_are_listed() {
         let modules = |f| [module("l.0.mlp.x", f, 4, Some(32)), plain("l.0.mlp.gate"), plain("lm_head")];
-        let config = |f| declare(&modules(f), Activations::Plain).unwrap().unwrap().config;
+        let config = |f| declare(&modules(f), Activations::Plain, false).unwrap().unwrap().config;
         assert_eq!(config(Family::Packed)["ignore"], json!(["l.0.mlp.gate", "lm_head"]));
         assert_eq!(config(Family::Awq)["modules_to_not_convert"], json!(["l.0.mlp.gate", "lm_head"]));
         assert_eq!(config(Family::Gptq)["dynamic"], json!({ r"-:^l\.0\.mlp\.gate$": {} }));
@@ -322,13 +334,13 @@ mod tests {
             module("a.o", Family::Packed, 4, Some(128)),
             module("b.o", Family::Packed, 4, Some(128)),
         ];
-        let config = declare(&modules, Activations::Plain).unwrap().unwrap().config;
+        let config = declare(&modules, Activations::Plain, false).unwrap().unwrap().config;
         assert_eq!(config["format"], "pack-quantized");
         assert_eq!(config["config_groups"]["group_0"]["weights"]["num_bits"], 4);
         assert_eq!(config["config_groups"]["group_0"]["targets"], json!(["Linear"]));
         assert_eq!(config["config_groups"]["group_1"]["targets"], json!(["a.down"]));
         let mixed = [module("a", Family::Packed, 4, None), module("b", Family::Int, 8, None)];
-        let config = declare(&mixed, Activations::Plain).unwrap().unwrap().config;
+        let config = declare(&mixed, Activations::Plain, false).unwrap().unwrap().config;
         assert_eq!(config["format"], "mixed-precision");
         assert_eq!(config["config_groups"]["group_1"]["format"], "int-quantized");
     }
@@ -341,7 +353,7 @@ mod tests {
             ([module("a.q_proj", Family::Packed, 4, None), module("a.k_proj", Family::Packed, 8, None)], "fuse"),
             ([module("a.gate_proj", Family::Packed, 4, None), plain("a.up_proj")], "fuse"),
         ] {
-            let error = declare(&modules, Activations::Plain).err().unwrap();
+            let error = declare(&modules, Activations::Plain, false).err().unwrap();
             assert!(error.message().contains(message), "{error}");
         }
     }

@@ -32,7 +32,7 @@ use place::{Content, Placed, Stored};
 pub use quantized::{SIDECARS, Storage};
 pub use shards::INDEX;
 use shards::Shard;
-pub use write::{Calibration, Folder, NewWeight, beside_parts, folder};
+pub use write::{Calibration, Folder, NewWeight, Told, beside_parts, folder};
 
 pub const CONFIG: &str = "config.json";
 

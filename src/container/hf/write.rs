@@ -32,6 +32,20 @@ pub struct Folder {
     /// The stored tensors of each weight, in the order given, each in the order of its codec's layout.
     pub names: Vec<String>,
     pub slots: Vec<Slot>,
+    /// Tensors that are known already: the last of the slots.
+    pub known: Vec<[u8; 4]>,
+}
+
+/// What runtimes are told besides the weights.
+#[derive(Clone, Copy, Default)]
+pub struct Told<'a> {
+    /// The element type that config.json shall name, if another than the source's.
+    pub floats: Option<Dtype>,
+    /// What becomes of the inputs of packed weights.
+    pub activations: Activations,
+    pub calibration: Option<&'a Calibration>,
+    /// Attention modules (`model.layers.0.self_attn`), and what their keys and values are divided by to become 8-bit floats.
+    pub cache: &'a [(String, [f32; 2])],
 }
 
 impl Folder {
@@ -46,7 +60,11 @@ impl Folder {
     /// The weights' places in the sink are those of [`Folder::slots`]; `job` is that of [`Sink::create`].
     pub fn create(&self, path: &Path, inputs: &[PathBuf], job: Option<&str>) -> Result<Sink> {
         let tensors = self.names.iter().cloned().zip(self.slots.iter().copied()).collect();
-        Sink::create_folder(path, &self.files, tensors, inputs, job, |name| is_weights(name) || is_sidecar(name))
+        let replaced = |name: &str| is_weights(name) || is_sidecar(name);
+        let sink = Sink::create_folder(path, &self.files, tensors, inputs, job, replaced)?;
+        let first = self.slots.len() - self.known.len();
+        self.known.iter().enumerate().try_for_each(|(i, bytes)| sink.write_at(first + i, 0, bytes))?;
+        Ok(sink)
     }
 }
 
@@ -57,21 +75,19 @@ pub struct Calibration {
     pub dataset: String,
 }
 
-/// Plans a folder of `weights`, for a model whose other files lie in `source`. `floats`: the element type that config.json shall
-/// name, if another than the source's. `activations`: what it shall say of the inputs. `split`: largest size of a weight file.
-pub fn folder(
-    source: &Path,
-    weights: &[NewWeight],
-    floats: Option<Dtype>,
-    activations: Activations,
-    calibration: Option<&Calibration>,
-    split: Option<u64>,
-) -> Result<Folder> {
-    let tensors = weights.iter().map(stored).collect::<Result<Vec<_>>>()?;
+/// Plans a folder of `weights`, for a model whose other files lie in `source`. `split`: largest size of a weight file.
+pub fn folder(source: &Path, weights: &[NewWeight], told: Told<'_>, split: Option<u64>) -> Result<Folder> {
+    let Told { floats, activations, calibration, cache } = told;
+    let mut tensors = weights.iter().map(stored).collect::<Result<Vec<_>>>()?;
+    tensors.extend(cache_scales(weights, cache)?);
+    let known = cache.iter().flat_map(|(_, scales)| scales.map(f32::to_le_bytes)).collect();
     let mlx = weights.iter().any(|w| mlx::owns(w.codec));
     let (declared, names) = match exl2::declare(weights, calibration)? {
         Some(declared) => (Some(declared), layout::OUTPUT),
-        None => (declare::declare(&modules(weights, mlx), activations)?, if mlx { layout::MLX } else { layout::MODEL }),
+        None => (
+            declare::declare(&modules(weights, mlx), activations, !cache.is_empty())?,
+            if mlx { layout::MLX } else { layout::MODEL },
+        ),
     };
     let (mut files, slots) = layout::layout(&tensors, names, split)?;
     let mut config = files::config(source, CONFIG)?.ok_or_else(|| Error::input("no config.json"))?;
@@ -88,7 +104,7 @@ pub fn folder(
     files.push(layout::text(CONFIG, &config));
     files.extend(beside(source)?);
     let names = tensors.into_iter().flatten().map(|t| t.name).collect();
-    Ok(Folder { files, names, slots })
+    Ok(Folder { files, names, slots, known })
 }
 
 /// The tensors that a weight becomes.
@@ -122,6 +138,19 @@ fn stored(weight: &NewWeight) -> Result<Vec<NewTensor>> {
         });
     }
     Ok(tensors)
+}
+
+/// Those of the keys and the values of every attention module.
+fn cache_scales(weights: &[NewWeight], cache: &[(String, [f32; 2])]) -> Result<Vec<Vec<NewTensor>>> {
+    let Some((first, _)) = cache.first() else { return Ok(Vec::new()) };
+    let scheme = weights.iter().find_map(|w| w.codec.scheme());
+    let (names, shape) = scheme.and_then(|s| declare::cache_scales(s.family)).ok_or_else(|| {
+        Error::request("folders of this format have no place for scales of the KV cache")
+            .at(first)
+            .help("compressed-tensors (fp8, w4a16, nvfp4 ...) and ModelOpt have: `quant list presets`")
+    })?;
+    let tensor = |name: String| NewTensor { name, dtype: Dtype::F32, shape: shape.to_vec(), bytes: 4 };
+    Ok(cache.iter().map(|(module, _)| names.map(|name| tensor(format!("{module}.{name}"))).to_vec()).collect())
 }
 
 /// What lies beside the parts of a matrix: its scale, and that of its inputs.
