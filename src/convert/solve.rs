@@ -8,11 +8,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::fold::Folded;
+use super::scale::place;
 use super::{Factor, Job, Listener, Planned, matrix_rows};
 use crate::calibrate::method::{self, FITS, Fit, awq, gptq};
 use crate::calibrate::stats::{Gram, STARVED};
-use crate::codec::grid::{Codes, Grid, MatrixGrid};
-use crate::container::{Sink, Weight};
+use crate::codec::grid::{Codes, MatrixGrid};
+use crate::container::{Sink, Tensor, Weight};
 use crate::device::cpu::Feedback;
 use crate::device::{Columns, Worker};
 use crate::error::{At, Error, Result};
@@ -47,12 +48,18 @@ struct Target {
 /// Solves and writes what the plans left to it; what was done for each plan, with what was `kept` of a run that was killed.
 pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Listener<'_>) -> Result<Vec<Vec<Solution>>> {
     let mut out = kept;
+    let is_open = |t: &&Target| !job.ledger.is_done(t.plan, t.output, t.plane);
     for ((key, expert), targets) in sites(job) {
+        if !targets.iter().any(|t| is_open(&t)) {
+            continue;
+        }
         let first = &job.plans[targets[0].plan].tensors[targets[0].output];
         let id = &job.request.source.tensors()[first.source].id;
         let stats = job.request.statistics.and_then(|s| s.site(id.layer, &id.role, expert));
         let gram = stats.as_ref().and_then(|s| s.gram.as_ref());
         let starved = stats.as_ref().filter(|s| s.is_starved()).and_then(|s| s.share);
+        // What was not seen while solving tells whether it helps.
+        let held_out = stats.as_ref().and_then(|s| s.held_out.as_ref());
         let feedback = match (gram, starved) {
             (None, _) => Err(Error::input("no token of the calibration text came here")),
             (Some(_), _) if !job.request.feedback => Ok(None),
@@ -61,12 +68,10 @@ pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Liste
                 share * 100.0,
                 STARVED * 100.0
             ))),
-            (Some(gram), None) => gptq::feedback(gram).map(|(f, _)| Some(f)),
+            (Some(gram), None) => damped(job, &targets[0], gram, held_out).at(|| format!("the site {key}"))?.map(Some),
         };
-        // What was not seen while solving tells whether it helps.
-        let judge = stats.as_ref().and_then(|s| s.held_out.as_ref()).or(gram);
-        for target in targets {
-            let solution = solve(job, &target, &feedback, judge).at(|| format!("the site {key}"))?;
+        for target in targets.iter().filter(is_open) {
+            let solution = solve(job, target, &feedback, held_out.or(gram)).at(|| format!("the site {key}"))?;
             job.solved((target.plan, target.output), event);
             out[target.plan].push((target.output, solution));
         }
@@ -80,7 +85,8 @@ pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Liste
         .collect())
 }
 
-/// The matrices to be solved for, by site: its name and the expert.
+/// The matrices that are solved for, by site: its name and the expert. Those of a run that was killed are among them, because
+/// the first reader of a site decides for all.
 fn sites(job: &Job<'_>) -> BTreeMap<(String, Option<u32>), Vec<Target>> {
     let mut out: BTreeMap<_, Vec<Target>> = BTreeMap::new();
     for (p, plan) in job.plans.iter().enumerate() {
@@ -88,7 +94,7 @@ fn sites(job: &Job<'_>) -> BTreeMap<(String, Option<u32>), Vec<Target>> {
             let t = &job.request.source.tensors()[planned.source];
             let layer = t.id.layer.map_or_else(String::new, |l| format!("blk.{l:05}."));
             let key = format!("{layer}{}", t.id.role.site().as_ref().unwrap_or(&t.id.role).stem());
-            for plane in (0..t.planes()).filter(|plane| !job.ledger.is_done(p, output, *plane)) {
+            for plane in 0..t.planes() {
                 let expert = (t.shape.len() > 2).then_some(plane as u32);
                 out.entry((key.clone(), expert)).or_default().push(Target { plan: p, output, plane });
             }
@@ -97,26 +103,41 @@ fn sites(job: &Job<'_>) -> BTreeMap<(String, Option<u32>), Vec<Target>> {
     out
 }
 
+/// The feedback of a site, damped as leaves the first of its readers the least error on held-out text. The inner error: no
+/// damping gives one.
+fn damped(job: &Job<'_>, at: &Target, gram: &Gram<'_>, held_out: Option<&Gram<'_>>) -> Result<Result<Feedback>> {
+    let first = Matrix::open(job, at)?;
+    let Some(judge) = held_out.filter(|judge| judge.columns() == first.cols() && gram.columns() == first.cols()) else {
+        return Ok(gptq::feedback(gram).map(|(f, _)| f));
+    };
+    let (mut best, mut failed): (Option<(f64, Feedback)>, _) = (None, None);
+    for damping in gptq::DAMPING {
+        match gptq::damped(gram, damping) {
+            Err(e) => failed = Some(e),
+            Ok(feedback) => {
+                let Losses { fed, .. } =
+                    first.losses(Some(&job.request.worker.columns(&first.folded(&feedback))?), judge)?;
+                let loss = fed.map_or(f64::INFINITY, |(_, loss)| loss);
+                if best.as_ref().is_some_and(|(least, _)| *least <= loss) {
+                    break;
+                }
+                best = Some((loss, feedback));
+            }
+        }
+    }
+    Ok(best.map(|(_, f)| f).ok_or_else(|| failed.unwrap_or_else(|| Error::input("it has no factor"))))
+}
+
 fn solve(
     job: &Job<'_>,
     at: &Target,
     feedback: &Result<Option<Feedback>>,
     judge: Option<&Gram<'_>>,
 ) -> Result<Solution> {
-    let planned = &job.plans[at.plan].tensors[at.output];
-    let t = &job.request.source.tensors()[planned.source];
-    let place = || format!("{} ({} in {})", t.name, t.source, t.file);
-    let weight = job.request.source.read(planned.source, at.plane).at(place)?;
-    let dims = weight.packed.dims;
-    let importance = job.importance((at.plan, at.output), t, at.plane)?;
-    let folded = job.folds[at.plan].get(&at.output);
-    let factor = job.factor((at.plan, at.output), &weight, at.plane);
-    let importance = importance.as_deref();
-    let grid = grid(&weight, planned, folded, factor, importance).at(place)?;
-    let matrix =
-        Matrix { weight: &weight, planned, folded, factor, grid: grid.get(), importance, on: job.request.worker };
-
-    let scaled = folded.is_some_and(|f| f.columns.is_some());
+    let matrix = Matrix::open(job, at)?;
+    let (t, dims) = (matrix.tensor, matrix.weight.packed.dims);
+    let place = || place(t);
+    let scaled = matrix.columns().is_some();
     let mut solution = Solution {
         name: t.name.clone(),
         plane: at.plane,
@@ -124,10 +145,7 @@ fn solve(
         error_ratio: None,
         because: None,
     };
-    let scaled_feedback = feedback.as_ref().ok().and_then(Option::as_ref).map(|f| {
-        let scale = folded.and_then(|f| f.columns.as_deref());
-        scale.map_or(Cow::Borrowed(f), |scale| Cow::Owned(f.scaled(scale)))
-    });
+    let scaled_feedback = feedback.as_ref().ok().and_then(Option::as_ref).map(|f| matrix.folded(f));
     let used = scaled_feedback.as_deref().filter(|f| judge.is_some() && f.order.len() == dims.cols);
     let columns = used.map(|f| job.request.worker.columns(f)).transpose().at(place)?;
     let mut chosen = None;
@@ -196,24 +214,47 @@ struct Losses {
 
 /// A matrix, its grid, and what is known of its inputs.
 struct Matrix<'a> {
-    weight: &'a Weight<'a>,
+    tensor: &'a Tensor,
+    weight: Weight<'a>,
     planned: &'a Planned,
-    folded: Option<&'a Folded>,
+    fold: Option<&'a Folded>,
     factor: Factor,
-    grid: &'a dyn Grid,
+    grid: MatrixGrid,
     /// Behind the fold.
-    importance: Option<&'a [f32]>,
+    importance: Option<Cow<'a, [f32]>>,
     on: Worker<'a>,
 }
 
-impl Matrix<'_> {
+impl<'a> Matrix<'a> {
+    fn open(job: &'a Job<'_>, at: &Target) -> Result<Matrix<'a>> {
+        let planned = &job.plans[at.plan].tensors[at.output];
+        let tensor = &job.request.source.tensors()[planned.source];
+        let place = || place(tensor);
+        let weight = job.request.source.read(planned.source, at.plane).at(place)?;
+        let importance = job.importance((at.plan, at.output), tensor, at.plane)?;
+        let fold = job.folds[at.plan].get(&at.output);
+        let factor = job.factor((at.plan, at.output), &weight, at.plane);
+        let grid = grid(&weight, planned, fold, factor, importance.as_deref()).at(place)?;
+        Ok(Matrix { tensor, weight, planned, fold, factor, grid, importance, on: job.request.worker })
+    }
+
     fn cols(&self) -> usize {
         self.weight.packed.dims.cols
     }
 
+    /// What its columns are multiplied with.
+    fn columns(&self) -> Option<&'a [f32]> {
+        self.fold.and_then(|f| f.columns.as_ref()).map(|columns| columns.as_slice())
+    }
+
+    /// The feedback that stands behind the fold.
+    fn folded<'f>(&self, feedback: &'f Feedback) -> Cow<'f, Feedback> {
+        self.columns().map_or(Cow::Borrowed(feedback), |scale| Cow::Owned(feedback.scaled(scale)))
+    }
+
     fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         let mut w = vec![0.0; rows.len() * self.cols()];
-        matrix_rows(self.weight, self.planned, self.folded, self.factor, rows, &mut w)?;
+        matrix_rows(&self.weight, self.planned, self.fold, self.factor, rows, &mut w)?;
         Ok(w)
     }
 
@@ -225,9 +266,9 @@ impl Matrix<'_> {
         for row in sample {
             w.extend(self.rows(row..row + 1)?);
         }
-        let columns = self.folded.and_then(|f| f.columns.as_deref());
-        let loss = |w: &[f32], found: Codes, scale: Option<&Vec<f32>>| {
-            let mut errors = method::errors(self.grid, w, cols, &found);
+        let columns = self.columns();
+        let loss = |w: &[f32], found: Codes, scale: Option<&[f32]>| {
+            let mut errors = method::errors(self.grid.get(), w, cols, &found);
             if let Some(scale) = scale {
                 awq::columns_back(&mut errors, scale);
             }
@@ -238,11 +279,11 @@ impl Matrix<'_> {
             let inverse: Vec<f32> = scale.iter().map(|s| 1.0 / s).collect();
             let mut w = w.clone();
             awq::columns_back(&mut w, scale);
-            let importance = self.importance.map(|i| awq::importance(i, Some(&inverse)));
-            let solved = method::nearest(self.grid, &w, cols, importance.as_deref());
+            let importance = self.importance.as_deref().map(|i| awq::importance(i, Some(&inverse)));
+            let solved = method::nearest(self.grid.get(), &w, cols, importance.as_deref());
             Some(loss(&w, solved, None))
         };
-        let rounded = || loss(&w, method::nearest(self.grid, &w, cols, self.importance), columns);
+        let rounded = || loss(&w, method::nearest(self.grid.get(), &w, cols, self.importance.as_deref()), columns);
         let fed = || {
             let loss = |how| {
                 let solved = feedback.map(|f| self.solved(&w, how, f)).transpose()?;
@@ -258,7 +299,7 @@ impl Matrix<'_> {
     /// Chooses all codes and writes them: row by row, or at once where words span rows.
     fn write(&self, sink: &Sink, plane: usize, feedback: Option<(Fit, &Columns<'_>)>) -> Result<()> {
         let (Dims { rows, cols }, codec) = (self.weight.packed.dims, self.planned.spec.codec);
-        let parts = parts(rows, ROWS.next_multiple_of(self.grid.rows()));
+        let parts = parts(rows, ROWS.next_multiple_of(self.grid.get().rows()));
         if self.planned.whole() {
             let parts: Vec<Codes> = parts.map(|rows| self.codes(&self.rows(rows)?, feedback)).collect::<Result<_>>()?;
             let mut all = Codes::default();
@@ -266,7 +307,9 @@ impl Matrix<'_> {
                 all.params.extend(part.params);
                 all.codes.extend(part.codes);
             }
-            for (part, bytes) in self.grid.pack(self.weight.packed.dims, &all.params, &all.codes).iter().enumerate() {
+            for (part, bytes) in
+                self.grid.get().pack(self.weight.packed.dims, &all.params, &all.codes).iter().enumerate()
+            {
                 let (slot, offset) = self.planned.slot(plane, part);
                 sink.write_at(slot, offset, bytes)?;
             }
@@ -282,12 +325,12 @@ impl Matrix<'_> {
                 // Without feedback the format's own encoder does the same, faster.
                 (None, Some(encode)) => {
                     let mut out = vec![0; row_bytes * rows.len()];
-                    self.on.encode(codec, encode, &w, cols, self.importance, &mut out)?;
+                    self.on.encode(codec, encode, &w, cols, self.importance.as_deref(), &mut out)?;
                     out
                 }
                 _ => {
                     let found = self.codes(&w, feedback)?;
-                    self.grid.pack(dims, &found.params, &found.codes).concat()
+                    self.grid.get().pack(dims, &found.params, &found.codes).concat()
                 }
             };
             sink.write_at(slot, start + (rows.start * row_bytes) as u64, &bytes)
@@ -297,11 +340,11 @@ impl Matrix<'_> {
     fn codes(&self, w: &[f32], feedback: Option<(Fit, &Columns<'_>)>) -> Result<Codes> {
         match feedback {
             Some((how, columns)) => self.solved(w, how, columns),
-            None => Ok(method::nearest(self.grid, w, self.cols(), self.importance)),
+            None => Ok(method::nearest(self.grid.get(), w, self.cols(), self.importance.as_deref())),
         }
     }
 
     fn solved(&self, w: &[f32], how: Fit, columns: &Columns<'_>) -> Result<Codes> {
-        method::solve_on(columns, self.grid, w, self.cols(), self.importance, how)
+        method::solve_on(columns, self.grid.get(), w, self.cols(), self.importance.as_deref(), how)
     }
 }

@@ -7,18 +7,34 @@ use crate::calibrate::stats::Gram;
 use crate::device::cpu::{Feedback, cholesky};
 use crate::error::{Error, Result};
 
-/// Shares of each entry of the Gram matrix's diagonal that are added to it: the next where the one before does not suffice. Of
-/// its own entry, not of the mean of all: a few inputs are hundreds of times as large as the rest, and a share of their mean
-/// would leave the rest no feedback (`evals/quality.md` has the figures).
-pub const DAMPING: [f64; 4] = [0.2, 0.4, 0.8, 1.6];
+/// Shares of each entry of the Gram matrix's diagonal that are added to it. Of its own entry, not of the mean of all: a few
+/// inputs are hundreds of times as large as the rest, and a share of their mean would leave the rest no feedback. Which is best
+/// depends on how much text there was and how like it what comes will be (`evals/quality.md` has figures).
+pub const DAMPING: [f64; 5] = [0.05, 0.1, 0.2, 0.4, 0.8];
+/// Where nothing was held out that could tell.
+const FIRST: usize = 2;
 
-/// The feedback of a site, and the damping that it took.
+/// The feedback of a site, with the least damping from a moderate one on that suffices, and the damping.
+///
+/// Errors: a matrix that no damping makes positive definite.
+pub fn feedback(gram: &Gram<'_>) -> Result<(Feedback, f64)> {
+    let mut last = None;
+    for damping in &DAMPING[FIRST..] {
+        match damped(gram, *damping) {
+            Ok(feedback) => return Ok((feedback, *damping)),
+            Err(e) => last = Some(e),
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::input("it was not damped")))
+}
+
+/// The same with this damping.
 ///
 /// With the columns in their order, `H = R R^T`, R upper triangular; the share of `k` in the error of `j` is `R[j,k] / R[k,k]`.
 /// Columns that are always zero have no part in it.
 ///
-/// Errors: a matrix that no damping makes positive definite.
-pub fn feedback(gram: &Gram<'_>) -> Result<(Feedback, f64)> {
+/// Errors: a matrix that is not positive definite then.
+pub fn damped(gram: &Gram<'_>, damping: f64) -> Result<Feedback> {
     let n = gram.columns();
     let diagonal: Vec<f32> = (0..n).map(|i| gram.get(i, i)).collect();
     if let Some(bad) = diagonal.iter().position(|x| !x.is_finite()) {
@@ -28,25 +44,22 @@ pub fn feedback(gram: &Gram<'_>) -> Result<(Feedback, f64)> {
     order.sort_by(|a, b| diagonal[*b as usize].total_cmp(&diagonal[*a as usize]).then(a.cmp(b)));
     let mut full = vec![0.0f32; n * n];
     gram.dense(&mut full);
-    for damping in DAMPING {
-        // The lower factor of the reversed matrix is the upper one of the matrix.
-        let mut factor = vec![0.0f64; n * n];
-        factor.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, row)| {
-            let from = order[n - 1 - i] as usize;
-            for (j, out) in row.iter_mut().enumerate().take(i + 1) {
-                *out = f64::from(full[from * n + order[n - 1 - j] as usize]);
-            }
-            row[i] = if diagonal[from] > 0.0 { row[i] * (1.0 + damping) } else { 1.0 };
-        });
-        if cholesky(&mut factor, n).is_ok() {
-            return Ok((shares(&factor, order), damping));
+    // The lower factor of the reversed matrix is the upper one of the matrix.
+    let mut factor = vec![0.0f64; n * n];
+    factor.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+        let from = order[n - 1 - i] as usize;
+        for (j, out) in row.iter_mut().enumerate().take(i + 1) {
+            *out = f64::from(full[from * n + order[n - 1 - j] as usize]);
         }
-    }
-    Err(Error::input(format!(
-        "its Gram matrix has no factor, not even with {:.0} % damping",
-        DAMPING[DAMPING.len() - 1] * 100.0
-    ))
-    .help("calibrate on more text"))
+        row[i] = if diagonal[from] > 0.0 { row[i] * (1.0 + damping) } else { 1.0 };
+    });
+    drop(full);
+    let no_factor = || {
+        Error::input(format!("its Gram matrix has no factor, not even with {:.0} % damping", damping * 100.0))
+            .help("calibrate on more text")
+    };
+    cholesky(&mut factor, n).map_err(|_| no_factor())?;
+    Ok(shares(&factor, order))
 }
 
 fn shares(factor: &[f64], order: Vec<u32>) -> Feedback {
@@ -77,7 +90,7 @@ mod tests {
         let n = 70;
         let gram = crate::calibrate::method::tests::correlated(n);
         let (f, damping) = feedback(&gram).unwrap();
-        assert_eq!(damping, DAMPING[0]);
+        assert_eq!(damping, DAMPING[FIRST]);
         let h = |j: usize, k: usize| {
             let value = f64::from(gram.get(f.order[j] as usize, f.order[k] as usize));
             if j == k { value * (1.0 + damping) } else { value }
