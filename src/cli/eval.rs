@@ -21,6 +21,7 @@ use crate::convert::verify;
 use crate::device::cpu;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
+use crate::eval::gate::Early;
 use crate::eval::position::by_position;
 use crate::eval::protocol::Window;
 use crate::eval::reference::{Cached, Conditions, Facts, Reference};
@@ -133,9 +134,16 @@ impl Eval {
 
         let inputs = artifacts.iter().flat_map(|(_, m)| m.files()).chain(source.iter().flat_map(Source::files));
         let inputs: Vec<PathBuf> = inputs.chain(self.text.data.iter().cloned()).collect();
-        let outputs: Vec<PathBuf> = [&self.markdown, &self.html, &self.save].into_iter().flatten().cloned().collect();
+        let outputs: Vec<PathBuf> =
+            [&self.markdown, &self.html, &self.save, &self.tasks.answers].into_iter().flatten().cloned().collect();
         refuse_inputs(&outputs, &inputs)?;
         let gate = self.gating.ready(self.gate.as_deref())?;
+        let early = self.tasks.early(gate.as_ref().map(|g| &g.budgets), &tasks)?;
+        if early.is_some() && matches!(source, Some(Source::File(_))) {
+            return Err(
+                Error::request("a reference file cannot be asked").help("--until-decided needs the model itself")
+            );
+        }
         let mut report = match (&source, &caches) {
             _ if self.no_text => self.no_text(&artifacts, source.as_ref())?,
             (_, Some(caches)) => self.caches(&artifacts, caches, common, reporter)?,
@@ -143,7 +151,7 @@ impl Eval {
             (None, None) => self.alone(&artifacts, common, reporter)?,
         };
         if self.tasks.wanted() {
-            self.ask(&tasks, &artifacts, source.as_ref(), &mut report, common, reporter)?;
+            self.ask(&tasks, early.as_ref(), &artifacts, source.as_ref(), &mut report, common, reporter)?;
         }
         let judgement = gate.map(|gate| self.gating.judge(&report.json, &gate)).transpose()?;
         if let Some(judgement) = &judgement {
@@ -172,9 +180,11 @@ impl Eval {
     }
 
     /// Tasks, for the reference's model and all artifacts.
+    #[expect(clippy::too_many_arguments)]
     fn ask(
         &self,
         tasks: &[Task],
+        early: Option<&Early>,
         artifacts: &[Artifact],
         source: Option<&Source>,
         report: &mut Report,
@@ -191,10 +201,14 @@ impl Eval {
             None => None,
         };
         let served = self.activations == "as-served";
-        let results = self.tasks.ask(tasks, reference, &checkpoints(artifacts), served, common.threads(), reporter)?;
+        let artifacts = checkpoints(artifacts);
+        let results = self.tasks.ask(tasks, reference, &artifacts, served, early, common.threads(), reporter)?;
         report.more.extend(results.tables());
         report.notes.extend(results.notes());
         results.join(&mut report.json);
+        if let Some(path) = &self.tasks.answers {
+            write(path, &results.lines())?;
+        }
         Ok(())
     }
 
