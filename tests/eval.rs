@@ -307,21 +307,23 @@ fn key_tokens_need_the_long_context() {
     let path = |name: &str| folder.path().join(name).display().to_string();
     let probe = concat!(env!("CARGO_MANIFEST_DIR"), "/evals/probe/model");
     let (text, small) = (path("facts.txt"), path("q2_0.gguf"));
-    fs::write(&text, quant_ok(&["probe", "--skill", "recall", "--length", "1200", "--count", "12", "--text"])).unwrap();
+    fs::write(&text, quant_ok(&["probe", "--skill", "recall", "--length", "1200", "--count", "7", "--text"])).unwrap();
     quant_ok(&["convert", probe, "--to", "q2_0", "-o", &small, "--quiet"]);
     let all = ["eval", &small, "--reference", probe, "--data", &text, "--protocol", "gptq-2048", "--context", "512"];
-    let with = |more: &[&str]| [&all[..], more].concat();
+    fn with<'a>(all: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+        [all, more].concat()
+    }
     let report: Value =
-        serde_json::from_str(&quant_ok(&with(&["--short-context", "64", "--json", "--quiet"]))).unwrap();
+        serde_json::from_str(&quant_ok(&with(&all, &["--short-context", "64", "--json", "--quiet"]))).unwrap();
     let long = &report["artifacts"][0]["long"];
     let key = &long["key"];
     assert!(long["short"] == 64 && key["tokens"].as_u64().unwrap() > 0, "{long}");
     assert!(key["tokens"].as_u64() < long["tokens"].as_u64() && long["tokens"].as_u64() < report["tokens"].as_u64());
     assert!(key["perplexity"]["value"].as_f64().unwrap() > key["reference"].as_f64().unwrap(), "{long}");
     assert!(long["kld_long"]["value"].as_f64().unwrap() > 0.0 && long["kld_ratio"]["low"].is_f64(), "{long}");
-    assert!(quant_ok(&with(&["--short-context", "64"])).contains("LongPPL"));
+    assert!(quant_ok(&with(&all, &["--short-context", "64"])).contains("LongPPL"));
     for short in ["512", "1"] {
-        let said = quant_fails(&with(&["--short-context", short]));
+        let said = quant_fails(&with(&all, &["--short-context", short]));
         assert!(said.contains("--short-context"), "{said}");
     }
 }

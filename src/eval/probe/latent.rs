@@ -73,6 +73,6 @@ mod tests {
         let stories = include_str!("../../../evals/probe/story.txt");
         assert!(names.iter().all(|n| !parts(stories).contains(&n.to_lowercase())), "{names:?}");
         let inside = |a: &&str| names.iter().filter(|b| b.contains(*a)).count() > 1;
-        assert!(!names.iter().any(|n| inside(&n)), "one name within another");
+        assert!(!names.iter().any(inside), "one name within another");
     }
 }

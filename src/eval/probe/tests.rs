@@ -258,7 +258,8 @@ fn the_frequent_words_are_the_most_frequent() {
         top.sort_unstable();
         let mut wanted: Vec<&str> = item.answer.split(", ").collect();
         let mut found: Vec<&str> = top.split_off(top.len() - 3).iter().map(|(_, word)| *word).collect();
-        (wanted.sort_unstable(), found.sort_unstable());
+        wanted.sort_unstable();
+        found.sort_unstable();
         assert_eq!(wanted, found);
         assert!(counts[found[0]] >= 5 * top[0].0 && top[0].0 == top[top.len() - 1].0);
     }
