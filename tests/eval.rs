@@ -299,3 +299,31 @@ fn losses_by_position_and_in_what_is_written() {
     let said = quant_fails(&["eval", &bench.path("q2_k.gguf"), "--stress", "3"]);
     assert!(said.contains("--reference"), "{said}");
 }
+
+/// The tokens of long texts that need them: codes that are asked for at their end.
+#[test]
+fn key_tokens_need_the_long_context() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let probe = concat!(env!("CARGO_MANIFEST_DIR"), "/evals/probe/model");
+    let (text, small) = (path("facts.txt"), path("q2_0.gguf"));
+    fs::write(&text, quant_ok(&["probe", "--skill", "recall", "--length", "1200", "--count", "7", "--text"])).unwrap();
+    quant_ok(&["convert", probe, "--to", "q2_0", "-o", &small, "--quiet"]);
+    let all = ["eval", &small, "--reference", probe, "--data", &text, "--protocol", "gptq-2048", "--context", "512"];
+    fn with<'a>(all: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+        [all, more].concat()
+    }
+    let report: Value =
+        serde_json::from_str(&quant_ok(&with(&all, &["--short-context", "64", "--json", "--quiet"]))).unwrap();
+    let long = &report["artifacts"][0]["long"];
+    let key = &long["key"];
+    assert!(long["short"] == 64 && key["tokens"].as_u64().unwrap() > 0, "{long}");
+    assert!(key["tokens"].as_u64() < long["tokens"].as_u64() && long["tokens"].as_u64() < report["tokens"].as_u64());
+    assert!(key["perplexity"]["value"].as_f64().unwrap() > key["reference"].as_f64().unwrap(), "{long}");
+    assert!(long["kld_long"]["value"].as_f64().unwrap() > 0.0 && long["kld_ratio"]["low"].is_f64(), "{long}");
+    assert!(quant_ok(&with(&all, &["--short-context", "64"])).contains("LongPPL"));
+    for short in ["512", "1"] {
+        let said = quant_fails(&with(&all, &["--short-context", short]));
+        assert!(said.contains("--short-context"), "{said}");
+    }
+}

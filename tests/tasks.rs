@@ -76,23 +76,59 @@ fn choices_by_shared_and_by_separate_contexts_are_one() {
     assert_eq!(tasks[0]["name"], "choice:a");
 }
 
-/// What is written side by side is what is written alone.
+/// Lines of `--answers`.
+fn answers(artifact: &str, reference: Option<&str>, task: &str, folder: &Path) -> Vec<Value> {
+    let path = folder.join("answers.out.jsonl").display().to_string();
+    ask(artifact, reference, &[task], &["--answers", &path]);
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What is written side by side, behind a beginning that was read once for all, is what is written alone.
 #[test]
 fn answers_do_not_depend_on_their_neighbours() {
     let folder = tempdir().unwrap();
-    let task = "about = \"sums\"\nkind = \"generate\"\nprompt = \"{{ prompt }}\"\ndata = \"rows.jsonl\"\nstop = [\"\\n\"]\nlimit = 40\n\
-                [check]\nkind = \"exact\"\nanswer = \"answer\"\n";
-    let rows = quant_ok(&["probe", "--skill", "arithmetic,json,sort", "--split", "test", "--count", "4"]);
-    let marks = |name: &str, rows: &str| {
-        write(folder.path(), "rows.jsonl", rows);
-        let task = write(folder.path(), name, task);
-        let found = ask(PROBE, None, &[&task], &[]);
-        found["artifacts"][0]["tasks"][0]["marks"]["acc"].as_str().unwrap().to_owned()
+    let task = |shots: usize| {
+        format!(
+            "about = \"sums\"\nkind = \"generate\"\nprompt = \"{{{{ prompt }}}}\"\ndata = \"rows.jsonl\"\nstop = [\"\\n\"]\nlimit = 40\n\
+             shots = {shots}\nshot = \"{{{{ prompt }}}}{{{{ answer }}}}\\n\"\n[check]\nkind = \"exact\"\nanswer = \"answer\"\n"
+        )
     };
-    let together = marks("together.toml", &rows);
-    let alone: String = rows.lines().map(|row| marks("alone.toml", row)).collect();
-    assert_eq!(together, alone);
-    assert!(together.contains('1') && together.len() == 12, "{together}");
+    let made = quant_ok(&["probe", "--skill", "arithmetic,json,sort", "--split", "test", "--count", "5"]);
+    let rows: Vec<&str> = made.lines().collect();
+    for shots in [0, 3] {
+        let said = |rows: &[&str]| -> Vec<(Value, Value)> {
+            write(folder.path(), "rows.jsonl", &rows.join("\n"));
+            let task = write(folder.path(), "sums.toml", &task(shots));
+            let lines = answers(PROBE, None, &task, folder.path());
+            lines.into_iter().map(|mut line| (line["tokens"].take(), line["marks"]["acc"].take())).collect()
+        };
+        let together = said(&rows);
+        let alone = |row: &&str| said(&[&rows[..shots], &[*row]].concat()).remove(0);
+        let alone: Vec<(Value, Value)> = rows[shots..].iter().map(alone).collect();
+        assert_eq!(together, alone);
+        assert!(together.len() == 15 - shots && together.iter().any(|(_, mark)| *mark == true), "{together:?}");
+    }
+}
+
+/// A line for every model and item; the likeliest choice is what was said, and its mark follows from it.
+#[test]
+fn every_answer_is_told() {
+    let folder = tempdir().unwrap();
+    let row = |i: usize| json!({"id": format!("n{i}"), "context": format!("{i} + {i} = "), "choices": [" 12", " x"], "gold": i % 2});
+    let rows: Vec<String> = (0..5).map(|i| row(i).to_string()).collect();
+    let path = write(folder.path(), "sums.jsonl", &rows.join("\n"));
+    let lines = answers(PROBE, Some(PROBE), &path, folder.path());
+    assert_eq!(lines.len(), 10);
+    assert!(lines[0]["model"] == "reference" && lines[5]["model"] == PROBE && lines[6]["id"] == "n1");
+    for line in &lines {
+        let sums: Vec<f64> = line["log_likelihoods"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        let best = usize::from(sums[1] > sums[0]);
+        assert_eq!(line["marks"]["acc"], best == line["gold"].as_u64().unwrap() as usize);
+        assert_eq!(line["choices"][best].as_str().unwrap().trim(), line["said"]);
+        assert_eq!(line["marks"]["acc"], line["said"] == line["expected"], "{line}");
+    }
+    assert_eq!(lines[2]["log_likelihoods"], lines[7]["log_likelihoods"]);
 }
 
 #[test]
@@ -105,6 +141,63 @@ fn flips_and_losses_are_told() {
     assert_eq!(task["metrics"]["acc"]["against"]["verdict"], "loss", "{task}");
     let flip = &task["flips"][0];
     assert!(flip["lost"] == true && !flip["prompt"].as_str().unwrap().is_empty(), "{flip}");
+}
+
+/// Asking stops when it is known whether more than the margin is lost, one way or the other; the gate judges the same interval.
+#[test]
+fn asking_stops_when_it_is_decided() {
+    let folder = tempdir().unwrap();
+    let small = folder.path().join("q2_0.gguf").display().to_string();
+    quant_ok(&["convert", PROBE, "--to", "q2_0", "-o", &small, "--quiet"]);
+    let asked = |artifact: &str, more: &[&str]| {
+        let found = ask(artifact, Some(PROBE), &["arithmetic"], &[&["--items", "300"], more].concat());
+        let against = found["artifacts"][0]["tasks"][0]["metrics"]["acc"]["against"].clone();
+        assert!(against["planned"] == 300 && found["tasks"][0]["planned"] == 300, "{against}");
+        assert_eq!(found["tasks"][0]["items"], against["of"]);
+        assert_eq!(found["artifacts"][0]["tasks"][0]["marks"]["acc"].as_str().unwrap().len() as u64, against["of"]);
+        (against["of"].as_u64().unwrap(), against["low"].as_f64().unwrap(), against["high"].as_f64().unwrap())
+    };
+    let (items, _, high) = asked(&small, &["--until-decided=5"]);
+    assert!(items < 150 && high < -0.05, "{items} items, at most {high}");
+    let (items, low, _) = asked(PROBE, &["--until-decided=5"]);
+    assert!(items < 200 && low >= -0.05, "{items} items, at least {low}");
+    assert_eq!(asked(PROBE, &["--until-decided=0.5"]).0, 300, "no part of the items shows that");
+
+    let gate = write(folder.path(), "gate.toml", "[budgets]\n\"tasks.arithmetic.acc\" = \">= -5 pt\"\n");
+    let all =
+        ["eval", PROBE, "--reference", PROBE, "--no-text", "--suite", "arithmetic", "--until-decided", "--gate", &gate];
+    let said = quant_ok(&all);
+    assert!(said.contains("of 200 until it was decided") && said.contains("gate: PASS"), "{said}");
+}
+
+#[test]
+fn answers_are_counted_by_group() {
+    let found = ask(PROBE, None, &["needles"], &["--items", "24", "--overlong", "skip"]);
+    let groups = found["artifacts"][0]["tasks"][0]["groups"].as_array().unwrap().clone();
+    let of: u64 = groups.iter().map(|g| g["of"].as_u64().unwrap()).sum();
+    assert!(of == found["tasks"][0]["items"].as_u64().unwrap() && of > 0, "{groups:?}");
+    let names: Vec<&str> = groups.iter().map(|g| g["group"].as_str().unwrap()).collect();
+    assert!(names.contains(&"recall 1500") && names.contains(&"variables 1500"), "{names:?}");
+}
+
+#[test]
+fn what_cannot_be_decided_early_is_refused() {
+    let folder = tempdir().unwrap();
+    let refused = |budget: &str, option: &str| {
+        let gate = write(folder.path(), "gate.toml", budget);
+        let all = ["eval", PROBE, "--reference", PROBE, "--no-text", "--suite", "arithmetic", option, "--gate", &gate];
+        quant_fails(&all)
+    };
+    for (budget, option, wanted) in [
+        ("[budgets]\n\"tasks.arithmetic.acc\" = \">= 0.9\"", "--until-decided", "write a change"),
+        ("[since]\n\"tasks.arithmetic.acc\" = \">= -2 pt\"", "--until-decided", "write a change"),
+        ("[budgets]\n\"bytes\" = \"<= 9\"", "--until-decided", "--until-decided=2"),
+        ("[budgets]\n\"bytes\" = \"<= 9\"", "--until-decided=-1", "in points"),
+        ("[budgets]\n\"bytes\" = \"<= 9\"", "--until-decided=nan", "in points"),
+    ] {
+        let said = refused(budget, option);
+        assert!(said.contains(wanted), "{budget} {option}: {said}");
+    }
 }
 
 #[test]

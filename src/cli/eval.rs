@@ -21,6 +21,8 @@ use crate::convert::verify;
 use crate::device::cpu;
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
+use crate::eval::gate::Early;
+use crate::eval::long;
 use crate::eval::position::by_position;
 use crate::eval::protocol::Window;
 use crate::eval::reference::{Cached, Conditions, Facts, Reference};
@@ -50,6 +52,10 @@ pub struct Eval {
     /// fall into loops?
     #[arg(long, value_name = "N", requires = "reference", conflicts_with = "no_text", value_parser = clap::value_parser!(u32).range(1..))]
     stress: Option<u32>,
+    /// Also predict every token that has more context than so many tokens from these alone: perplexity of tokens that need the long
+    /// context (LongPPL), divergence with and without it
+    #[arg(long, value_name = "TOKENS", requires = "reference", conflicts_with = "no_text")]
+    short_context: Option<usize>,
     /// Also compare every weight with the reference's
     #[arg(long, requires = "reference")]
     weights: bool,
@@ -133,9 +139,16 @@ impl Eval {
 
         let inputs = artifacts.iter().flat_map(|(_, m)| m.files()).chain(source.iter().flat_map(Source::files));
         let inputs: Vec<PathBuf> = inputs.chain(self.text.data.iter().cloned()).collect();
-        let outputs: Vec<PathBuf> = [&self.markdown, &self.html, &self.save].into_iter().flatten().cloned().collect();
+        let outputs: Vec<PathBuf> =
+            [&self.markdown, &self.html, &self.save, &self.tasks.answers].into_iter().flatten().cloned().collect();
         refuse_inputs(&outputs, &inputs)?;
         let gate = self.gating.ready(self.gate.as_deref())?;
+        let early = self.tasks.early(gate.as_ref().map(|g| &g.budgets), &tasks)?;
+        if early.is_some() && matches!(source, Some(Source::File(_))) {
+            return Err(
+                Error::request("a reference file cannot be asked").help("--until-decided needs the model itself")
+            );
+        }
         let mut report = match (&source, &caches) {
             _ if self.no_text => self.no_text(&artifacts, source.as_ref())?,
             (_, Some(caches)) => self.caches(&artifacts, caches, common, reporter)?,
@@ -143,7 +156,7 @@ impl Eval {
             (None, None) => self.alone(&artifacts, common, reporter)?,
         };
         if self.tasks.wanted() {
-            self.ask(&tasks, &artifacts, source.as_ref(), &mut report, common, reporter)?;
+            self.ask(&tasks, early.as_ref(), &artifacts, source.as_ref(), &mut report, common, reporter)?;
         }
         let judgement = gate.map(|gate| self.gating.judge(&report.json, &gate)).transpose()?;
         if let Some(judgement) = &judgement {
@@ -172,9 +185,11 @@ impl Eval {
     }
 
     /// Tasks, for the reference's model and all artifacts.
+    #[expect(clippy::too_many_arguments)]
     fn ask(
         &self,
         tasks: &[Task],
+        early: Option<&Early>,
         artifacts: &[Artifact],
         source: Option<&Source>,
         report: &mut Report,
@@ -191,10 +206,14 @@ impl Eval {
             None => None,
         };
         let served = self.activations == "as-served";
-        let results = self.tasks.ask(tasks, reference, &checkpoints(artifacts), served, common.threads(), reporter)?;
+        let artifacts = checkpoints(artifacts);
+        let results = self.tasks.ask(tasks, reference, &artifacts, served, early, common.threads(), reporter)?;
         report.more.extend(results.tables());
         report.notes.extend(results.notes());
         results.join(&mut report.json);
+        if let Some(path) = &self.tasks.answers {
+            write(path, &results.lines())?;
+        }
         Ok(())
     }
 
@@ -268,13 +287,16 @@ impl Eval {
 
     /// Against the reference, token by token.
     fn paired(&self, artifacts: &[Artifact], source: &Source, common: &Common, reporter: &Reporter) -> Result<Report> {
-        if (self.weights || self.stress.is_some()) && matches!(source, Source::File(_)) {
+        if (self.weights || self.stress.is_some() || self.short_context.is_some()) && matches!(source, Source::File(_))
+        {
             return Err(Error::request("a reference file has no weights to compare or to run")
-                .help("drop --weights and --stress, or pass the model itself"));
+                .help("drop --weights, --stress and --short-context, or pass the model itself"));
         }
         let (windows, conditions, reference_facts) = source.prepare(&self.text)?;
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the reference's")?;
-        let (scores, noise) = cpu::pool(common.threads())?.install(|| {
+        let again = self.short_context.map(|short| long::windows(&windows, short, conditions.bos)).transpose()?;
+        let again: Option<Vec<Window>> = again.map(|parts| parts.concat());
+        let (scores, short, noise) = cpu::pool(common.threads())?.install(|| {
             let positions = eval::longest(&windows);
             let candidates = self.candidates(artifacts, positions)?;
             let mut reference = match source {
@@ -285,14 +307,17 @@ impl Eval {
                 Reference::Live(engine) => Some(eval::noise(engine, &windows)?),
                 Reference::Cached(_) => None,
             };
-            let bar = reporter.tokens("evaluate", tokens(&windows) * (candidates.len() as u64 + 1));
-            let scores = eval::run(&mut reference, &candidates, &windows, &|n| bar.advance(n))?;
+            let all = tokens(&windows) + again.as_deref().map_or(0, tokens);
+            let bar = reporter.tokens("evaluate", all * (candidates.len() as u64 + 1));
+            let mut run = |windows: &[Window]| eval::run(&mut reference, &candidates, windows, &|n| bar.advance(n));
+            let scores = run(&windows)?;
+            let short = again.as_deref().map(run).transpose()?;
             bar.finish();
-            Ok::<_, Error>((scores, noise))
+            Ok::<_, Error>((scores, short, noise))
         })?;
 
         let mut rows = Vec::new();
-        for ((path, artifact), scores) in artifacts.iter().zip(scores) {
+        for (i, ((path, artifact), scores)) in artifacts.iter().zip(scores).enumerate() {
             let checkpoint = artifact.checkpoint.as_ref();
             let weights = match source {
                 Source::Model(m) if self.weights => {
@@ -307,6 +332,12 @@ impl Eval {
                 figures: summarize(&scores).at(|| path.clone())?,
                 chunks: scores.iter().map(|chunk| Chunk::of(chunk)).collect(),
                 positions: by_position(&windows, &scores).at(|| path.clone())?,
+                long: match (self.short_context, &short) {
+                    (Some(n), Some(short)) => {
+                        Some(long::compare(&windows, &scores, n, &short[i].concat()).at(|| path.clone())?)
+                    }
+                    _ => None,
+                },
                 weights,
             });
         }
@@ -315,7 +346,11 @@ impl Eval {
         let mut report = Report {
             header: named(quality::HEADER),
             cells: quality::cells(&rows, &reference_facts),
-            more: quality::by_position(&rows, self.margin).into_iter().chain(quality::worst_weights(&rows)).collect(),
+            more: [quality::by_position(&rows, self.margin), quality::long(&rows)]
+                .into_iter()
+                .flatten()
+                .chain(quality::worst_weights(&rows))
+                .collect(),
             notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, noise),
             json: quality::to_json(&rows, &conditions, path, &reference_facts, noise),
         };
@@ -348,6 +383,7 @@ impl Eval {
                     figures: stats::likelihood(&nll).at(|| path.clone())?,
                     chunks: nll.iter().map(|chunk| Chunk::alone(chunk)).collect(),
                     positions: Vec::new(),
+                    long: None,
                     weights: None,
                 });
             }

@@ -41,7 +41,7 @@ pub struct GateArgs {
 
 /// Budgets, and what they are compared with: read before anything is evaluated.
 pub struct Ready {
-    budgets: Budgets,
+    pub budgets: Budgets,
     baseline: Option<Value>,
 }
 

@@ -4,12 +4,12 @@ use clap::Args;
 
 use super::report::Reporter;
 use crate::error::{Error, Result};
-use crate::eval::probe::{SKILLS, Skill, Split};
+use crate::eval::probe::{self, SKILLS, Skill, Split};
 
 #[derive(Args)]
 pub struct Probe {
-    /// What to make items of, in turns [default: everything]
-    #[arg(long, value_delimiter = ',', value_name = "NAME", value_parser = SKILLS.iter().map(|s| s.name).collect::<Vec<_>>())]
+    /// What to make items of, in turns [default: everything that the bundled model learned]
+    #[arg(long, value_delimiter = ',', value_name = "NAME", value_parser = probe::all().map(|s| s.name).collect::<Vec<_>>())]
     skill: Vec<String>,
     /// No item of one split is in another
     #[arg(long, value_name = "NAME", default_value = Split::Test.name(), value_parser = Split::ALL.map(Split::name))]

@@ -8,6 +8,7 @@ use super::size::Size;
 use crate::container::Checkpoint;
 use crate::convert::verify::WeightError;
 use crate::eval::Noise;
+use crate::eval::long::Long;
 use crate::eval::position::{Position, safe_context};
 use crate::eval::reference::{Conditions, Facts};
 use crate::eval::stats::{Chunk, Likelihood, Summary};
@@ -21,6 +22,7 @@ pub struct Row<Figures> {
     /// Window by window, for `quant gate`.
     pub chunks: Vec<Chunk>,
     pub positions: Vec<Position>,
+    pub long: Option<Long>,
     pub weights: Option<Vec<WeightError>>,
 }
 
@@ -196,6 +198,44 @@ pub fn by_position(rows: &[Row<Summary>], margin: f64) -> Option<String> {
     Some(table(&header, &(1..header.len()).collect::<Vec<_>>(), rows.iter().map(cells)))
 }
 
+/// The same tokens with long and with short context.
+pub fn long(rows: &[Row<Summary>]) -> Option<String> {
+    let first = rows.first()?.long.as_ref()?;
+    let short = format!("to {}", first.short);
+    let header =
+        ["context", "key tokens", "LongPPL", "reference", "change", "95 %", "KLD all", &short, "ratio", "95 % of it"];
+    let cells = |row: &Row<Summary>| {
+        let long = row.long.as_ref()?;
+        let mut cells = vec![row.path.clone()];
+        match &long.key {
+            None => cells.extend(["0", "-", "-", "-", "-"].map(str::to_owned)),
+            Some(key) => cells.extend([
+                key.tokens.to_string(),
+                format!("{:.4}", key.perplexity.value),
+                format!("{:.4}", key.reference),
+                format!("{:+.2} %", key.ln_ratio.value.exp_m1() * 100.0),
+                percents(key.ln_ratio.low, key.ln_ratio.high),
+            ]),
+        }
+        let r = &long.kld_ratio;
+        cells.extend([
+            digits(long.kld_long.value),
+            digits(long.kld_short.value),
+            digits(r.value),
+            interval(r.low, r.high),
+        ]);
+        Some(cells)
+    };
+    Some(table(&header, &(1..header.len()).collect::<Vec<_>>(), rows.iter().filter_map(cells)))
+}
+
+fn percents(low: Option<f64>, high: Option<f64>) -> String {
+    match (low, high) {
+        (Some(low), Some(high)) => format!("{:+.2} - {:+.2}", low.exp_m1() * 100.0, high.exp_m1() * 100.0),
+        _ => "one window".to_owned(),
+    }
+}
+
 /// What is known without reading a text.
 pub fn to_json_sizes(rows: &[(String, String, Facts)], reference: Option<&Facts>, path: &str) -> Value {
     let artifact = |(path, format, facts): &(String, String, Facts)| json!({"path": path, "format": format, "bytes": facts.bytes, "bpw": bpw(facts)});
@@ -209,6 +249,9 @@ fn artifact<Figures: Serialize>(row: &Row<Figures>) -> Value {
         out.extend(figures);
         out.insert("positions".into(), json!(row.positions));
         out.insert("chunks".into(), json!(row.chunks));
+        if let Some(long) = &row.long {
+            out.insert("long".into(), json!(long));
+        }
     }
     value
 }

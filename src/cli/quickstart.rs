@@ -245,7 +245,7 @@ impl Exam {
             let (path, format) = (model.name.clone(), quality::format(checkpoint));
             let facts = facts(&model.name, checkpoint);
             let (chunks, positions) = Default::default();
-            Ok(Row { path, format, facts, figures, chunks, positions, weights: None })
+            Ok(Row { path, format, facts, figures, chunks, positions, long: None, weights: None })
         };
         let rows = artifacts.iter().zip(scores).map(row).collect::<Result<_>>()?;
         Ok(Found { rows, skills, conditions: self.conditions, noise })

@@ -1,5 +1,7 @@
 //! `quant eval --suite`: tasks, put to the reference and to all artifacts, and compared item by item.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
@@ -7,11 +9,12 @@ use super::report::{Reporter, table};
 use crate::container::Checkpoint;
 use crate::device::cpu;
 use crate::engine::Engine;
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::eval::Candidate;
+use crate::eval::gate::{Budgets, Early};
 use crate::eval::paired::{Paired, holm};
 use crate::eval::skills::Accuracy;
-use crate::eval::task::{self, Exam, Outcome, Overlong, Subject, Task, Wishes, Words};
+use crate::eval::task::{self, Exam, Found, Outcome, Overlong, Question, Subject, Task, Wishes, Words};
 
 #[derive(Args)]
 pub struct TaskArgs {
@@ -28,6 +31,14 @@ pub struct TaskArgs {
     /// Run the programs that models write, where a task asks for them: without network, 10 s and 1 GiB each
     #[arg(long)]
     allow_exec: bool,
+    /// Ask items in random order and stop as soon as it is known whether an artifact loses more than so many points of right answers,
+    /// or whether it keeps the gate's budgets on changes of tasks, with 95 % confidence however often that is looked at
+    #[arg(long, value_name = "POINTS", requires = "suite", requires = "reference", num_args = 0..=1, require_equals = true)]
+    until_decided: Option<Option<f64>>,
+    /// Also write what every model made of every item, a line of JSON each: prompt, what is right, what it said, log-likelihoods or
+    /// tokens, marks
+    #[arg(long, value_name = "FILE.jsonl", requires = "suite")]
+    pub answers: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -43,6 +54,8 @@ type Answers = Vec<Vec<Outcome>>;
 /// Tasks, and how every model did.
 pub struct Results<'a> {
     exams: Vec<Exam<'a>>,
+    /// Items of each that there were, where asking could stop before.
+    planned: Option<Vec<usize>>,
     reference: Option<Answers>,
     artifacts: Vec<(String, Answers)>,
 }
@@ -59,12 +72,14 @@ impl TaskArgs {
     }
 
     /// Asks all models, which have one tokenizer; artifacts `as_served`, or by their weights alone.
-    pub fn ask<'t>(
+    #[expect(clippy::too_many_arguments)]
+    pub fn ask<'t, 'c>(
         &self,
         tasks: &'t [Task],
-        reference: Option<&dyn Checkpoint>,
-        artifacts: &[(&str, &dyn Checkpoint)],
+        reference: Option<&'c dyn Checkpoint>,
+        artifacts: &[(&str, &'c dyn Checkpoint)],
         as_served: bool,
+        early: Option<&Early>,
         threads: usize,
         reporter: &Reporter,
     ) -> Result<Results<'t>> {
@@ -76,27 +91,107 @@ impl TaskArgs {
         let first = reference.map(|r| ("the reference", r, false));
         let all: Vec<_> = first.into_iter().chain(artifacts.iter().map(|(name, a)| (*name, *a, as_served))).collect();
         let words = Words::of(all[0].1)?;
-        let exams = tasks.iter().map(|t| Exam::new(t, &words, overlong)).collect::<Result<Vec<_>>>()?;
+        let mut exams = tasks.iter().map(|t| Exam::new(t, &words, overlong)).collect::<Result<Vec<_>>>()?;
+        let planned = early.map(|_| exams.iter().map(Exam::len).collect::<Vec<_>>());
         let positions = exams.iter().map(|e| e.positions).max().unwrap_or(0);
-        let bar = reporter.tokens("tasks", exams.iter().map(|e| e.tokens).sum::<u64>() * all.len() as u64);
-        let answers = |(name, checkpoint, served): &(&str, &dyn Checkpoint, bool)| {
+        let candidate = |(name, checkpoint, served): &(&str, &'c dyn Checkpoint, bool)| {
             let engine = Engine::new(*checkpoint, positions).at(|| (*name).to_owned())?;
-            let engine = if *served { engine.as_served() } else { engine };
-            let candidate = Candidate { name: (*name).to_owned(), engine };
-            let subject = Subject { candidate: &candidate, words: &words };
-            let ask = |exam: &Exam<'_>| exam.ask(&subject, &|n| bar.advance(n)).at(|| exam.task.name.clone());
-            Ok((candidate.name.clone(), exams.iter().map(ask).collect::<Result<Answers>>()?))
+            Ok(Candidate { name: (*name).to_owned(), engine: if *served { engine.as_served() } else { engine } })
         };
-        let mut found = cpu::pool(threads)?.install(|| all.iter().map(answers).collect::<Result<Vec<_>>>())?;
+        let bar = reporter.tokens("tasks", exams.iter().map(|e| e.tokens).sum::<u64>() * all.len() as u64);
+        let answers = cpu::pool(threads)?.install(|| {
+            let candidates = all.iter().map(candidate).collect::<Result<Vec<_>>>()?;
+            let ask = |exam: &mut Exam<'t>| answers(exam, &candidates, &words, early, &|n| bar.advance(n));
+            exams.iter_mut().map(ask).collect::<Result<Vec<_>>>()
+        })?;
         bar.finish();
-        let reference = reference.map(|_| found.remove(0).1);
-        Ok(Results { exams, reference, artifacts: found })
+        let mut of_models: Vec<Answers> = vec![Vec::new(); all.len()];
+        for exam in answers {
+            of_models.iter_mut().zip(exam).for_each(|(model, outcomes)| model.push(outcomes));
+        }
+        let reference = reference.map(|_| of_models.remove(0));
+        let names = artifacts.iter().map(|(name, _)| (*name).to_owned());
+        Ok(Results { exams, planned, reference, artifacts: names.zip(of_models).collect() })
     }
+
+    /// When asking may stop; `None`: when there is no item left. Errors: as [`Early::new`].
+    pub fn early(&self, budgets: Option<&Budgets>, tasks: &[Task]) -> Result<Option<Early>> {
+        let Some(points) = self.until_decided else { return Ok(None) };
+        if points.is_some_and(|p| !(0.0..100.0).contains(&p)) {
+            return Err(Error::request("--until-decided is a loss in points, from 0 to less than 100"));
+        }
+        Early::new(points, budgets, tasks).map(Some)
+    }
+}
+
+/// Items between two looks at whether enough is known.
+const LOOK: usize = 32;
+
+/// Outcomes of one task: `[model][item]`. Where asking may stop `early`, the first model is the reference, items are in random
+/// order, and those that were not needed are gone.
+fn answers(
+    exam: &mut Exam<'_>,
+    candidates: &[Candidate<'_>],
+    words: &Words,
+    early: Option<&Early>,
+    progress: &dyn Fn(u64),
+) -> Result<Answers> {
+    let planned = exam.len();
+    if early.is_some() {
+        exam.shuffle();
+    }
+    let mut out: Answers = vec![Vec::new(); candidates.len()];
+    let step = if early.is_some() { LOOK } else { planned.max(1) };
+    for from in (0..planned).step_by(step) {
+        let items = from..planned.min(from + step);
+        for (candidate, outcomes) in candidates.iter().zip(&mut out) {
+            let subject = Subject { candidate, words };
+            outcomes.extend(exam.ask(&subject, items.clone(), progress).at(|| exam.task.name.clone())?);
+        }
+        let decided = |early: &Early| {
+            let Some((reference, artifacts)) = out.split_first() else { return true };
+            let change =
+                |now: &Vec<Outcome>, metric| Paired::so_far(&marks(reference, metric), &marks(now, metric), planned);
+            artifacts.iter().all(|now| early.decided(exam.task, |metric| change(now, metric)))
+        };
+        if early.is_some_and(decided) {
+            exam.truncate(items.end);
+            break;
+        }
+    }
+    Ok(out)
 }
 
 /// The marks of one metric, in the order of the items.
 fn marks(outcomes: &[Outcome], metric: usize) -> Vec<bool> {
     outcomes.iter().map(|o| o.marks.get(metric).copied().unwrap_or(false)).collect()
+}
+
+/// Groups of items by the order of their first: right answers by the first metric, and items.
+type Groups = Vec<(String, (usize, usize))>;
+
+/// Groups that are shown in the terminal.
+const GROUPS: usize = 60;
+
+fn groups(exam: &Exam<'_>, outcomes: &[Outcome]) -> Groups {
+    let mut out = Groups::new();
+    for (item, right) in exam.items().zip(marks(outcomes, 0)) {
+        let Some(group) = &item.group else { continue };
+        let place = out.iter().position(|(name, _)| name == group).unwrap_or_else(|| {
+            out.push((group.clone(), (0, 0)));
+            out.len() - 1
+        });
+        let (count, of) = &mut out[place].1;
+        (*count, *of) = (*count + usize::from(right), *of + 1);
+    }
+    out.sort_by(|a, b| natural(&a.0).cmp(&natural(&b.0)));
+    out
+}
+
+/// Numbers in names stand in the order of their values.
+fn natural(name: &str) -> Vec<(u64, &str)> {
+    let parts = name.split_inclusive(|c: char| !c.is_ascii_digit());
+    parts.map(|p| (p.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0), p)).collect()
 }
 
 /// Examples of changed answers that are kept for people.
@@ -112,7 +207,13 @@ impl Results<'_> {
     /// An artifact against the reference, metric by metric.
     fn paired(&self, answers: &Answers) -> Vec<Option<Paired>> {
         let Some(reference) = &self.reference else { return vec![None; self.metrics().len()] };
-        let pair = |(t, m): &(usize, usize)| Paired::of(&marks(&reference[*t], *m), &marks(&answers[*t], *m));
+        let pair = |(t, m): &(usize, usize)| {
+            let (before, now) = (marks(&reference[*t], *m), marks(&answers[*t], *m));
+            match &self.planned {
+                None => Paired::of(&before, &now),
+                Some(planned) => Paired::so_far(&before, &now, planned[*t]),
+            }
+        };
         let mut all: Vec<Option<Paired>> = self.metrics().iter().map(pair).collect();
         holm(&mut all.iter_mut().flatten().collect::<Vec<_>>());
         all
@@ -141,6 +242,7 @@ impl Results<'_> {
         let rows = reference.chain(self.artifacts.iter().map(|(name, a)| row(name, a)));
         let right: Vec<usize> = (1..header.len()).collect();
         let mut out = vec![table(&header, &right, rows)];
+        out.extend((0..self.exams.len()).filter_map(|t| self.grouped(t)));
         if self.reference.is_some() {
             let header = ["artifact", "task", "change", "95 %", "lost", "gained", "p (Holm)", "verdict"];
             let mut rows = Vec::new();
@@ -164,16 +266,42 @@ impl Results<'_> {
         out
     }
 
+    /// Right answers by group, where the task has some, but not so many that a terminal cannot show them.
+    fn grouped(&self, t: usize) -> Option<String> {
+        let exam = &self.exams[t];
+        let reference = self.reference.iter().map(|a| ("reference", a));
+        let models = reference.chain(self.artifacts.iter().map(|(path, a)| (path.as_str(), a)));
+        let rows: Vec<_> = models.map(|(name, answers)| (name, groups(exam, &answers[t]))).collect();
+        let names: Vec<&String> = rows.first()?.1.iter().map(|(name, _)| name).collect();
+        if names.is_empty() || names.len() > GROUPS {
+            return None;
+        }
+        // Groups are the rows: their names are long.
+        let title = format!("right of {}", exam.task.name);
+        let header: Vec<&str> = std::iter::once(title.as_str()).chain(rows.iter().map(|(name, _)| *name)).collect();
+        let row = |(i, name): (usize, &&String)| {
+            let share = |(_, groups): &(&str, Groups)| {
+                let (right, of) = groups[i].1;
+                format!("{right} / {of}")
+            };
+            std::iter::once((*name).clone()).chain(rows.iter().map(share)).collect::<Vec<_>>()
+        };
+        let right: Vec<usize> = (1..header.len()).collect();
+        Some(table(&header, &right, names.iter().enumerate().map(row)))
+    }
+
     pub fn notes(&self) -> Vec<String> {
-        let note = |exam: &Exam<'_>| {
+        let note = |(t, exam): (usize, &Exam<'_>)| {
+            let of =
+                self.planned.as_ref().map_or_else(String::new, |all| format!(" of {} until it was decided", all[t]));
             let left = match (exam.skipped, exam.truncated) {
                 (0, 0) => String::new(),
                 (0, n) => format!(", {n} of them cut to the context"),
                 (n, _) => format!(", {n} longer than the context left out"),
             };
-            format!("{}: {} items ({}){left}; {}", exam.task.name, exam.items().count(), exam.hash, exam.task.about)
+            format!("{}: {} items{of} ({}){left}; {}", exam.task.name, exam.len(), exam.hash(), exam.task.about)
         };
-        self.exams.iter().map(note).collect()
+        self.exams.iter().enumerate().map(note).collect()
     }
 
     /// Adds `tasks` to what `eval` says of the whole, and of every artifact.
@@ -197,7 +325,7 @@ impl Results<'_> {
                 .into()
         };
         json!({"name": exam.task.name, "about": exam.task.about, "kind": exam.task.kind.name, "check": exam.task.check,
-            "items": exam.items().count(), "hash": exam.hash, "skipped": exam.skipped, "truncated": exam.truncated,
+            "items": exam.len(), "planned": self.planned.as_ref().map(|all| all[t]), "hash": exam.hash(), "skipped": exam.skipped, "truncated": exam.truncated,
             "metrics": exam.task.kind.metrics, "reference": self.reference.as_ref().map(of)})
     }
 
@@ -214,9 +342,28 @@ impl Results<'_> {
                 let text: String = marks.iter().map(|right| if *right { '1' } else { '0' }).collect();
                 bits.insert((*name).to_owned(), text.into());
             }
-            json!({"name": exam.task.name, "metrics": metrics, "marks": bits, "flips": self.flips(t, exam, answers)})
+            let group =
+                |(name, (right, of)): (String, (usize, usize))| json!({"group": name, "right": right, "of": of});
+            let groups: Vec<Value> = groups(exam, &answers[t]).into_iter().map(group).collect();
+            json!({"name": exam.task.name, "metrics": metrics, "marks": bits, "groups": groups,
+                "flips": self.flips(t, exam, answers)})
         };
         self.exams.iter().enumerate().map(task).collect()
+    }
+
+    /// Every answer of every model, a JSON object a line.
+    pub fn lines(&self) -> String {
+        let reference = self.reference.iter().map(|a| ("reference", a));
+        let all = reference.chain(self.artifacts.iter().map(|(path, a)| (path.as_str(), a)));
+        let mut out = String::new();
+        for (model, answers) in all {
+            for (exam, outcomes) in self.exams.iter().zip(answers) {
+                for (item, outcome) in exam.items().zip(outcomes) {
+                    out.push_str(&format!("{}\n", line(model, exam, item, outcome)));
+                }
+            }
+        }
+        out
     }
 
     /// Items whose first mark changed, losses first.
@@ -231,4 +378,23 @@ impl Results<'_> {
         };
         changed(true).chain(changed(false)).take(FLIPS).map(value).collect()
     }
+}
+
+fn line(model: &str, exam: &Exam<'_>, item: &task::Item, outcome: &Outcome) -> Value {
+    let metrics = exam.task.kind.metrics.iter().zip(&outcome.marks);
+    let marks: Map<String, Value> = metrics.map(|(name, mark)| ((*name).to_owned(), json!(mark))).collect();
+    let mut line = json!({"model": model, "task": exam.task.name, "id": item.id, "prompt": item.question.asked(),
+        "expected": item.question.expected(), "said": outcome.said, "marks": marks, "group": item.group});
+    if let Question::Choice { prompts, choices, gold } = &item.question {
+        (line["choices"], line["gold"]) = (json!(choices), json!(gold));
+        // Each choice has its own.
+        if prompts.windows(2).any(|pair| pair[0] != pair[1]) {
+            line["prompts"] = json!(prompts);
+        }
+    }
+    match &outcome.found {
+        Found::Likelihoods(sums) => line["log_likelihoods"] = json!(sums),
+        Found::Tokens(tokens) => line["tokens"] = json!(tokens),
+    }
+    line
 }

@@ -77,6 +77,12 @@ pub struct Ask<'a> {
     pub limit: usize,
 }
 
+impl Ask<'_> {
+    fn positions(&self) -> usize {
+        self.prompt.len().saturating_add(self.limit)
+    }
+}
+
 /// Prompts that are continued side by side: one pass over the weights gives each a token.
 const SIDE_BY_SIDE: usize = 32;
 
@@ -86,6 +92,24 @@ struct Running {
     cache: KvCache,
     written: usize,
     last: u32,
+}
+
+/// What all prompts begin with (examples in front of each question), read once; every prompt keeps a token of its own.
+/// `None` where that is less than half of the longest: its copies would then take more memory than they save time.
+fn front(engine: &Engine<'_>, asks: &[Ask<'_>]) -> Result<Option<KvCache>> {
+    let Some((first, others)) = asks.split_first() else { return Ok(None) };
+    let same = |ask: &Ask<'_>| first.prompt.iter().zip(ask.prompt).take_while(|(a, b)| a == b).count();
+    let least = asks.iter().map(|a| a.prompt.len().saturating_sub(1)).min().unwrap_or(0);
+    let shared = others.iter().map(same).fold(least, usize::min);
+    let longest = asks.iter().map(|a| a.prompt.len()).max().unwrap_or(0);
+    if others.is_empty() || shared == 0 || shared < longest.div_ceil(2) {
+        return Ok(None);
+    }
+    let mut cache = engine.cache(asks.iter().map(Ask::positions).max().unwrap_or(0))?;
+    for tokens in first.prompt[..shared].chunks(BATCH) {
+        engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap)?;
+    }
+    Ok(Some(cache))
 }
 
 /// Continues every prompt with its most likely tokens, exactly as [`generate`] would each alone. `each` receives the number of the
@@ -101,6 +125,8 @@ pub fn greedy(
     progress: &dyn Fn(u64),
 ) -> Result<()> {
     let head = engine.head()?;
+    let front = front(engine, asks)?;
+    let read = front.as_ref().map_or(0, KvCache::len);
     let mut waiting = asks.iter().enumerate().filter(|(_, ask)| ask.limit > 0);
     let mut running: Vec<Running> = Vec::new();
     loop {
@@ -118,9 +144,12 @@ pub fn greedy(
             }
         };
         for (index, ask) in waiting.by_ref().take(SIDE_BY_SIDE - running.len()) {
-            let mut cache = engine.cache(ask.prompt.len().saturating_add(ask.limit))?;
+            let mut cache = match &front {
+                Some(cache) => cache.clone(),
+                None => engine.cache(ask.positions())?,
+            };
             let mut states = Vec::new();
-            for tokens in ask.prompt.chunks(BATCH) {
+            for tokens in ask.prompt[read..].chunks(BATCH) {
                 states = engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap)?;
             }
             let last =

@@ -3,6 +3,7 @@
 
 pub mod gate;
 pub mod kv;
+pub mod long;
 pub mod paired;
 pub mod position;
 pub mod probe;

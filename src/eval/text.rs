@@ -30,8 +30,7 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Reads `.jsonl` (an object a line with `text`, or `prompt` and `completion`, or `messages`), `.parquet` (column
-    /// `text`), and any other file as one document, exactly as it is. Errors name the file and the line.
+    /// Reads `.jsonl` and `.parquet` (rows with `text`, or `prompt` and `completion`, or `messages`), and any other file as one document, exactly as it is. Errors name the file and the line.
     pub fn load(paths: &[PathBuf], render: Render) -> Result<Corpus> {
         if paths.is_empty() {
             return Err(Error::request("no file of text was given"));
@@ -85,7 +84,9 @@ type Reader = fn(Vec<u8>, Render, u64) -> Result<Vec<String>>;
 /// By extension; any other file is plain text.
 static READERS: &[(&str, Reader)] = &[
     ("jsonl", |bytes, render, room| within(json_lines(&utf8(bytes)?, render)?, room)),
-    ("parquet", |bytes, _, room| parquet::column(bytes, "text", room)),
+    ("parquet", |bytes, render, room| {
+        parquet::documents(bytes, &["messages", "completion"], &|row| document(row, render), room)
+    }),
     ("json", |_, _, _| {
         Err(Error::unsupported("JSON is no text to evaluate on")
             .help("make it .jsonl: an object a line, with a field `text`"))
@@ -152,9 +153,12 @@ pub(crate) fn json(line: &str) -> Result<Value> {
 }
 
 fn json_line(line: &str, render: Render) -> Result<String> {
-    let row = json(line)?;
-    let Value::Object(fields) = &row else {
-        return Err(Error::input(format!("{}, not a JSON object", kind(&row))).help(FIELDS));
+    document(&json(line)?, render)
+}
+
+fn document(row: &Value, render: Render) -> Result<String> {
+    let Value::Object(fields) = row else {
+        return Err(Error::input(format!("{}, not a JSON object", kind(row))).help(FIELDS));
     };
     let has = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());
     if has("text") {
@@ -164,7 +168,7 @@ fn json_line(line: &str, render: Render) -> Result<String> {
         return Ok([string(fields, "prompt")?, string(fields, "completion")?].concat());
     }
     match fields.get("messages") {
-        Some(Value::Array(_)) => render(&row),
+        Some(Value::Array(_)) => render(row),
         Some(other) if !other.is_null() => Err(wrong_kind("messages", other, "a list")),
         _ => Err(Error::input(format!("no field with text; it has {}", listed(fields.keys()))).help(FIELDS)),
     }

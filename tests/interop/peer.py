@@ -124,9 +124,9 @@ def load(path, context=0, **options):
         raise PeerError("; ".join(_errors) or error) from None
 
 
-def _load(path, context, **options):
+def _load(path, context, threads=2, **options):
     return llama_cpp.Llama(str(path), n_ctx=context, n_batch=context, n_ubatch=context,
-                           n_threads=2, n_threads_batch=2, type_k=GGML_F32, type_v=GGML_F32, flash_attn=False,
+                           n_threads=threads, n_threads_batch=threads, type_k=GGML_F32, type_v=GGML_F32, flash_attn=False,
                            swa_full=True, verbose=False, **options)
 
 

@@ -101,6 +101,12 @@ impl Limit {
     pub fn scale(&self) -> f64 {
         if self.unit == Unit::Own { 1.0 } else { 100.0 }
     }
+
+    /// Whether a figure, a share or a change of one, is within it.
+    pub fn keeps(&self, x: f64) -> bool {
+        let bound = self.number / self.scale();
+        if self.at_most { x <= bound } else { x >= bound }
+    }
 }
 
 impl FromStr for Limit {

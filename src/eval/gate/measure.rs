@@ -130,20 +130,18 @@ fn counterpart<'a>(report: &Value, artifact: &Value, baseline: &'a Value) -> std
 impl Measure {
     /// `None`: not a number.
     pub fn verdict(&self, limit: &Limit) -> Option<Verdict> {
-        let bound = limit.number / limit.scale();
         let all = [Some(self.value), self.low, self.high];
         if !all.iter().flatten().all(|x| x.is_finite()) {
             return None;
         }
-        let keeps = |x: f64| if limit.at_most { x <= bound } else { x >= bound };
         let (Some(low), Some(high)) = (self.low, self.high) else {
-            return Some(match (keeps(self.value), self.exact) {
+            return Some(match (limit.keeps(self.value), self.exact) {
                 (true, true) => Verdict::Pass,
                 (false, true) => Verdict::Regression,
                 (_, false) => Verdict::Inconclusive,
             });
         };
-        Some(match (keeps(low), keeps(high)) {
+        Some(match (limit.keeps(low), limit.keeps(high)) {
             (true, true) => Verdict::Pass,
             (false, false) => Verdict::Regression,
             _ => Verdict::Inconclusive,

@@ -2,9 +2,11 @@
 //! reports can be judged too, and be what new ones are compared with.
 
 mod budget;
+mod early;
 mod measure;
 
 pub use budget::{Budgets, Limit};
+pub use early::Early;
 
 use serde::Serialize;
 use serde_json::Value;

@@ -4,9 +4,11 @@
 mod arithmetic;
 mod choices;
 mod copy;
+mod frequent;
 mod function;
 mod json;
 mod language;
+mod latent;
 pub mod model;
 mod recall;
 mod sort;
@@ -96,13 +98,21 @@ pub static SKILLS: &[Skill] = &[
     function::SKILL,
 ];
 
+/// For models that follow instructions; the bundled model did not learn them.
+pub static INSTRUCTED: &[Skill] = &[frequent::SKILL, latent::SKILL];
+
+/// Both lists.
+pub fn all() -> impl Iterator<Item = &'static Skill> {
+    SKILLS.iter().chain(INSTRUCTED)
+}
+
 /// The longest item that can be asked for, in characters.
 pub const LONGEST: usize = 8 << 20;
 
 impl Skill {
     pub fn find(name: &str) -> Result<&'static Skill> {
-        SKILLS.iter().find(|s| s.name == name).ok_or_else(|| {
-            let known: Vec<_> = SKILLS.iter().map(|s| s.name).collect();
+        all().find(|s| s.name == name).ok_or_else(|| {
+            let known: Vec<_> = all().map(|s| s.name).collect();
             Error::request(format!("there is no skill {name:?}")).help(format!("one of: {}", known.join(", ")))
         })
     }
@@ -112,7 +122,7 @@ impl Skill {
     /// Errors: a length for a skill that has its own; one beyond [`LONGEST`].
     pub fn item(&self, split: Split, seed: u64, index: u64, length: Option<usize>) -> Result<Item> {
         if length.is_some() && !self.stretches {
-            let stretch: Vec<_> = SKILLS.iter().filter(|s| s.stretches).map(|s| s.name).collect();
+            let stretch: Vec<_> = all().filter(|s| s.stretches).map(|s| s.name).collect();
             return Err(Error::request(format!("items of {:?} have a length of their own", self.name))
                 .help(format!("skills that can be of any length: {}", stretch.join(", "))));
         }

@@ -14,7 +14,7 @@ pub const SKILL: Skill = Skill {
     draw: |choices, _| (String::new(), story(choices)),
 };
 
-fn story(choices: &mut Choices) -> String {
+pub(super) fn story(choices: &mut Choices) -> String {
     let mut cast = Cast::default();
     let sentence = |stage: &str| {
         let frames: Vec<_> = words::lines(TEXT, stage).collect();

@@ -15,7 +15,7 @@ fn every(skill: &str) -> Vec<Item> {
 
 #[test]
 fn a_seed_and_a_number_make_an_item() {
-    for skill in SKILLS {
+    for skill in all() {
         for split in Split::ALL {
             let made = |seed, count| skill.items(split, seed, count, None).unwrap();
             let ten = made(5, 10);
@@ -29,7 +29,7 @@ fn a_seed_and_a_number_make_an_item() {
 
 #[test]
 fn items_are_made_of_a_question_and_an_answer() {
-    for skill in SKILLS {
+    for skill in all() {
         for item in every(skill.name) {
             assert_eq!(item.prompt.is_empty(), !skill.asks);
             assert!(item.prompt.is_empty() || item.prompt.ends_with('\n'), "{item:?}");
@@ -43,7 +43,7 @@ fn items_are_made_of_a_question_and_an_answer() {
 /// Whatever the seeds.
 #[test]
 fn no_item_is_in_two_splits() {
-    for skill in SKILLS {
+    for skill in all() {
         for split in Split::ALL {
             for item in skill.items(split, split.name().len() as u64, 300, None).unwrap() {
                 let text = if skill.asks { &item.prompt } else { &item.answer };
@@ -234,7 +234,7 @@ fn stories_have_one_cast_and_no_blanks() {
 
 #[test]
 fn lengths_are_kept() {
-    for skill in SKILLS.iter().filter(|s| s.stretches) {
+    for skill in all().filter(|s| s.stretches) {
         for length in [400, 3_000, 40_000] {
             let got = skill.item(Split::Test, 0, 0, Some(length)).unwrap().text().len() as f64;
             assert!((got / length as f64 - 1.0).abs() < 0.4, "{}: {got} instead of {length}", skill.name);
@@ -245,6 +245,35 @@ fn lengths_are_kept() {
     assert!(long.prompt.len() > 500_000 && long.prompt.contains(&long.answer));
     assert!(Skill::find("story").unwrap().item(Split::Test, 0, 0, Some(400)).is_err());
     assert!(Skill::find("copy").unwrap().item(Split::Test, 0, 0, Some(LONGEST + 1)).is_err());
+}
+
+#[test]
+fn the_frequent_words_are_the_most_frequent() {
+    for length in [None, Some(500), Some(20_000)] {
+        let item = Skill::find("frequent").unwrap().item(Split::Test, 1, 0, length).unwrap();
+        let (list, _) = item.prompt.split_once("\n\n").unwrap();
+        let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+        list.split(' ').for_each(|word| *counts.entry(word).or_default() += 1);
+        let mut top: Vec<(usize, &str)> = counts.iter().map(|(word, n)| (*n, *word)).collect();
+        top.sort_unstable();
+        let mut wanted: Vec<&str> = item.answer.split(", ").collect();
+        let mut found: Vec<&str> = top.split_off(top.len() - 3).iter().map(|(_, word)| *word).collect();
+        wanted.sort_unstable();
+        found.sort_unstable();
+        assert_eq!(wanted, found);
+        assert!(counts[found[0]] >= 5 * top[0].0 && top[0].0 == top[top.len() - 1].0);
+    }
+}
+
+#[test]
+fn latent_facts_lie_at_every_depth() {
+    let items = Skill::find("latent").unwrap().items(Split::Test, 0, 40, Some(4000)).unwrap();
+    let mut depths = [0; 4];
+    for item in &items {
+        assert_eq!(item.prompt.matches(&item.answer).count(), 1, "{item:?}");
+        depths[item.prompt.find(&item.answer).unwrap() * 4 / item.prompt.len()] += 1;
+    }
+    assert!(depths.iter().all(|n| *n > 3), "{depths:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Which of several continuations is the most likely? `acc` and `acc_norm` are those of lm-evaluation-harness.
 
 use super::branch::{self, Prediction};
-use super::{Kind, Outcome, Prepared, Question, Subject};
+use super::{Found, Kind, Outcome, Prepared, Question, Subject};
 use crate::error::Result;
 
 pub const KIND: Kind = Kind {
@@ -18,7 +18,11 @@ fn run(subject: &Subject<'_>, items: &[Prepared<'_>], progress: &dyn Fn(u64)) ->
 
 fn outcome(question: &Question, predictions: &[Vec<Prediction>]) -> Outcome {
     let Question::Choice { choices, gold, .. } = question else {
-        return Outcome { marks: vec![false; KIND.metrics.len()], said: String::new() };
+        return Outcome {
+            marks: vec![false; KIND.metrics.len()],
+            said: String::new(),
+            found: Found::Likelihoods(Vec::new()),
+        };
     };
     let sums: Vec<f64> = predictions.iter().map(|p| -p.iter().map(|p| p.nll).sum::<f64>()).collect();
     // The space in front of a choice is no part of it.
@@ -26,7 +30,7 @@ fn outcome(question: &Question, predictions: &[Vec<Prediction>]) -> Outcome {
     let normed: Vec<f64> = sums.iter().zip(choices).map(|(sum, c)| sum / length(c)).collect();
     let (best, best_normed) = (first_largest(&sums), first_largest(&normed));
     let said = choices.get(best).map_or("", |c| c.trim()).to_owned();
-    Outcome { marks: vec![best == *gold, best_normed == *gold], said }
+    Outcome { marks: vec![best == *gold, best_normed == *gold], said, found: Found::Likelihoods(sums) }
 }
 
 /// As numpy's argmax.

@@ -10,7 +10,7 @@ use super::check::{self, Judge};
 use super::rows::{self, Placed, Row};
 use super::{Item, KINDS, Kind, Question, Task, presets, template};
 use crate::error::{At, Error, Result};
-use crate::eval::probe::{Skill, Split};
+use crate::eval::probe::{self, Skill, Split};
 
 /// The definition of a task.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,6 +32,8 @@ pub struct File {
     /// About so many characters each, for skills that can be of any length; at each length, the answer at every depth.
     #[serde(default)]
     lengths: Vec<usize>,
+    /// An expression: what items are counted by, besides all together.
+    group: Option<String>,
     /// Where the rows are published.
     pub published: Option<String>,
     /// Template of the text in front of what is judged.
@@ -192,7 +194,10 @@ impl File {
             for length in &lengths {
                 for (i, item) in Skill::find(name)?.items(Split::Test, 0, each, *length)?.iter().enumerate() {
                     let place = format!("{name}{} {}", length.map_or_else(String::new, |l| format!(" of {l}")), i + 1);
-                    let Ok(Value::Object(row)) = serde_json::to_value(item) else { continue };
+                    let Ok(Value::Object(mut row)) = serde_json::to_value(item) else { continue };
+                    row.insert("length".into(), item.prompt.len().into());
+                    row.insert("asked".into(), (*length).into());
+                    row.insert("depth".into(), depth(item).into());
                     out.push(Placed { row, place });
                 }
             }
@@ -218,7 +223,9 @@ impl File {
             .map(|placed| {
                 let question = self.question(kind, &placed.row, &shots, wishes);
                 let question = question.at(|| placed.place.clone()).at(|| at.to_owned())?;
-                Ok(Item { id: id(placed), question })
+                let group = self.group.as_ref().map(|e| template::value(e, &placed.row)).transpose();
+                let group = group.at(|| "group").at(|| placed.place.clone()).at(|| at.to_owned())?;
+                Ok(Item { id: id(placed), question, group: group.as_ref().map(shown) })
             })
             .collect::<Result<_>>()?;
         if items.is_empty() {
@@ -296,6 +303,13 @@ impl File {
         let e = self.answer.as_ref().ok_or_else(|| Error::input(format!("a `{}` task needs `answer`", self.kind)))?;
         template::value(e, row).at(|| "answer")
     }
+}
+
+/// Which quarter of the prompt the answer's first line stands in, where it does.
+fn depth(item: &probe::Item) -> Option<&'static str> {
+    let first = item.answer.lines().next().filter(|line| !line.is_empty())?;
+    let quarter = item.prompt.find(first)? * 4 / item.prompt.len().max(1);
+    ["at 0-25 %", "at 25-50 %", "at 50-75 %", "at 75-100 %"].get(quarter).copied()
 }
 
 /// Items of `probe` unless the user says how many.

@@ -1,6 +1,6 @@
 //! What does the model write? Greedily, many items side by side.
 
-use super::{Kind, Outcome, Prepared, Question, Subject};
+use super::{Found, Kind, Outcome, Prepared, Question, Subject};
 use crate::engine::generate::{Ask, greedy};
 use crate::engine::utf8::Utf8;
 use crate::error::Result;
@@ -17,6 +17,7 @@ pub const KIND: Kind = Kind {
 struct Said {
     bytes: Utf8,
     text: String,
+    tokens: Vec<u32>,
 }
 
 fn run(subject: &Subject<'_>, items: &[Prepared<'_>], progress: &dyn Fn(u64)) -> Result<Vec<Outcome>> {
@@ -30,7 +31,8 @@ fn run(subject: &Subject<'_>, items: &[Prepared<'_>], progress: &dyn Fn(u64)) ->
         .collect();
     let mut said: Vec<Said> = asks.iter().map(|_| Said::default()).collect();
     let mut each = |index: usize, token: u32| {
-        let Said { bytes, text } = &mut said[index];
+        let Said { bytes, text, tokens } = &mut said[index];
+        tokens.push(token);
         text.push_str(&bytes.push(&words.tokenizer.piece(token)));
         Ok(stops(&items[index].item.question).iter().all(|stop| !text.contains(stop.as_str())))
     };
@@ -53,5 +55,5 @@ fn outcome(question: &Question, mut said: Said) -> Result<Outcome> {
         Question::Generate { judge, .. } => judge(&text)?,
         _ => false,
     };
-    Ok(Outcome { marks: vec![right], said: text })
+    Ok(Outcome { marks: vec![right], said: text, found: Found::Tokens(said.tokens) })
 }

@@ -11,6 +11,8 @@ pub mod presets;
 mod rows;
 mod template;
 
+use std::ops::Range;
+
 use check::Judge;
 pub use file::{File, Wishes, load};
 
@@ -19,6 +21,7 @@ use super::protocol::Window;
 use crate::container::Checkpoint;
 use crate::container::tokenizer::{self, Tokenizer};
 use crate::engine::chat::{self, Message};
+use crate::engine::sample::Random;
 use crate::error::{At, Error, Result};
 use crate::metadata::Metadata;
 
@@ -36,6 +39,8 @@ pub struct Item {
     /// As the rows name it.
     pub id: String,
     pub question: Question,
+    /// What it is counted by, besides all together.
+    pub group: Option<String>,
 }
 
 pub enum Question {
@@ -68,6 +73,17 @@ pub struct Outcome {
     pub marks: Vec<bool>,
     /// Its answer, for people.
     pub said: String,
+    /// What it was judged by.
+    pub found: Found,
+}
+
+/// What a model made of a question.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// Log-likelihoods of the choices, or of the one answer.
+    Likelihoods(Vec<f64>),
+    /// What it wrote, without the token that ended it.
+    Tokens(Vec<u32>),
 }
 
 /// What becomes of items that are longer than the model's context.
@@ -91,8 +107,6 @@ struct Prepared<'a> {
 pub struct Exam<'a> {
     pub task: &'a Task,
     prepared: Vec<Prepared<'a>>,
-    /// BLAKE3 of every question as it is put, and of what is right: 16 hex digits.
-    pub hash: String,
     pub skipped: usize,
     pub truncated: usize,
     /// Positions that an engine needs.
@@ -163,9 +177,7 @@ impl Words {
 impl<'a> Exam<'a> {
     /// Errors: a question without tokens; one beyond the context, if that is how they are to be treated.
     pub fn new(task: &'a Task, words: &Words, overlong: Overlong) -> Result<Exam<'a>> {
-        let mut exam =
-            Exam { task, prepared: Vec::new(), hash: String::new(), skipped: 0, truncated: 0, positions: 0, tokens: 0 };
-        let mut hash = blake3::Hasher::new();
+        let mut exam = Exam { task, prepared: Vec::new(), skipped: 0, truncated: 0, positions: 0, tokens: 0 };
         for item in &task.items {
             let place = || format!("item {} of {}", item.id, task.name);
             let (mut windows, room) = item.question.windows(words).at(place)?;
@@ -194,13 +206,6 @@ impl<'a> Exam<'a> {
                     }
                 }
             }
-            for w in &windows {
-                hash.update(&(w.tokens.len() as u64).to_le_bytes());
-                for token in &w.tokens {
-                    hash.update(&token.to_le_bytes());
-                }
-            }
-            hash.update(item.question.expected().as_bytes()).update(&[0]);
             let most = windows.iter().map(|w| w.tokens.len()).max().unwrap_or(0);
             exam.positions = exam.positions.max(most + room);
             exam.tokens += windows.iter().map(|w| w.tokens.len() as u64).sum::<u64>() + room as u64;
@@ -210,8 +215,43 @@ impl<'a> Exam<'a> {
             return Err(Error::request(format!("all {} items are longer than the model's context", exam.skipped))
                 .at(task.name.clone()));
         }
-        exam.hash = hash.finalize().to_hex()[..16].to_owned();
         Ok(exam)
+    }
+
+    /// BLAKE3 of every question as it is put, and of what is right: 16 hex digits.
+    pub fn hash(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        for p in &self.prepared {
+            for w in &p.windows {
+                hash.update(&(w.tokens.len() as u64).to_le_bytes());
+                for token in &w.tokens {
+                    hash.update(&token.to_le_bytes());
+                }
+            }
+            hash.update(p.item.question.expected().as_bytes()).update(&[0]);
+        }
+        hash.finalize().to_hex()[..16].to_owned()
+    }
+
+    pub fn len(&self) -> usize {
+        self.prepared.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.prepared.is_empty()
+    }
+
+    /// Puts the items in random order, always the same.
+    pub fn shuffle(&mut self) {
+        let mut random = Random::new(0);
+        for i in (1..self.prepared.len()).rev() {
+            self.prepared.swap(i, ((i + 1) as f64 * random.uniform()) as usize);
+        }
+    }
+
+    /// Leaves the first items.
+    pub fn truncate(&mut self, count: usize) {
+        self.prepared.truncate(count);
     }
 
     /// Items that are asked.
@@ -219,10 +259,11 @@ impl<'a> Exam<'a> {
         self.prepared.iter().map(|p| p.item)
     }
 
-    /// The model's outcomes, in the order of [`Exam::items`]. `progress` is called with tokens; of those that were counted for
-    /// items which end early, all are told. Runs in the caller's rayon pool.
-    pub fn ask(&self, subject: &Subject<'_>, progress: &dyn Fn(u64)) -> Result<Vec<Outcome>> {
-        (self.task.kind.run)(subject, &self.prepared, progress).at(|| subject.candidate.name.clone())
+    /// The model's outcomes for some of the items, in the order of [`Exam::items`]. `progress` is called with tokens; of those
+    /// that were counted for items which end early, all are told. Runs in the caller's rayon pool.
+    pub fn ask(&self, subject: &Subject<'_>, items: Range<usize>, progress: &dyn Fn(u64)) -> Result<Vec<Outcome>> {
+        let items = self.prepared.get(items).unwrap_or_default();
+        (self.task.kind.run)(subject, items, progress).at(|| subject.candidate.name.clone())
     }
 }
 

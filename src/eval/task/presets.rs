@@ -12,7 +12,7 @@ macro_rules! embed {
 }
 
 embed! {
-    "arithmetic" "json" "recall" "multirecall" "variables" "copy" "sort" "needles"
+    "arithmetic" "json" "recall" "multirecall" "variables" "copy" "sort" "needles" "frequent" "latent"
     "schema" "calls" "instructions"
     "hellaswag" "arc" "piqa" "winogrande" "boolq" "mmlu" "lambada" "gsm8k" "humaneval" "mbpp" "ifeval" "bfcl"
     "choice" "completions" "answers" "patterns" "schemas" "tools"

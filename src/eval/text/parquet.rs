@@ -1,4 +1,4 @@
-//! One column of strings out of a Parquet file.
+//! Texts out of a Parquet file: one column of strings, or what rows are made into.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -7,6 +7,7 @@ use ::parquet::data_type::ByteArray;
 use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use bytes::Bytes;
+use serde_json::Value;
 
 use super::{listed, schema, too_large};
 use crate::error::{At, Error, Result};
@@ -16,39 +17,62 @@ const BATCH: usize = 1024;
 /// Groups within groups; the library recurses over them.
 const MAX_DEPTH: usize = 64;
 
-/// The strings of the top-level column `name`, in order; at most `room` bytes of them. Errors name the row (from 1).
-pub fn column(file: Vec<u8>, name: &str, room: u64) -> Result<Vec<String>> {
-    // The file is untrusted; the library should not panic, this makes it certain.
-    match catch_unwind(AssertUnwindSafe(|| strings(file, name, room))) {
-        Ok(done) => done,
-        Err(_) => Err(Error::input("the file breaks the Parquet library").help("the file is damaged: fetch it again")),
-    }
+/// What a row is made into.
+pub type Document<'a> = &'a dyn Fn(&Value) -> Result<String>;
+
+/// The strings of the top-level column `text`; of a file without one that has another of `instead`, what `document` makes of every
+/// row. In order; at most `room` bytes of them. Errors name the row (from 1).
+pub fn documents(file: Vec<u8>, instead: &[&str], document: Document<'_>, room: u64) -> Result<Vec<String>> {
+    guarded(|| {
+        let file = Bytes::from(file);
+        let reader = open(file.clone())?;
+        let schema = reader.metadata().file_metadata().schema_descr().root_schema();
+        let has = |names: &[&str]| schema.get_fields().iter().any(|f| names.contains(&f.name()));
+        match !has(&["text"]) && has(instead) {
+            true => made(&reader, document, room),
+            false => strings(&reader, "text", room),
+        }
+    })
 }
 
 /// All rows as JSON objects.
-pub fn rows(file: Vec<u8>) -> Result<Vec<serde_json::Value>> {
-    let all = || {
-        let reader = open(file)?;
+pub fn rows(file: Vec<u8>) -> Result<Vec<Value>> {
+    guarded(|| {
+        let reader = open(Bytes::from(file))?;
         let rows = reader.get_row_iter(None).map_err(damaged)?;
         rows.map(|row| row.map(|row| row.to_json_value()).map_err(damaged)).collect()
-    };
-    match catch_unwind(AssertUnwindSafe(all)) {
+    })
+}
+
+/// The file is untrusted; the library should not panic, this makes it certain.
+fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(read)) {
         Ok(done) => done,
         Err(_) => Err(Error::input("the file breaks the Parquet library").help("the file is damaged: fetch it again")),
     }
 }
 
-fn open(file: Vec<u8>) -> Result<SerializedFileReader<Bytes>> {
+fn made(reader: &SerializedFileReader<Bytes>, document: Document<'_>, room: u64) -> Result<Vec<String>> {
+    let mut found = Rows { texts: Vec::new(), room, name: "" };
+    for row in reader.get_row_iter(None).map_err(damaged)? {
+        let row = row.map_err(damaged)?.to_json_value();
+        let place = || format!("row {}", found.texts.len() + 1);
+        let text = document(&row).at(place)?;
+        found.add(text)?;
+    }
+    Ok(found.texts)
+}
+
+fn open(file: Bytes) -> Result<SerializedFileReader<Bytes>> {
     match schema::depth(&file) {
         Some(0..=MAX_DEPTH) => {}
         Some(depth) => return Err(Error::limits(format!("the schema nests {depth} levels deep"))),
         None => return Err(Error::input("the footer is damaged").help("fetch the file again")),
     }
-    SerializedFileReader::new(Bytes::from(file)).map_err(damaged)
+    SerializedFileReader::new(file).map_err(damaged)
 }
 
-fn strings(file: Vec<u8>, name: &str, room: u64) -> Result<Vec<String>> {
-    let reader = open(file)?;
+fn strings(reader: &SerializedFileReader<Bytes>, name: &str, room: u64) -> Result<Vec<String>> {
     let metadata = reader.metadata();
     let schema = metadata.file_metadata().schema_descr();
     let place = schema.columns().iter().position(|c| c.path().parts() == [name]);
@@ -96,15 +120,20 @@ struct Rows<'a> {
 impl Rows<'_> {
     fn push(&mut self, values: &[ByteArray]) -> Result<()> {
         for value in values {
-            // The row's own cost counts, or a small file of empty rows fills the memory.
-            let cost = (value.len() + size_of::<String>()) as u64;
-            self.room = self.room.checked_sub(cost).ok_or_else(too_large)?;
             let text = value.as_utf8().map_err(|_| {
                 let message = format!("column `{}` is not UTF-8", self.name);
                 Error::input(message).help("export it as strings")
             });
-            self.texts.push(text.at(|| format!("row {}", self.texts.len() + 1))?.to_owned());
+            self.add(text.at(|| format!("row {}", self.texts.len() + 1))?.to_owned())?;
         }
+        Ok(())
+    }
+
+    fn add(&mut self, text: String) -> Result<()> {
+        // The row's own cost counts, or a small file of empty rows fills the memory.
+        let cost = (text.len() + size_of::<String>()) as u64;
+        self.room = self.room.checked_sub(cost).ok_or_else(too_large)?;
+        self.texts.push(text);
         Ok(())
     }
 }

@@ -189,6 +189,46 @@ fn parquet_file(column: &str, rows: &[Option<&[u8]>], group: usize, compression:
     file
 }
 
+fn texts(file: Vec<u8>, room: u64) -> Result<Vec<String>> {
+    parquet::documents(file, &["messages"], &|row| document(row, &roles), room)
+}
+
+/// Two rows of `messages`, as data sets of chats have them.
+fn chats(compression: Compression) -> Vec<u8> {
+    let schema = "message rows { required int32 id; optional group messages (LIST) { repeated group list {
+        optional group element { optional binary role (UTF8); optional binary content (UTF8); } } } }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
+    let mut file = Vec::new();
+    let mut writer = SerializedFileWriter::new(&mut file, schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut ids = group.next_column().unwrap().unwrap();
+    ids.typed::<Int32Type>().write_batch(&[7, 8], None, None).unwrap();
+    ids.close().unwrap();
+    for values in [["user", "bot", "user"], ["2+2?", "4", "Why?"]] {
+        let mut column = group.next_column().unwrap().unwrap();
+        let values = values.map(ByteArray::from);
+        column.typed::<ByteArrayType>().write_batch(&values, Some(&[4, 4, 4]), Some(&[0, 1, 0])).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+    file
+}
+
+#[test]
+fn parquet_messages_go_through_the_template() {
+    let file = chats(Compression::SNAPPY);
+    assert_eq!(load("a.parquet", &file).unwrap(), ["<user>2+2?<bot>4", "<user>Why?"]);
+    assert!(texts(file.clone(), 40).unwrap_err().message().contains("MiB"));
+    let refuse = |row: &Value| match row["id"] == 8 {
+        true => Err(Error::input("no")),
+        false => Ok(String::new()),
+    };
+    let error = parquet::documents(file, &["messages"], &refuse, 1 << 20).unwrap_err();
+    assert!(error.to_string().contains("row 2"), "{error}");
+}
+
 #[test]
 fn parquet_columns_come_back() {
     let long = "wort ".repeat(3000);
@@ -214,9 +254,8 @@ fn parquet_without_text_is_refused() {
     let error = refused("a.parquet", parquet_file("text", &[Some(b"x"), Some(b"\xff")], 9, plain));
     assert!(error.contains("not UTF-8") && error.contains("row 2"), "{error}");
     let file = parquet_file("text", &[Some(b"12345")], 1, plain);
-    assert!(parquet::column(file.clone(), "id", 1 << 20).unwrap_err().message().contains("holds no strings"));
-    assert!(parquet::column(file.clone(), "text", 29).is_ok());
-    assert!(parquet::column(file, "text", 28).unwrap_err().message().contains("MiB"));
+    assert!(texts(file.clone(), 29).is_ok());
+    assert!(texts(file, 28).unwrap_err().message().contains("MiB"));
     for bytes in [&b""[..], b"PAR1", b"PAR1\0\0\0\0PAR1", b"not parquet at all"] {
         assert!(refused("a.parquet", bytes).contains("help: "));
     }
@@ -226,15 +265,16 @@ fn parquet_without_text_is_refused() {
 fn damaged_parquet_gets_an_answer() {
     let rows: Vec<Option<&[u8]>> = vec![Some(b"one"), Some(b"two"), Some(b"two"), Some(b"three")];
     for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(ZstdLevel::default())] {
-        let whole = parquet_file("text", &rows, 2, compression);
-        for end in 0..whole.len() {
-            assert!(parquet::column(whole[..end].to_vec(), "text", 1 << 20).is_err(), "cut at {end}");
-        }
-        for at in 0..whole.len() {
-            for flip in [1, 0x10, 0x80, 0xff] {
-                let mut bad = whole.clone();
-                bad[at] ^= flip;
-                let _ = parquet::column(bad, "text", 1 << 20); // right or wrong, but no panic and no abort
+        for whole in [parquet_file("text", &rows, 2, compression), chats(compression)] {
+            for end in 0..whole.len() {
+                assert!(texts(whole[..end].to_vec(), 1 << 20).is_err(), "cut at {end}");
+            }
+            for at in 0..whole.len() {
+                for flip in [1, 0x10, 0x80, 0xff] {
+                    let mut bad = whole.clone();
+                    bad[at] ^= flip;
+                    let _ = texts(bad, 1 << 20); // right or wrong, but no panic and no abort
+                }
             }
         }
     }
