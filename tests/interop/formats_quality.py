@@ -22,7 +22,7 @@ ROWS = {
     "floats": [("nvfp4a16 largest", None, None), ("llama.cpp NVFP4", None, None), ("nvfp4a16 rtn", "nvfp4a16 largest", None),
                ("nvfp4a16 imatrix", "nvfp4a16 largest", None), ("nvfp4a16 gptq", "nvfp4a16 largest", 0.65),
                ("nvfp4a16 awq+gptq", "nvfp4a16 largest", 0.65), ("nvfp4a16 awq+gptq", "llama.cpp NVFP4", 0.60),
-               ("mxfp4 largest", None, None), ("mxfp4 awq+gptq", "mxfp4 largest", None), ("fp8 rtn", None, 0.003)],
+               ("mxfp4 largest", None, None), ("mxfp4 awq+gptq", "mxfp4 largest", None), ("fp8 rtn", None, None), ("fp8 awq+gptq", None, 0.003)],
     "exl2": [("exl2 4 bits", None, None), ("exl2 measured", "exl2 4 bits", 0.90)],
     "mixes": [row for name in ("q4_k_m", "q3_k_m", "q2_k") for row in ((name, None, None), (f"size of {name}", name, 0.85))],
 }
