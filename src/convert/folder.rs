@@ -28,6 +28,12 @@ impl Plan {
             .at(&other.source)
             .help("GGUF files of their language model can be made"));
         }
+        if arch.own_name("blk.0.ffn_down_exps.weight").is_none()
+            && let Some(codec) = recipe.formats().find(|c| hf::is_own(*c))
+        {
+            let message = format!("{} is for models whose experts are their modules' own, {} is none", codec.name(), arch.name);
+            return Err(Error::request(message).help("mxfp4 holds such weights of any model (compressed-tensors)"));
+        }
         let facts = recipe::ModelFacts::of(&arch.metadata(spec), request.imatrix.is_some())?;
         let made: Vec<String> = arch.extra_tensors(spec).into_iter().map(|(name, _)| name).collect();
         let kept = kept(source, recipe);

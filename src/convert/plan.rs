@@ -276,7 +276,12 @@ fn replace(metadata: &mut Metadata, key: &str, value: Value) {
 /// A tensor as llama.cpp's quantizer would meet it: of a Hugging Face model, after its converter.
 fn described<'a>(source: &dyn Checkpoint, t: &'a Tensor) -> recipe::Source<'a> {
     let float32 = source.convention() == Convention::HuggingFace && arch::always_f32(&t.name, &t.shape);
-    recipe::Source { name: &t.name, shape: &t.shape, codec: if float32 { &codec::float::F32 } else { t.codec } }
+    let codec: &dyn Codec = match float32 {
+        true => &codec::float::F32,
+        false if hf::is_own(t.codec) => &codec::ggml::fp4::MXFP4,
+        false => t.codec,
+    };
+    recipe::Source { name: &t.name, shape: &t.shape, codec }
 }
 
 /// The recipe, applied to all of `sources`.
