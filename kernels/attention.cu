@@ -1,6 +1,6 @@
 // Causal attention of queries `[tokens][heads][HEAD_DIM]` over keys and values `[positions][kv_heads][HEAD_DIM]`; the first query
 // stands at position `first`. Grouped heads, an optional window (positions that a query sees, itself included; 0: all) and softcap
-// (0: none). Softmax is taken while keys go by, 32 at a time: no matrix of scores exists.
+// (0: none); `sinks`, if any, are scores without a value, one a head. Softmax is taken while keys go by, 32 at a time: no matrix of scores exists.
 //
 // A block has QUERIES queries of one head, a warp QUERIES / WARPS of them. A lane scores a key of the tile, then sums every 32nd
 // element of the values.
@@ -8,7 +8,7 @@
 const int QUERIES = 8, WARPS = 4, KEYS = 32, MINE = QUERIES / WARPS, PARTS = (HEAD_DIM + 31) / 32;
 
 KERNEL attention(const float *q, const float *k, const float *v, int tokens, int first, int heads, int kv_heads, float scale,
-                 float cap, int window, float *out) {
+                 float cap, int window, const float *sinks, float *out) {
     __shared__ float queries[QUERIES][HEAD_DIM], tile[KEYS][HEAD_DIM + 1];
     int head = blockIdx.y, kv = head / (heads / kv_heads), lane = threadIdx.x, warp = threadIdx.y;
     int token = blockIdx.x * QUERIES, thread = warp * 32 + lane;
@@ -68,6 +68,7 @@ KERNEL attention(const float *q, const float *k, const float *v, int tokens, int
     for (int m = 0; m < MINE; m++) {
         int t = token + warp * MINE + m;
         if (t >= tokens) continue;
+        if (sinks) sum[m] += exponential(sinks[head] - most[m]);
         for (int p = 0; p < PARTS; p++)
             if (p * 32 + lane < HEAD_DIM)
                 out[(i64(t) * heads + head) * HEAD_DIM + p * 32 + lane] = mixed[m][p] * (1.0f / sum[m]);

@@ -28,6 +28,13 @@ KERNEL gelu(float *gate, const float *up, i64 n) {
     gate[i] = x / (1.0f + exponential(-(GELU_TWICE_SQRT_2_OVER_PI * x * (1.0f + GELU_CUBE * x * x)))) * up[i];
 }
 
+KERNEL clamped_silu(float *gate, const float *up, i64 n) {
+    i64 i = element();
+    if (i >= n) return;
+    float x = fminf(gate[i], CLAMPED_SILU_LIMIT), u = fminf(fmaxf(up[i], -CLAMPED_SILU_LIMIT), CLAMPED_SILU_LIMIT);
+    gate[i] = x / (1.0f + exponential(CLAMPED_SILU_SLOPE * -x)) * (u + 1.0f);
+}
+
 // x = cap * tanh(x / cap)
 KERNEL softcap(float *x, float cap, i64 n) {
     if (element() < n) x[element()] = capped(x[element()], cap);

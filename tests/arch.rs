@@ -112,13 +112,14 @@ fn layout(arch: &Arch, spec: &ModelSpec, sources: &Json) -> (Layout, BTreeSet<St
             let stack = if shape.len() == 3 { shape[0] } else { 1 };
             for plane in 0..stack {
                 let whole = rows(&shape);
-                let range = match &place.part {
-                    Part::Whole => 0..whole,
-                    Part::Rows(range) => range.clone(),
+                let kept: Vec<usize> = match &place.part {
+                    Part::Whole => (0..whole).collect(),
+                    Part::Rows(range) => range.clone().collect(),
+                    Part::Alternate(first) => (*first..whole).step_by(2).collect(),
                 };
-                transform.check(range.len()).unwrap();
-                let from = |row| plane * whole + range.start + transform.source_row(row);
-                let rows = (0..range.len()).map(from).collect();
+                transform.check(kept.len()).unwrap();
+                let from = |row| plane * whole + kept[transform.source_row(row)];
+                let rows = (0..kept.len()).map(from).collect();
                 let found = Plane { source: source.clone(), rows, add: transform.add.into() };
                 let index = place.expert.unwrap_or(plane as u32);
                 assert!(planes.entry(place.name.clone()).or_default().insert(index, found).is_none(), "{source}");

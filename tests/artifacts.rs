@@ -30,10 +30,10 @@ fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Presets that become folders of packed weights.
+/// Presets that become folders of packed weights, whatever the model.
 fn presets() -> Vec<String> {
     let all = recipe::list().unwrap().into_iter().filter(|p| p.container == "hf").map(|p| p.name.to_lowercase());
-    all.filter(|name| !name.starts_with("hf-")).collect()
+    all.filter(|name| !name.starts_with("hf-") && name != "mxfp4-gpt-oss").collect()
 }
 
 /// Presets that store how large inputs become.

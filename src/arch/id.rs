@@ -28,6 +28,7 @@ macro_rules! roles {
 roles! {
     TokenEmbd "token_embd", OutputNorm "output_norm", Output "output", RopeFreqs "rope_freqs",
     AttnNorm "attn_norm", AttnQ "attn_q", AttnK "attn_k", AttnV "attn_v", AttnQkv "attn_qkv", AttnOutput "attn_output",
+    AttnSinks "attn_sinks",
     AttnQNorm "attn_q_norm", AttnKNorm "attn_k_norm", PostAttentionNorm "post_attention_norm",
     FfnNorm "ffn_norm", FfnGate "ffn_gate", FfnUp "ffn_up", FfnDown "ffn_down", PostFfwNorm "post_ffw_norm",
     FfnGateInp "ffn_gate_inp", FfnGateExps "ffn_gate_exps", FfnUpExps "ffn_up_exps", FfnDownExps "ffn_down_exps",

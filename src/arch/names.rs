@@ -12,18 +12,36 @@ pub struct Name {
     pub gguf: &'static str,
     /// Which rows of the Hugging Face tensor these are.
     pub part: Split,
+    pub owner: Owner,
 }
 
-/// transformers 5 may store the experts of a layer as one tensor, gate above up.
+/// transformers may store the experts of a layer as one tensor: gate above up, or their rows in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     Whole,
     First,
     Second,
+    Even,
+    Odd,
+}
+
+/// Whose tensor it is, which decides how it is called and how it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A linear layer's or a norm's: `.weight` and `.bias`.
+    Layer,
+    /// The module's own: nothing stands behind the name of a weight, `_bias` behind that of a bias.
+    Module,
+    /// The same, and matrices of floats lie `[inputs, outputs]`.
+    ModuleTransposed,
 }
 
 pub const fn name(hf: &'static str, gguf: &'static str) -> Name {
-    Name { hf, gguf, part: Split::Whole }
+    Name { hf, gguf, part: Split::Whole, owner: Owner::Layer }
+}
+
+pub const fn part(hf: &'static str, gguf: &'static str, part: Split, owner: Owner) -> Name {
+    Name { hf, gguf, part, owner }
 }
 
 /// The rows of each matrix of a Hugging Face tensor that a canonical tensor takes.
@@ -31,6 +49,8 @@ pub const fn name(hf: &'static str, gguf: &'static str) -> Name {
 pub enum Part {
     Whole,
     Rows(Range<usize>),
+    /// Every second, from this one on.
+    Alternate(usize),
 }
 
 /// Where a Hugging Face tensor goes.
@@ -41,6 +61,8 @@ pub struct Place {
     /// The plane of the stacked tensor, if the source holds one expert; `None` if it is the whole tensor.
     pub expert: Option<u32>,
     pub part: Part,
+    /// Its matrices lie `[inputs, outputs]` if they are plain floats: rows are columns there.
+    pub transposed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +73,8 @@ pub enum Placement {
     Drop(&'static str),
 }
 
-const SUFFIXES: &[&str] = &[".weight", ".bias"];
+/// Behind a layer's name, and behind a module's.
+const SUFFIXES: &[(&str, &str)] = &[(".weight", ""), (".bias", "_bias")];
 
 /// Why tensors of other towers are left out.
 pub const OTHER_TOWER: &str = "not part of the language model";
@@ -64,7 +87,7 @@ const BUFFERS: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary
 
 impl Arch {
     pub(crate) fn has_experts(&self) -> bool {
-        self.rows().any(|n| n.gguf.ends_with("_exps"))
+        self.rows().any(|n| n.gguf.ends_with(EXPERTS_STEM))
     }
 
     fn rows(&self) -> impl Iterator<Item = &'static Name> {
@@ -80,14 +103,13 @@ impl Arch {
             return Ok(Placement::Drop(OTHER_TOWER));
         }
         let name = hf_name.replace("language_model.", "");
-        let suffix = SUFFIXES.iter().find(|s| name.ends_with(**s)).copied();
-        let module = suffix.map_or(&*name, |s| &name[..name.len() - s.len()]);
-        if module == "lm_head" && (spec.tied || !self.rows().any(|n| n.hf == "lm_head")) {
+        if matches!(&*name, "lm_head.weight" | "lm_head.bias") && (spec.tied || !self.rows().any(|n| n.hf == "lm_head"))
+        {
             return Ok(Placement::Drop("the output matrix is the embedding (tied)"));
         }
         let mut places = Vec::new();
         for row in self.rows() {
-            let Some((layer, expert)) = matches(row.hf, module) else { continue };
+            let Some((suffix, layer, expert)) = row.matches(&name) else { continue };
             if layer.is_some_and(|l| l >= spec.layers) || expert.is_some_and(|e| e >= spec.experts()) {
                 return Err(Error::input(format!(
                     "{hf_name} is beyond the {} layers and {} experts of config.json",
@@ -95,18 +117,16 @@ impl Arch {
                     spec.experts()
                 )));
             }
-            // Only stacked experts come without a suffix.
-            if suffix.is_none() && !row.gguf.ends_with("_exps") {
-                continue;
-            }
             let stem = row.gguf.replace("{L}", &layer.unwrap_or_default().to_string());
             let width = spec.expert_ffn();
             let part = match row.part {
                 Split::Whole => Part::Whole,
                 Split::First => Part::Rows(0..width),
                 Split::Second => Part::Rows(width..2 * width),
+                Split::Even => Part::Alternate(0),
+                Split::Odd => Part::Alternate(1),
             };
-            places.push(Place { name: stem + suffix.unwrap_or(".weight"), expert, part });
+            places.push(Place { name: stem + suffix, expert, part, transposed: row.owner == Owner::ModuleTransposed });
         }
         if places.is_empty() {
             return Err(Error::unsupported(format!("{} has no tensor named {hf_name}", self.name)).help(
@@ -119,14 +139,55 @@ impl Arch {
     /// The Hugging Face name of a canonical tensor, for one expert of a stacked one or for the stack as mlx-lm has it. The inverse
     /// of [`Arch::resolve`] for such checkpoints.
     pub fn hf_name(&self, canonical: &str, expert: Option<u32>) -> Option<String> {
-        let suffix = SUFFIXES.iter().find(|s| canonical.ends_with(**s))?;
-        let stem = &canonical[..canonical.len() - suffix.len()];
         self.rows().find_map(|row| {
-            let (layer, _) = matches(row.gguf, stem)?;
-            if row.hf.contains("{E}") != expert.is_some() || row.part != Split::Whole {
+            // Stacks of experts that are a module's own have a layout of their own.
+            let own = row.owner != Owner::Layer && row.gguf.ends_with(EXPERTS_STEM);
+            if own || row.hf.contains("{E}") != expert.is_some() || row.part != Split::Whole {
                 return None;
             }
-            let hf = row.hf.replace("{L}", &layer.unwrap_or_default().to_string());
+            row.named(canonical, expert)
+        })
+    }
+
+    /// The tensor that holds a stack of experts where it is their module's own, and which of its rows they are. `None` for
+    /// families that have no such layout, or gate and up one above the other.
+    pub fn own_name(&self, canonical: &str) -> Option<(String, Part)> {
+        self.rows().find_map(|row| {
+            let part = match row.part {
+                Split::Whole => Part::Whole,
+                Split::Even => Part::Alternate(0),
+                Split::Odd => Part::Alternate(1),
+                Split::First | Split::Second => return None,
+            };
+            let own = row.owner == Owner::ModuleTransposed;
+            own.then(|| row.named(canonical, None)).flatten().map(|name| (name, part))
+        })
+    }
+}
+
+const EXPERTS_STEM: &str = "_exps";
+
+impl Name {
+    /// The suffix in GGUF, the layer and the expert of a Hugging Face tensor.
+    fn matches(&self, hf_name: &str) -> Option<(&'static str, Option<u32>, Option<u32>)> {
+        SUFFIXES.iter().find_map(|(suffix, own)| {
+            // Tools that pack stacks of experts treat them as layers.
+            let known: &[&str] = match self.owner {
+                Owner::Layer => &[suffix],
+                Owner::Module => &[suffix, own],
+                Owner::ModuleTransposed => &[own],
+            };
+            let (layer, expert) = known.iter().find_map(|s| matches(self.hf, hf_name.strip_suffix(s)?))?;
+            Some((*suffix, layer, expert))
+        })
+    }
+
+    /// What Hugging Face calls a canonical tensor of this row.
+    fn named(&self, canonical: &str, expert: Option<u32>) -> Option<String> {
+        SUFFIXES.iter().find_map(|(suffix, own)| {
+            let (layer, _) = matches(self.gguf, canonical.strip_suffix(suffix)?)?;
+            let hf = self.hf.replace("{L}", &layer.unwrap_or_default().to_string());
+            let suffix = if self.owner == Owner::Layer { suffix } else { own };
             Some(hf.replace("{E}", &expert.unwrap_or_default().to_string()) + suffix)
         })
     }
@@ -191,7 +252,7 @@ pub const EXPERTS: &[Name] = &[
 ];
 /// The experts of a layer in one tensor `[experts, rows, cols]`, as transformers 5 holds them in memory.
 pub const FUSED_EXPERTS: &[Name] = &[
-    Name { hf: "model.layers.{L}.mlp.experts.gate_up_proj", gguf: "blk.{L}.ffn_gate_exps", part: Split::First },
-    Name { hf: "model.layers.{L}.mlp.experts.gate_up_proj", gguf: "blk.{L}.ffn_up_exps", part: Split::Second },
-    name("model.layers.{L}.mlp.experts.down_proj", "blk.{L}.ffn_down_exps"),
+    part("model.layers.{L}.mlp.experts.gate_up_proj", "blk.{L}.ffn_gate_exps", Split::First, Owner::Module),
+    part("model.layers.{L}.mlp.experts.gate_up_proj", "blk.{L}.ffn_up_exps", Split::Second, Owner::Module),
+    part("model.layers.{L}.mlp.experts.down_proj", "blk.{L}.ffn_down_exps", Split::Whole, Owner::Module),
 ];

@@ -8,6 +8,15 @@ pub enum Activation {
     Silu,
     /// GELU by its tanh formula.
     Gelu,
+    /// gpt-oss's: both inputs within [`Activation::LIMIT`], a steeper logistic function, and one is added to `up`.
+    ClampedSilu,
+}
+
+impl Activation {
+    /// Of [`Activation::ClampedSilu`]: gates are at most this, `up` neither more nor less than plus or minus this.
+    pub const LIMIT: f32 = 7.0;
+    /// Its logistic function is that of so many times the gate.
+    pub const SLOPE: f32 = 1.702;
 }
 
 #[derive(Clone, Copy)]

@@ -13,6 +13,13 @@
 //! |---|---|---|
 //! | `weight` | U32 | `[rows, cols / 8]` |
 //! | `scales` | U8 | as above |
+//!
+//! gpt-oss's too, for all experts of a layer at once (transformers `integrations/mxfp4.py`):
+//!
+//! | part | type | shape |
+//! |---|---|---|
+//! | `_blocks` | U8 | `[rows, cols / 32, 16]` |
+//! | `_scales` | U8 | as above |
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -27,7 +34,7 @@ use super::{Codec, Part, TensorScale, fp8};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 
-pub static CODECS: &[&dyn Codec] = &[&NVFP4, &MODELOPT_NVFP4, &MXFP4, &MLX_NVFP4, &MLX_MXFP4];
+pub static CODECS: &[&dyn Codec] = &[&NVFP4, &MODELOPT_NVFP4, &MXFP4, &GPT_OSS_MXFP4, &MLX_NVFP4, &MLX_MXFP4];
 
 static NVFP4: Fp4<SmallFloat> = Fp4 {
     name: "pack-nvfp4",
@@ -61,6 +68,16 @@ static MXFP4: Fp4<PowerOfTwo> = Fp4 {
     scheme: scheme(Family::Mxfp4, 32, Dtype::U8),
     codes: ("weight_packed", Dtype::U8),
     scale_name: "weight_scale",
+    tensor_scale: None,
+    scales: PhantomData,
+};
+
+static GPT_OSS_MXFP4: Fp4<PowerOfTwo> = Fp4 {
+    name: "gpt-oss-mxfp4",
+    about: "E2M1 floats, 32 a power-of-two scale, for the experts of gpt-oss (transformers, quant_method mxfp4)",
+    scheme: scheme(Family::GptOss, 32, Dtype::U8),
+    codes: ("_blocks", Dtype::U8),
+    scale_name: "_scales",
     tensor_scale: None,
     scales: PhantomData,
 };
@@ -255,8 +272,12 @@ impl<S: ByteScale> Codec for Fp4<S> {
             return Err(Error::input(format!("{} x {} weights overflow", dims.rows, dims.cols)));
         }
         let (codes, dtype) = self.codes;
+        let shape = match self.scheme.family {
+            Family::GptOss => vec![dims.rows, dims.cols / S::SPAN, S::SPAN / 2],
+            _ => vec![dims.rows, dims.cols * 4 / dtype.bitsize()],
+        };
         Ok(vec![
-            Part::new(codes, dtype, vec![dims.rows, dims.cols * 4 / dtype.bitsize()])?,
+            Part::new(codes, dtype, shape)?,
             Part::new(self.scale_name, self.scheme.scales, vec![dims.rows, dims.cols / S::SPAN])?,
         ])
     }

@@ -33,6 +33,11 @@ pub fn exact(from: &dyn Grid, codes: &Codes, cols: usize, to: &dyn Grid) -> Opti
             // Where all weights are zero, so may be the scale.
             let shift = if shift.is_finite() { shift } else { 0.0 };
             let columns = n * target + i * span..n * target + (i + 1) * span;
+            // Of codes that mean the same, such as the two zeros of a float, each stays itself.
+            if from.levels() == to.levels() && stored == scale {
+                out.codes[columns.clone()].copy_from_slice(&codes.codes[columns]);
+                continue;
+            }
             for (out, code) in out.codes[columns.clone()].iter_mut().zip(&codes.codes[columns]) {
                 let level = from.levels().level(*code);
                 *out = code_of(to.levels(), level + shift)?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::plan::{Layout, Plan, Planned, Request, planned_all};
-use crate::arch::{Arch, OTHER_TOWER};
+use crate::arch::{Arch, OTHER_TOWER, Part};
 use crate::calibrate::stats::Statistics;
 use crate::codec::{Activations, Codec, float, fp8};
 use crate::container::hf::{self, Calibration, NewWeight, Told};
@@ -28,6 +28,13 @@ impl Plan {
             .at(&other.source)
             .help("GGUF files of their language model can be made"));
         }
+        if arch.own_name("blk.0.ffn_down_exps.weight").is_none()
+            && let Some(codec) = recipe.formats().find(|c| hf::is_own(*c))
+        {
+            let message =
+                format!("{} is for models whose experts are their modules' own, {} is none", codec.name(), arch.name);
+            return Err(Error::request(message).help("mxfp4 holds such weights of any model (compressed-tensors)"));
+        }
         let facts = recipe::ModelFacts::of(&arch.metadata(spec), request.imatrix.is_some())?;
         let made: Vec<String> = arch.extra_tensors(spec).into_iter().map(|(name, _)| name).collect();
         let kept = kept(source, recipe);
@@ -42,9 +49,14 @@ impl Plan {
                 .help("a preset with smaller groups may fit, such as gptq-g32, awq-g32, w4a16-g32 or mlx-4bit-g32"));
         }
         let mut weights = Vec::new();
+        let own = own_layout(source, &tensors);
         let stacked = tensors.iter().any(|t| hf::is_mlx(t.spec.codec));
         for planned in &tensors {
-            named(arch, source, planned, stacked, &mut weights)?;
+            match own.name(planned) {
+                Some((_, Part::Alternate(1))) => {}
+                Some((name, part)) => weights.push(own_weight(source, planned, name, &part)),
+                None => named(arch, source, planned, stacked, &mut weights)?,
+            }
         }
         let floats = recipe.floats.and_then(float::dtype);
         let calibration = request.statistics.and_then(calibration);
@@ -103,6 +115,43 @@ fn described<'a>(t: &'a Tensor, recipe: &Recipe, kept: &'static dyn Codec) -> re
     recipe::Source { name: &t.name, shape: &t.shape, codec: if own { t.codec } else { kept } }
 }
 
+/// The layout that a family has for its experts and nobody else, if a plan asks for it.
+pub(super) struct OwnLayout(Option<&'static Arch>);
+
+/// Whether the experts of `tensors` go into it.
+pub(super) fn own_layout(source: &dyn Checkpoint, tensors: &[Planned]) -> OwnLayout {
+    let asked = tensors.iter().any(|t| hf::is_own(t.spec.codec));
+    OwnLayout(source.family().map(|(arch, _)| arch).filter(|_| asked))
+}
+
+impl OwnLayout {
+    /// The tensor that a stack of experts or of their biases becomes, and which of its rows they are.
+    pub fn name(&self, planned: &Planned) -> Option<(String, Part)> {
+        let arch = self.0.filter(|_| hf::is_own(planned.spec.codec) || planned.spec.name.ends_with(".bias"))?;
+        arch.own_name(&planned.spec.name)
+    }
+}
+
+/// What the experts of such a family can become.
+fn own_help(e: Error, arch: &Arch, name: &str) -> Error {
+    match arch.own_name(name) {
+        Some(_) => e.help(format!(
+            "folders of {} hold their experts in a layout of their own: use mxfp4-gpt-oss, or a GGUF or MLX preset",
+            arch.name
+        )),
+        None => e,
+    }
+}
+
+/// One tensor for a stack, or for two of which this is the first.
+fn own_weight(source: &dyn Checkpoint, planned: &Planned, name: String, part: &Part) -> NewWeight {
+    let mut shape = source.tensors()[planned.source].shape.clone();
+    // Rows of matrices, elements of an expert's vector.
+    let at = 1.min(shape.len() - 1);
+    shape[at] *= if *part == Part::Whole { 1 } else { 2 };
+    NewWeight { name, shape, codec: planned.spec.codec, inputs: false }
+}
+
 /// The matrices of a tensor under their Hugging Face names, one an expert or all `stacked`.
 fn named(
     arch: &Arch,
@@ -118,7 +167,8 @@ fn named(
         let expert = one_each.then_some(plane as u32);
         let name = arch
             .hf_name(&t.name, expert)
-            .ok_or_else(|| Error::unsupported("no name in Hugging Face layout is known for this tensor"));
+            .ok_or_else(|| Error::unsupported("no name in Hugging Face layout is known for this tensor"))
+            .map_err(|e| own_help(e, arch, &t.name));
         out.push(NewWeight {
             name: name.at(|| t.name.as_str())?,
             shape: shape.clone(),

@@ -151,8 +151,7 @@ impl Job<'_> {
             None => self.solve(target, weight, grid, scratch)?,
         };
         for (part, bytes) in grid.pack(dims, &codes.params, &codes.codes).iter().enumerate() {
-            let (slot, offset) = planned.slot(target.unit.plane, part);
-            target.sink.write_at(slot, offset, bytes)?;
+            planned.write(target.sink, target.unit.plane, part, 0, bytes)?;
         }
         self.wrote((target.p, target.o), target.unit.plane, target.unit.rows.len(), None)?;
         Ok(true)
@@ -207,11 +206,11 @@ impl Job<'_> {
         for target in targets {
             let (t, planned) = (target.t, target.planned);
             let row_bytes = planned.bytes / (t.planes() * dims.rows).max(1);
-            let (slot, start) = planned.slot(target.unit.plane, 0);
-            let offset = start + (rows.start * row_bytes) as u64;
+            let offset = rows.start * row_bytes;
+            let write = |bytes: &[u8]| planned.write(target.sink, target.unit.plane, 0, offset, bytes);
             if planned.copied && target.folded.is_none() {
                 let bytes = &weight.packed.parts[0][rows.start * row_bytes..rows.end * row_bytes];
-                target.sink.write_at(slot, offset, bytes)?;
+                write(bytes)?;
                 wrote(target)?;
                 continue;
             }
@@ -245,7 +244,7 @@ impl Job<'_> {
             if matches!(self.plans[target.p].layout, Layout::Folder(_)) {
                 check_halves(planned, weights, dims.cols, rows.start)?;
             }
-            target.sink.write_at(slot, offset, &scratch.encoded)?;
+            write(&scratch.encoded)?;
             wrote(target)?;
         }
         Ok(())

@@ -141,7 +141,9 @@ fn outputs_by_source(source: &dyn Checkpoint, plans: &[Plan]) -> Vec<Vec<(usize,
 fn units_of(source: &dyn Checkpoint) -> Vec<Unit> {
     let mut units = Vec::new();
     for (tensor, t) in source.tensors().iter().enumerate() {
-        let (rows, step) = (t.dims().rows, step(t));
+        let rows = t.dims().rows;
+        // Of stacks there are enough to do: a matrix that must be gathered is gathered once.
+        let step = if t.planes() > 1 { rows } else { step(t) };
         for plane in 0..t.planes() {
             units.extend((0..rows).step_by(step).map(|r| Unit { tensor, plane, rows: r..(r + step).min(rows) }));
         }

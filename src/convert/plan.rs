@@ -1,6 +1,7 @@
 //! The plan: for every tensor its codec, size and, where it falls back, why. Made from headers alone.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::arch::{self, Role, Transform};
@@ -49,26 +50,50 @@ struct Slots {
     parts: Vec<usize>,
     /// The planes of a part follow each other in one slot; else each plane has slots of its own.
     stacked: bool,
+    /// Its rows, or the elements of its vectors, and those of another take turns: which of two comes first, and how many there are.
+    turns: Option<(usize, usize)>,
 }
 
 impl Planned {
     /// The slot of a part of a plane, and where in it the plane begins.
-    pub fn slot(&self, plane: usize, part: usize) -> (usize, u64) {
-        let Slots { first, parts, stacked } = &self.slots;
+    fn slot(&self, plane: usize, part: usize) -> (usize, u64) {
+        let Slots { first, parts, stacked, turns } = &self.slots;
+        let owners = if turns.is_some() { 2 } else { 1 };
         match stacked {
-            true => (first + part, plane as u64 * parts[part] as u64),
+            true => (first + part, plane as u64 * owners * parts[part] as u64),
             false => (first + plane * parts.len() + part, 0),
         }
+    }
+
+    /// Writes bytes of a part of a plane, `offset` counted from the plane's first.
+    pub fn write(&self, sink: &Sink, plane: usize, part: usize, offset: usize, bytes: &[u8]) -> Result<()> {
+        let mut rest = bytes;
+        for place in self.pieces(plane, part, offset..offset + bytes.len()) {
+            let piece = rest.split_off(..place.bytes as usize).unwrap_or_default();
+            sink.write_at(place.tensor, place.offset, piece)?;
+        }
+        Ok(())
+    }
+
+    /// Where bytes of a part of a plane go.
+    fn pieces(&self, plane: usize, part: usize, bytes: Range<usize>) -> Vec<Place> {
+        let (tensor, start) = self.slot(plane, part);
+        let Some((first, count)) = self.slots.turns else {
+            return vec![Place { tensor, offset: start + bytes.start as u64, bytes: bytes.len() as u64 }];
+        };
+        let size = (self.slots.parts[part] / count.max(1)).max(1);
+        let piece = |n: usize| {
+            let own = (n * size).max(bytes.start)..((n + 1) * size).min(bytes.end);
+            let offset = start + ((2 * n + first) * size + own.start - n * size) as u64;
+            Place { tensor, offset, bytes: own.len() as u64 }
+        };
+        (bytes.start / size..bytes.end.div_ceil(size)).map(piece).collect()
     }
 
     /// All parts of a plane.
     pub fn places(&self, plane: usize) -> Vec<Place> {
         let parts = &self.slots.parts[..self.slots.parts.len() - self.suffixes().len()];
-        let place = |(part, bytes): (usize, &usize)| {
-            let (tensor, offset) = self.slot(plane, part);
-            Place { tensor, offset, bytes: *bytes as u64 }
-        };
-        parts.iter().enumerate().map(place).collect()
+        parts.iter().enumerate().flat_map(|(part, bytes)| self.pieces(plane, part, 0..*bytes)).collect()
     }
 
     /// The slot of a scale that lies beside the parts: 0 is that of the weights, 1 that of the inputs.
@@ -251,7 +276,12 @@ fn replace(metadata: &mut Metadata, key: &str, value: Value) {
 /// A tensor as llama.cpp's quantizer would meet it: of a Hugging Face model, after its converter.
 fn described<'a>(source: &dyn Checkpoint, t: &'a Tensor) -> recipe::Source<'a> {
     let float32 = source.convention() == Convention::HuggingFace && arch::always_f32(&t.name, &t.shape);
-    recipe::Source { name: &t.name, shape: &t.shape, codec: if float32 { &codec::float::F32 } else { t.codec } }
+    let codec: &dyn Codec = match float32 {
+        true => &codec::float::F32,
+        false if hf::is_own(t.codec) => &codec::ggml::fp4::MXFP4,
+        false => t.codec,
+    };
+    recipe::Source { name: &t.name, shape: &t.shape, codec }
 }
 
 /// The recipe, applied to all of `sources`.
@@ -272,7 +302,8 @@ pub(super) fn planned_all(
     let mut tensors = tensors.collect::<Result<Vec<_>>>()?;
     // GGUF and MLX keep the experts of a layer in one tensor.
     let stacked = convention == Convention::Gguf || tensors.iter().any(|t| hf::is_mlx(t.spec.codec));
-    let mut slot = 0;
+    let own = super::folder::own_layout(request.source, &tensors);
+    let (mut slot, mut shared) = (0, HashMap::new());
     for planned in &mut tensors {
         let t = &request.source.tensors()[planned.source];
         let mut parts = match convention {
@@ -280,9 +311,17 @@ pub(super) fn planned_all(
             Convention::HuggingFace => planned.spec.codec.layout(t.dims())?.iter().map(|p| p.bytes).collect(),
         };
         parts.extend(planned.suffixes().iter().map(|_| size_of::<f32>()));
+        let whole = own.name(planned);
+        let stacked = stacked || whole.is_some();
         let count = parts.len() * if stacked { 1 } else { t.planes() };
-        planned.slots = Slots { first: slot, parts, stacked };
-        slot += count;
+        // A vector an expert lies as a row: its elements are what takes turns.
+        let pieces = if t.shape.len() > 2 { t.dims().rows } else { t.len() };
+        let (first, turns) = match whole {
+            Some((name, arch::Part::Alternate(n))) => (*shared.entry(name).or_insert(slot), Some((n, pieces))),
+            _ => (slot, None),
+        };
+        planned.slots = Slots { first, parts, stacked, turns };
+        slot += if first == slot { count } else { 0 };
     }
     Ok(tensors)
 }
@@ -325,7 +364,7 @@ fn planned(
     }
     let spec = TensorSpec { name: t.name.clone(), shape: t.shape.clone(), codec };
     let solve = !copied && !carried && t.shape.len() > 1 && has_grid(codec) && has_gram(request, t);
-    let slots = Slots { first: 0, parts: Vec::new(), stacked: false };
+    let slots = Slots { first: 0, parts: Vec::new(), stacked: false, turns: None };
     let inputs = false;
     let mut out = Planned {
         source: index,

@@ -310,12 +310,10 @@ impl<'a> Matrix<'a> {
             for (part, bytes) in
                 self.grid.get().pack(self.weight.packed.dims, &all.params, &all.codes).iter().enumerate()
             {
-                let (slot, offset) = self.planned.slot(plane, part);
-                sink.write_at(slot, offset, bytes)?;
+                self.planned.write(sink, plane, part, 0, bytes)?;
             }
             return Ok(());
         }
-        let (slot, start) = self.planned.slot(plane, 0);
         let row_bytes = codec.bytes(Dims::new(1, cols))?;
         parts.try_for_each(|rows| {
             let w = self.rows(rows.clone())?;
@@ -333,7 +331,7 @@ impl<'a> Matrix<'a> {
                     self.grid.get().pack(dims, &found.params, &found.codes).concat()
                 }
             };
-            sink.write_at(slot, start + (rows.start * row_bytes) as u64, &bytes)
+            self.planned.write(sink, plane, 0, rows.start * row_bytes, &bytes)
         })
     }
 

@@ -9,15 +9,20 @@ use crate::error::Result;
 
 pub struct Experts {
     pub router: Linear,
-    /// Stacked tensors, a plane an expert.
-    pub gate: usize,
-    pub up: usize,
-    pub down: usize,
+    pub gate: Stack,
+    pub up: Stack,
+    pub down: Stack,
     /// Experts that a token visits.
     pub used: usize,
     /// Their weights are made to add up to 1.
     pub normalized: bool,
     pub shared: Option<Shared>,
+}
+
+/// A stacked tensor, a plane an expert, and the experts' biases in turn.
+pub struct Stack {
+    pub tensor: usize,
+    pub bias: Option<Vec<f32>>,
 }
 
 /// The expert that every token visits.
@@ -86,19 +91,20 @@ impl Experts {
         }
         let weights: Vec<f32> = visits.iter().map(|(_, w)| *w).collect();
         let site = |reader| Site { layer: Some(layer), reader, expert: Some(expert as u32) };
-        let product = |tensor: usize, x: &[f32], pass: &mut Pass<'_, '_>| -> Result<Vec<f32>> {
-            let weight = pass.engine.checkpoint.read(tensor, expert)?;
-            let dims = weight.packed.dims;
-            let mut out = pass.take(visits.len() * dims.rows);
-            pass.engine.product(&weight, 0..dims.rows, None, x, &mut out);
+        let product = |stack: &Stack, x: &[f32], pass: &mut Pass<'_, '_>| -> Result<Vec<f32>> {
+            let weight = pass.engine.checkpoint.read(stack.tensor, expert)?;
+            let rows = weight.packed.dims.rows;
+            let bias = stack.bias.as_ref().map(|all| &all[expert * rows..][..rows]);
+            let mut out = pass.take(visits.len() * rows);
+            pass.engine.product(&weight, 0..rows, bias, x, &mut out);
             Ok(out)
         };
         pass.tap.input(site(Role::FfnGateExps), &inputs, Some(&weights));
-        let mut inner = product(self.gate, &inputs, pass)?;
-        let up = product(self.up, &inputs, pass)?;
+        let mut inner = product(&self.gate, &inputs, pass)?;
+        let up = product(&self.up, &inputs, pass)?;
         activate(pass.engine.arch.runtime.activation, &mut inner, &up);
         pass.tap.input(site(Role::FfnDownExps), &inner, Some(&weights));
-        let out = product(self.down, &inner, pass)?;
+        let out = product(&self.down, &inner, pass)?;
         [inputs, inner, up].into_iter().for_each(|used| pass.give(used));
         Ok(out)
     }

@@ -8,7 +8,7 @@ use super::rope::{Angles, Frequencies, Pairing};
 use crate::arch::{Arch, Convention, ModelSpec, Rope, RopeTensors};
 use crate::container::Checkpoint;
 use crate::device::cpu::Attention;
-use crate::engine::experts::{Experts, Shared};
+use crate::engine::experts::{Experts, Shared, Stack};
 use crate::error::{At, Error, Result};
 
 pub struct Loader<'a> {
@@ -52,6 +52,10 @@ impl Loader<'_> {
         weight.codec.decode(&weight.packed, 0..weight.packed.dims.rows, &mut out);
         out.iter_mut().for_each(|x| *x *= weight.scale);
         Ok(out)
+    }
+
+    fn maybe_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
+        self.has(name).then(|| self.vector(name, len)).transpose()
     }
 
     /// The gain of a norm, whichever way the container stores it.
@@ -142,6 +146,7 @@ impl Loader<'_> {
                 scale: (1.0 / (self.arch.runtime.query_scalar)(spec).sqrt()) as f32,
                 softcap: spec.attn_softcap.filter(|c| *c > 0.0),
                 window: spec.sliding_window.filter(|_| sliding).map(|w| w as usize),
+                sinks: self.maybe_vector(&p("attn_sinks.weight"), heads)?,
             },
             sliding,
             rope: skips.is_none_or(|n| !(layer + 1).is_multiple_of(n)),
@@ -156,8 +161,7 @@ impl Loader<'_> {
         if dims.rows != all {
             return Err(Error::input(format!("it has {} rows instead of {all}", dims.rows)).at(name));
         }
-        let bias = format!("{stem}.bias");
-        let bias = self.has(&bias).then(|| self.vector(&bias, all)).transpose()?;
+        let bias = self.maybe_vector(&format!("{stem}.bias"), all)?;
         Ok(Linear { tensor, plane: 0, bias: bias.map(|b| b[rows.clone()].to_vec()), rows })
     }
 
@@ -201,7 +205,7 @@ impl Loader<'_> {
         if spec.expert_gating.is_some_and(|g| g > 1) {
             return Err(Error::unsupported("experts chosen by a sigmoid cannot be run"));
         }
-        let stack = |stem: &str, rows: usize, cols: usize| -> Result<usize> {
+        let stack = |stem: &str, rows: usize, cols: usize| -> Result<Stack> {
             let name = p(stem) + ".weight";
             let tensor = self.matrix(&name, cols)?;
             let t = &self.checkpoint.tensors()[tensor];
@@ -210,15 +214,14 @@ impl Loader<'_> {
                     Error::input(format!("its shape is {:?} instead of {:?}", t.shape, [n, rows, cols])).at(name)
                 );
             }
-            Ok(tensor)
+            Ok(Stack { tensor, bias: self.maybe_vector(&(p(stem) + ".bias"), n * rows)? })
         };
         let width = spec.expert_ffn();
         let shared = self.has(&p("ffn_gate_shexp.weight")).then(|| -> Result<Shared> {
             let width = spec.shared_expert_ffn.unwrap_or(spec.ffn) as usize;
-            let weigh = self.has(&p("ffn_gate_inp_shexp.weight"));
             Ok(Shared {
                 feed: Box::new(self.gated(p, "_shexp", width, hidden)?),
-                weigh: weigh.then(|| self.vector(&p("ffn_gate_inp_shexp.weight"), hidden)).transpose()?,
+                weigh: self.maybe_vector(&p("ffn_gate_inp_shexp.weight"), hidden)?,
             })
         });
         Ok(Experts {

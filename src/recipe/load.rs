@@ -64,6 +64,13 @@ impl Recipe {
         self.budget.fused
     }
 
+    /// Formats that it names, for whatever weights.
+    pub fn formats(&self) -> impl Iterator<Item = &'static dyn Codec> {
+        let one = [Some(self.default), self.output, self.token_embd].into_iter().flatten();
+        let targets = one.chain(self.named.iter().map(|n| n.target)).chain(self.rules.iter().map(|r| r.target));
+        targets.filter_map(|target| if let Target::Codec(codec) = target { Some(codec) } else { None })
+    }
+
     /// The recipe with its narrowest format wherever a measurement may choose.
     pub fn narrowest(&self) -> Recipe {
         let mut out = self.clone();

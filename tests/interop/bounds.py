@@ -15,6 +15,8 @@ from common import FAILED, OK, ROOT, quant
 BOUNDS = ROOT / "recipes/bounds.toml"
 # Figures are the same on every machine but for how kernels round sums; what loses nothing has only that.
 SLACK, NOISE = 1.25, 1e-7
+# Presets that the probe cannot be put into.
+EXCEPT = {"mxfp4-gpt-oss": "the layout of one family's experts"}
 HEADER = """# Mean KL divergence (nats a token) from the probe model that a preset may show, calibrated where it can be: tests/interop/bounds.py
 """
 
@@ -25,7 +27,8 @@ def measure(work):
         (work / f"{split}.txt").write_text(quant("probe", "--split", split, "--count", count, "--text"))
     stats = work / "stats.safetensors"
     quant("calibrate", probe, "--data", work / "calibration.txt", "--rows", 64, "--length", 512, "--gram", "-o", stats)
-    names = [p["preset"] for p in json.loads(quant("list", "presets", "--json"))["presets"] if p["written"] == "yes"]
+    presets = json.loads(quant("list", "presets", "--json"))["presets"]
+    names = [p["preset"] for p in presets if p["written"] == "yes" and p["preset"] not in EXCEPT]
     out = work / "out"
     out.mkdir()
     quant("convert", probe, "--to", ",".join(names), "--stats", stats, "-o", out)

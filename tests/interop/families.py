@@ -97,6 +97,10 @@ ARRAYS = {  # part of a tensor's name -> (its values after the mistake, what is 
     "qkv_proj.weight": (lambda n, w, c: np.roll(w, 32, 0), "fused parts cut in the wrong place"),
     "gate_up_proj.weight": (lambda n, w, c: np.roll(w, len(w) // 2, 0), "gate and up exchanged"),
     "o_proj.weight": (lambda n, w, c: np.roll(w, 32, 1), "heads in another order"),
+    "self_attn.sinks": (lambda n, w, c: w - 99, "sinks lost"), "o_proj.bias": (lambda n, w, c: 0 * w, "bias of o lost"),
+    "experts.gate_up_proj": (lambda n, w, c: np.roll(w, 1, 1 if w.ndim == 4 or "scales" in n else -1), "gate and up exchanged"),
+    "down_proj_bias": (lambda n, w, c: 0 * w, "biases of experts lost"),
+    "router.bias": (lambda n, w, c: 0 * w, "bias of the router lost"),
     "mlp.gate.weight": (lambda n, w, c: w[::-1], "experts in another order"),
     "block_sparse_moe.gate.weight": (lambda n, w, c: w[::-1], "experts in another order"),
 }

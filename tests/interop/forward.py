@@ -5,7 +5,7 @@
 
 It reads nothing but config.json and the safetensors files, knows nothing of GGUF, and keeps to the half-rotation
 order of rotary embeddings in which Hugging Face stores q and k. Families: llama, mistral, mixtral, qwen2, qwen3,
-qwen3_moe, gemma2, gemma3_text, phi3, smollm3.
+qwen3_moe, gemma2, gemma3_text, phi3, smollm3, gpt_oss.
 """
 import argparse
 import json
@@ -21,7 +21,7 @@ NORMS_WITH_ONE_ADDED = ("gemma2", "gemma3_text")
 class Weights:
     """Tensors of a folder by name, as float arrays of the given type; a view of the files until read."""
 
-    TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+    TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
 
     def __init__(self, folder, dtype=np.float64):
         self.dtype, self.where = dtype, {}
@@ -124,7 +124,7 @@ class Model:
             return False
         if self.c.get("layer_types"):
             return self.c["layer_types"][i] == "sliding_attention"
-        every = {"gemma2": 2, "gemma3_text": self.c.get("sliding_window_pattern", 6)}.get(self.family)
+        every = {"gemma2": 2, "gpt_oss": 2, "gemma3_text": self.c.get("sliding_window_pattern", 6)}.get(self.family)
         return every is None or (i + 1) % every != 0
 
     def rotary(self, i, length):
@@ -158,7 +158,10 @@ class Model:
             score = q[:, h] @ k[:, shared].T * self.scale
             if cap := self.c.get("attn_logit_softcapping"):
                 score = cap * np.tanh(score / cap)
-            out[:, h] = softmax(np.where(seen, score, -np.inf)) @ v[:, shared]
+            score = np.where(seen, score, -np.inf)
+            if p + "sinks" in self.w:  # one more score, without a value
+                score = np.pad(score, ((0, 0), (0, 1)), constant_values=self.w[p + "sinks"][h])
+            out[:, h] = softmax(score)[:, :n] @ v[:, shared]
         return self.linear(out.reshape(n, -1), p + "o_proj")
 
     def gated(self, x, gate, up, down):
@@ -171,6 +174,8 @@ class Model:
             return self.linear(self.activation(gate) * up, p + "down_proj")
         if self.family == "mixtral":
             return self.experts(x, f"model.layers.{i}.block_sparse_moe.", ("w1", "w3", "w2"), self.c["num_local_experts"])
+        if self.family == "gpt_oss":
+            return self.clamped_experts(x, p)
         names = ("gate_proj", "up_proj", "down_proj")
         if self.family == "qwen3_moe":
             return self.experts(x, p, names, self.c["num_experts"])
@@ -187,6 +192,29 @@ class Model:
         for e in range(count):
             rows = np.flatnonzero(weight[:, e])
             out[rows] += weight[rows, e, None] * self.gated(x[rows], *(f"{p}experts.{e}.{name}" for name in names))
+        return out
+
+    def stacked(self, name):
+        """Experts [expert, outputs, inputs]: of floats, which lie transposed, or of MXFP4 blocks."""
+        if name in self.w:
+            return self.w[name].swapaxes(1, 2)
+        blocks, scales = self.w[name + "_blocks"].astype(np.uint8), self.w[name + "_scales"]
+        sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+        values = np.concatenate([sizes, -sizes])[np.stack([blocks & 15, blocks >> 4], -1)].reshape(*scales.shape, 32)
+        return (values * np.exp2(scales - 127)[..., None]).reshape(*scales.shape[:2], -1)
+
+    def clamped_experts(self, x, p):
+        """gpt-oss: the best scores make the weights, gate and up take turns, both are bounded."""
+        score = self.linear(x, p + "router")
+        best = np.argsort(-score, -1, kind="stable")[:, :self.c["num_experts_per_tok"]]
+        p, limit, out = p + "experts.", self.c["swiglu_limit"], np.zeros_like(x)
+        fused, down = self.stacked(p + "gate_up_proj"), self.stacked(p + "down_proj")
+        for t, experts in enumerate(best):
+            for e, weight in zip(experts, softmax(score[t, experts])):
+                y = fused[e] @ x[t] + self.w[p + "gate_up_proj_bias"][e]
+                gate, up = np.minimum(y[::2], limit), np.clip(y[1::2], -limit, limit)
+                y = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+                out[t] += weight * (down[e] @ y + self.w[p + "down_proj_bias"][e])
         return out
 
     def logits(self, tokens):

@@ -31,7 +31,12 @@ def in_transformers(folder, tokens):
         for module in model.modules():
             module._apply(lambda t: t.float() if t.is_floating_point() else t, recurse=False)
         model.apply(disable_quantization)
-    return call(model, tokens)
+    # Without a GPU transformers decodes MXFP4 to BF16, which holds all of its values, but not those of activations.
+    return call(model.float() if method(folder) == "mxfp4" else model, tokens)
+
+
+def method(folder):
+    return json.loads((folder / "config.json").read_text()).get("quantization_config", {}).get("quant_method")
 
 
 def call(model, tokens):
@@ -78,8 +83,7 @@ def in_gptqmodel(folder, tokens):
     import torch
     from gptqmodel import BACKEND, GPTQModel
     from safetensors import safe_open
-    method = json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"]
-    backend = {"gptq": BACKEND.GPTQ_TORCH, "awq": BACKEND.AWQ_TORCH}[method]
+    backend = {"gptq": BACKEND.GPTQ_TORCH, "awq": BACKEND.AWQ_TORCH}[method(folder)]
     model = GPTQModel.load(str(folder), backend=backend, device="cpu", dtype=torch.float16).model
     state, stored = model.state_dict(), set()
     for path in folder.glob("*.safetensors"):
@@ -115,8 +119,8 @@ def main():
     p.add_argument("--with", dest="loader", choices=RUN)
     a = p.parse_args()
     config = json.loads((a.folder / "config.json").read_text())
-    method = "mlx" if "quantization" in config else config.get("quantization_config", {}).get("quant_method")
-    loader = a.loader or OWNER.get(method, "transformers")
+    owner = "mlx" if "quantization" in config else method(a.folder)
+    loader = a.loader or OWNER.get(owner, "transformers")
     with contextlib.redirect_stdout(sys.stderr):  # they greet
         logits = RUN[loader](a.folder, np.load(a.tokens).tolist())
     if not np.isfinite(logits).all():

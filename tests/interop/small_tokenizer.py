@@ -1,6 +1,7 @@
 """Tokenizers of a few hundred entries in the layouts that the large ones have on Hugging Face.
 
     llama3, qwen2   byte-level BPE: tokenizer.json
+    o200k           the same, with the words of GPT-4o
     spm, gemma      SentencePiece BPE with bytes to fall back on: tokenizer.model and its tokenizer.json
     phi             spm, and tokens added behind the end of tokenizer.model
 """
@@ -10,6 +11,11 @@ import re
 import struct
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+O200K = "|".join((
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"))
+SPLITS = {"llama3": WORDS % "{1,3}", "qwen2": WORDS % "", "o200k": O200K}
 TEXT = """The model reads a line of text and predicts the next token from the tokens before it. There are many ways to
 store the weights of a network in fewer bits; each trades some accuracy for speed. A block of weights shares one scale,
 and the scale is chosen so that the error of the block is small. It's what they've said, isn't it? We'll see: 3.14, 1024,
@@ -24,12 +30,14 @@ CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['cont
 SPECIAL = {
     "llama3": (["<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>"], {"bos": 0, "eos": 3, "pad": 1}),
     "qwen2": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], {"eos": 2, "pad": 0}),
+    "o200k": (["<|startoftext|>", "<|endoftext|>", "<|return|>"], {"bos": 0, "eos": 2, "pad": 1}),
     "spm": (["<unk>", "<s>", "</s>"], {"bos": 1, "eos": 2, "unk": 0}),
     "phi": (["<unk>", "<s>", "</s>"], {"bos": 1, "eos": 2, "unk": 0}),
     "gemma": (["<pad>", "<eos>", "<bos>", "<unk>"], {"bos": 2, "eos": 1, "pad": 0, "unk": 3}),
 }
 ADDED = {"phi": ["<|endoftext|>", "<|end|>"]}  # llama.cpp wants the first in every model called phi3
-CLASSES = {"llama3": "PreTrainedTokenizerFast", "qwen2": "Qwen2Tokenizer", "spm": "LlamaTokenizer",
+CLASSES = {"llama3": "PreTrainedTokenizerFast", "qwen2": "Qwen2Tokenizer",
+           "o200k": "PreTrainedTokenizerFast", "spm": "LlamaTokenizer",
            "phi": "LlamaTokenizer", "gemma": "GemmaTokenizer"}
 
 
@@ -84,7 +92,7 @@ def byte_level(kind, size):
     words = [[letters[b] for b in w.encode()] for w in re.findall(r" ?\w+| ?[^\s\w]+|\s+", TEXT)]
     merges = learn(words, size - 256 - len(special) - 40)  # the last rows of the embedding belong to no token
     vocab = {t: i for i, t in enumerate(dict.fromkeys(letters + [a + b for a, b in merges]))}
-    split = {"type": "Split", "pattern": {"Regex": WORDS % ("{1,3}" if kind == "llama3" else "")},
+    split = {"type": "Split", "pattern": {"Regex": SPLITS[kind]},
              "behavior": "Isolated", "invert": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     model = {"vocab": vocab, "merges": [list(m) for m in merges], "ignore_merges": kind == "llama3"}
@@ -162,7 +170,7 @@ def write(folder, kind, size):
         content, first = byte_level(kind, size)
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     settings = {"tokenizer_class": CLASSES[kind], "chat_template": CHATML, "model_max_length": 2048,
-                "add_bos_token": "bos" in roles, "add_eos_token": False, "clean_up_tokenization_spaces": False,
+                "add_bos_token": "bos" in roles and kind != "o200k", "add_eos_token": False, "clean_up_tokenization_spaces": False,
                 **{f"{role}_token": special[i] for role, i in roles.items()},
                 "added_tokens_decoder": {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in content["added_tokens"]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")

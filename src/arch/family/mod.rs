@@ -3,6 +3,7 @@
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gpt_oss;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -32,4 +33,5 @@ pub static ALL: &[&Arch] = &[
     &phi3::PHI3,
     &olmo2::OLMO2,
     &seed_oss::SEED_OSS,
+    &gpt_oss::GPT_OSS,
 ];

@@ -45,6 +45,8 @@ pub enum Family {
     ModelOptNvfp4,
     /// compressed-tensors `mxfp4-pack-quantized`
     Mxfp4,
+    /// MXFP4 as gpt-oss has it
+    GptOss,
 }
 
 impl Family {

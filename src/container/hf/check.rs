@@ -41,7 +41,8 @@ fn layerless(stem: &str) -> Option<String> {
 }
 
 fn missing(arch: &Arch, spec: &ModelSpec, name: &str) -> Error {
-    let source = arch.hf_name(name, Some(0)).or_else(|| arch.hf_name(name, None)).unwrap_or_default();
+    let own = arch.own_name(name).map(|(own, _)| own);
+    let source = own.or_else(|| arch.hf_name(name, Some(0))).or_else(|| arch.hf_name(name, None)).unwrap_or_default();
     let error = Error::input(format!("{source} is missing")).at(name);
     match name {
         "output.weight" => error.help("if the model ties its output to the embedding, config.json must say \"tie_word_embeddings\": true"),
@@ -80,6 +81,7 @@ pub fn expected(spec: &ModelSpec, role: &Role) -> Option<Vec<usize>> {
         Role::FfnGate => vec![ffn, hidden],
         Role::FfnDown => vec![hidden, ffn],
         Role::FfnGateInp => vec![experts, hidden],
+        Role::AttnSinks => vec![heads],
         Role::FfnGateExps | Role::FfnUpExps => vec![experts, expert_ffn, hidden],
         Role::FfnDownExps => vec![experts, hidden, expert_ffn],
         _ => return None,

@@ -37,6 +37,10 @@ pub fn declare(modules: &[Module], activations: Activations, cache: bool) -> Res
             Declaration { sidecar: Some(("quantize_config.json", config.clone())), ..alone(config) }
         }
         Family::Awq => alone(awq(&alike(modules)?, &plain)),
+        Family::GptOss => {
+            alike(modules)?;
+            alone(gpt_oss())
+        }
         Family::ModelOptFloat8 | Family::ModelOptNvfp4 => modelopt(&alike(modules)?, &plain, activations, cache),
         _ => alone(compressed_tensors(modules, &plain, activations, cache)?),
     };
@@ -102,6 +106,12 @@ fn awq(scheme: &Scheme, plain: &[&str]) -> Value {
         "quant_method": "awq", "bits": scheme.bits, "group_size": group_size(scheme), "zero_point": true,
         "version": "gemm", "modules_to_not_convert": plain
     })
+}
+
+/// As every such model has it: experts and nothing else.
+fn gpt_oss() -> Value {
+    let plain = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", HEAD];
+    json!({ "quant_method": "mxfp4", "modules_to_not_convert": plain })
 }
 
 const HEAD: &str = "lm_head";

@@ -34,7 +34,10 @@ pub type All = HashMap<String, Located>;
 pub type Found = (Vec<Bundle>, Vec<Located>, Vec<Dropped>);
 
 /// The part by which a packed weight is known.
-const MARKS: &[(&str, Mark)] = &[(".qweight", Mark::Words), (".weight_packed", Mark::Rows), (".weight", Mark::Bytes)];
+const MARKS: &[(&str, Mark)] =
+    &[(".qweight", Mark::Words), (".weight_packed", Mark::Rows), (BLOCKS, Mark::Blocks), (".weight", Mark::Bytes)];
+
+const BLOCKS: &str = "_blocks";
 
 #[derive(Clone, Copy, PartialEq)]
 enum Mark {
@@ -42,6 +45,8 @@ enum Mark {
     Words,
     /// compressed-tensors, packed.
     Rows,
+    /// gpt-oss: all experts of a layer.
+    Blocks,
     /// compressed-tensors and ModelOpt, beside a scale.
     Bytes,
 }
@@ -61,6 +66,7 @@ const BESIDE: &[(&str, &str)] = &[
 const PARTS: &[&str] = &[
     ".qzeros",
     ".scales",
+    "_scales",
     ".biases",
     ".g_idx",
     ".weight_scale",
@@ -83,7 +89,8 @@ pub fn bundles(storage: &Packing, shards: &[Shard], located: Vec<Located>) -> Re
     collect(shards, located, |name, file, all| {
         let (module, mark) = MARKS.iter().find_map(|(suffix, m)| Some((name.strip_suffix(suffix)?, *m)))?;
         let packed = mark != Mark::Bytes || all.contains_key(&format!("{module}.weight_scale"));
-        packed.then(|| Module { storage, shards, module }.bundle(mark, file, all))
+        let module = Module { storage, shards, module };
+        packed.then(|| if mark == Mark::Blocks { module.blocks(file, all) } else { module.bundle(mark, file, all) })
     })
 }
 
@@ -134,7 +141,7 @@ impl Module<'_> {
             (_, Some(Dtype::U8)) => self.fours(all, codes)?,
             (Mark::Rows, _) => self.rows(all)?,
             (Mark::Bytes, Some(Dtype::F8_E4M3)) => self.eights(all)?,
-            (Mark::Bytes, _) => self.bytes(all)?,
+            (Mark::Bytes | Mark::Blocks, _) => self.bytes(all)?,
         };
         let ragged = scheme.family == Family::Float8 && scheme.group.is_some_and(|g| !dims.cols.is_multiple_of(g));
         let codec = if ragged { Some(&fp8::BLOCK_FP8 as &dyn Codec) } else { codec::with_scheme(&scheme) };
@@ -158,6 +165,24 @@ impl Module<'_> {
         let (scale, inputs) = self.tensor_scale(codec, all)?;
         let planes = vec![Plane { parts, scale, inputs }];
         Ok(Bundle { name, source, file: file.to_owned(), codec, dims, experts: None, planes })
+    }
+
+    /// The experts of a layer, packed in the file's own order of rows.
+    fn blocks(&self, file: &str, all: &mut All) -> Result<Bundle> {
+        let codec = codec::all().find(|c| c.scheme().is_some_and(|s| s.family == Family::GptOss));
+        let codec = codec.filter(|_| self.storage.family == Family::GptOss);
+        let codec = codec.ok_or_else(|| Error::input("blocks of 4-bit floats, but config.json does not say mxfp4"))?;
+        let shape = &find(self.module, all, BLOCKS)?.entry.shape;
+        let dims = match shape[..] {
+            [_, rows, blocks, _] if !shape.contains(&0) => blocks.checked_mul(32).map(|cols| Dims::new(rows, cols)),
+            _ => None,
+        };
+        let dims = dims.ok_or_else(|| Error::input(format!("shape {shape:?} is not one of blocks")))?;
+        let experts = Some(shape[0]);
+        let layout = codec.layout(dims).map_err(|e| Error::input(e.message()))?;
+        let planes = planes(self.module, all, &layout, experts)?;
+        let (name, source) = (self.module.to_owned(), format!("{}{BLOCKS}", self.module));
+        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, experts, planes })
     }
 
     /// The multipliers that lie beside the parts: of the weights, and of the inputs where the file has it.
@@ -342,8 +367,23 @@ impl Module<'_> {
     }
 }
 
+/// What a part of a module's weight is called. Of gpt-oss it is no layer's.
+pub fn stored_name(module: &str, part: &str) -> String {
+    if part.starts_with('_') { format!("{module}{part}") } else { format!("{module}.{part}") }
+}
+
+/// Takes the parts of one matrix, or of a stack of so many.
+pub fn planes(module: &str, all: &mut All, layout: &[Part], experts: Option<usize>) -> Result<Vec<Plane>> {
+    let parts: Vec<Stored> = layout.iter().map(|part| take(module, all, part, experts)).collect::<Result<_>>()?;
+    let plane = |n| {
+        let parts = parts.iter().zip(layout).map(|(part, one)| part.plane(n, one.bytes)).collect();
+        Plane { parts, scale: 1.0, inputs: None }
+    };
+    Ok((0..experts.unwrap_or(1)).map(plane).collect())
+}
+
 pub fn find<'a>(module: &str, all: &'a All, part: &str) -> Result<&'a Located> {
-    let name = format!("{module}.{part}");
+    let name = stored_name(module, part);
     all.get(&name).ok_or_else(|| Error::input(format!("its part {name} is missing")))
 }
 
@@ -360,7 +400,7 @@ pub fn scales(module: &str, all: &All, part: &str) -> Result<Dtype> {
 pub fn take(module: &str, all: &mut All, part: &Part, experts: Option<usize>) -> Result<Stored> {
     // Of two names for one thing, compressed-tensors has the shorter.
     let own = part.name.strip_suffix("_inv").unwrap_or(part.name);
-    let name = format!("{module}.{own}");
+    let name = stored_name(module, own);
     let Some(located) = all.remove(&name) else {
         return match part.name {
             // Tools that never reorder columns leave it out.
@@ -391,10 +431,7 @@ fn number(bytes: &[u8], dtype: Dtype) -> Option<f32> {
     }
 }
 
-fn words<'a>(shards: &'a [Shard], part: &'a Stored) -> impl Iterator<Item = u32> + 'a {
-    let bytes: &[u8] = match part {
-        Stored::Mapped { shard, bytes, .. } => &shards[*shard].map[bytes.clone()],
-        Stored::Made(bytes) => bytes,
-    };
-    bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b))
+fn words(shards: &[Shard], part: &Stored) -> impl Iterator<Item = u32> {
+    let words: Vec<u32> = part.read(shards).as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+    words.into_iter()
 }

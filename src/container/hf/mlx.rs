@@ -8,7 +8,6 @@ use serde_json::{Map, Value, json};
 
 use super::declare::{Declaration, Module};
 use super::integers::{self, All, Bundle, Found};
-use super::place::{Plane, Stored};
 use super::quantized::{Storage, refuse};
 use super::shards::{Located, Shard};
 use crate::codec::{self, Codec, Family, Scheme};
@@ -115,14 +114,7 @@ fn bundle(storage: &Mlx, module: &str, file: &str, all: &mut All) -> Result<Bund
         .ok_or_else(|| Error::unsupported(format!("{bits} bits in groups of {group} with scales of {scales}")))?;
     let dims = Dims::new(rows, cols);
     let layout = codec.layout(dims).map_err(|e| Error::input(e.message()))?;
-    let parts: Vec<Stored> =
-        layout.iter().map(|part| integers::take(module, all, part, experts)).collect::<Result<_>>()?;
-    let planes = (0..experts.unwrap_or(1))
-        .map(|n| {
-            let parts = parts.iter().zip(&layout).map(|(part, one)| part.plane(n, one.bytes)).collect();
-            Plane { parts, scale: 1.0, inputs: None }
-        })
-        .collect();
+    let planes = integers::planes(module, all, &layout, experts)?;
     let name = format!("{module}.weight");
     Ok(Bundle { source: name.clone(), name, file: file.to_owned(), codec, dims, experts, planes })
 }

@@ -11,13 +11,13 @@ mod layout;
 mod mlx;
 mod place;
 mod quantized;
+mod scatter;
 mod shards;
 mod write;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use half::bf16;
 use serde_json::Value;
 
 use super::tokenizer::{self, Tokenizer, TokenizerOptions};
@@ -28,11 +28,11 @@ use crate::error::{At, Error, Kind, Result};
 use crate::metadata::Metadata;
 use crate::tensor::Packed;
 pub use mlx::owns as is_mlx;
-use place::{Content, Placed, Stored};
+use place::{Content, Placed};
 pub use quantized::{SIDECARS, Storage};
 pub use shards::INDEX;
 use shards::Shard;
-pub use write::{Calibration, Folder, NewWeight, Told, beside_parts, folder};
+pub use write::{Calibration, Folder, NewWeight, Told, beside_parts, folder, is_own};
 
 pub const CONFIG: &str = "config.json";
 
@@ -108,18 +108,6 @@ impl HfFolder {
         let embedding = self.tensors.iter().find(|t| t.name == "token_embd.weight");
         embedding.map_or(0, |t| t.dims().rows)
     }
-
-    fn part<'a>(&'a self, part: &'a Stored) -> Cow<'a, [u8]> {
-        match part {
-            Stored::Made(bytes) => bytes.into(),
-            Stored::Mapped { shard, bytes, widened: false } => self.shards[*shard].map[bytes.clone()].into(),
-            // The codec's layout has one type of scale.
-            Stored::Mapped { shard, bytes, widened: true } => {
-                let halves = self.shards[*shard].map[bytes.clone()].as_chunks::<2>().0;
-                halves.iter().flat_map(|b| bf16::from_le_bytes(*b).to_f32().to_le_bytes()).collect()
-            }
-        }
-    }
 }
 
 impl Checkpoint for HfFolder {
@@ -151,7 +139,7 @@ impl Checkpoint for HfFolder {
         let (parts, scale, inputs) = match content {
             Content::Stored(planes) => {
                 let plane = planes.get(plane).ok_or_else(missing)?;
-                (plane.parts.iter().map(|part| self.part(part)).collect(), plane.scale, plane.inputs)
+                (plane.parts.iter().map(|part| part.read(&self.shards)).collect(), plane.scale, plane.inputs)
             }
             Content::Made(bytes) if plane == 0 => (vec![Cow::Borrowed(&bytes[..])], 1.0, None),
             Content::Made(_) => return Err(missing()),

@@ -1,15 +1,19 @@
 //! Source tensors to canonical ones: experts of a layer become one stack, a fused gate and up become two tensors.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
+use half::bf16;
 use safetensors::Dtype;
 
 use super::exl2;
 use super::integers::{self, Bundle};
 use super::mlx;
 use super::quantized::Storage;
+use super::scatter::Scatter;
 use super::shards::{Located, Shard};
+use super::write::is_own;
 use crate::arch::{Arch, ModelSpec, Part, Place, Placement, WeightId};
 use crate::codec::{Codec, float, fp8};
 use crate::container::{Dropped, Tensor};
@@ -44,11 +48,15 @@ pub enum Stored {
         /// BF16 that the codec wants as F32.
         widened: bool,
     },
+    Scattered {
+        shard: usize,
+        all: Scatter,
+    },
     Made(Vec<u8>),
 }
 
 impl Stored {
-    /// The `n`th of equal pieces.
+    /// The `n`th of equal pieces, which are whole rows.
     pub fn plane(&self, n: usize, size: usize) -> Stored {
         let piece = n * size..(n + 1) * size;
         match self {
@@ -56,7 +64,34 @@ impl Stored {
                 let bytes = bytes.start + piece.start..bytes.start + piece.end;
                 Stored::Mapped { shard: *shard, bytes, widened: *widened }
             }
+            Stored::Scattered { shard, all } => {
+                let rows = size / (all.shape[1] * all.size).max(1);
+                let (from, shape) = (all.from + n * rows * all.step[0], [rows, all.shape[1]]);
+                Stored::Scattered { shard: *shard, all: Scatter { from, shape, ..all.clone() } }
+            }
             Stored::Made(bytes) => Stored::Made(bytes[piece].to_vec()),
+        }
+    }
+
+    /// Every second of `rows` rows, from row `first` on.
+    fn alternate(&self, rows: usize, first: usize) -> Option<Stored> {
+        let Stored::Mapped { shard, bytes, widened: false } = self else { return None };
+        let size = bytes.len() / rows.max(1);
+        let all = Scatter { from: bytes.start + first * size, shape: [rows / 2, 1], step: [2 * size, 0], size };
+        Some(Stored::Scattered { shard: *shard, all })
+    }
+
+    /// Its bytes as the codec's layout has them.
+    pub fn read<'a>(&'a self, shards: &'a [Shard]) -> Cow<'a, [u8]> {
+        match self {
+            Stored::Made(bytes) => bytes.into(),
+            Stored::Mapped { shard, bytes, widened: false } => shards[*shard].map[bytes.clone()].into(),
+            // The codec's layout has one type of scale.
+            Stored::Mapped { shard, bytes, widened: true } => {
+                let halves = shards[*shard].map[bytes.clone()].as_chunks::<2>().0;
+                halves.iter().flat_map(|b| bf16::from_le_bytes(*b).to_f32().to_le_bytes()).collect()
+            }
+            Stored::Scattered { shard, all } => all.gather(&shards[*shard].map).into(),
         }
     }
 
@@ -64,6 +99,7 @@ impl Stored {
     fn bytes(&self) -> usize {
         match self {
             Stored::Mapped { bytes, .. } => bytes.len(),
+            Stored::Scattered { all, .. } => all.bytes(),
             Stored::Made(bytes) => bytes.len(),
         }
     }
@@ -168,7 +204,10 @@ impl Sorter<'_> {
             }
         };
         for place in places {
-            let piece = self.piece(source, scale, file, &place.name, &place.part)?;
+            let piece = match place.transposed {
+                true => self.transposed(source, scale, file, &place)?,
+                false => self.piece(source, scale, file, &place.name, &place.part)?,
+            };
             self.insert(place.name, place.expert, piece)?;
         }
         Ok(())
@@ -191,10 +230,15 @@ impl Sorter<'_> {
                 return Ok(());
             }
         };
-        for Place { name, expert, part } in places {
-            if part != Part::Whole {
-                return Err(Error::unsupported("experts that are packed in one tensor"));
-            }
+        for Place { name, expert, part, transposed } in places {
+            let own = is_own(codec);
+            let (dims, planes) = match part {
+                Part::Whole if own || !transposed => (dims, planes.clone()),
+                Part::Alternate(first) if own => {
+                    (Dims::new(dims.rows / 2, dims.cols), alternate(&planes, dims, first)?)
+                }
+                _ => return Err(Error::unsupported("experts that are packed in one tensor")),
+            };
             if experts.is_some_and(|n| n != self.spec.experts() as usize || expert.is_some()) {
                 let message = format!("{} matrices, config.json says {} experts", planes.len(), self.spec.experts());
                 return Err(Error::input(message).help("config.json is of another model: download it again"));
@@ -208,9 +252,56 @@ impl Sorter<'_> {
                 bytes: planes.iter().flat_map(|p| &p.parts).map(Stored::bytes).sum(),
                 name: name.clone(),
             };
-            self.insert(name, expert, Piece { tensor, planes: planes.clone() })?;
+            self.insert(name, expert, Piece { tensor, planes })?;
         }
         Ok(())
+    }
+
+    /// Matrices that lie `[inputs, outputs]`, or the vectors of all experts: of their outputs those that `place` names.
+    fn transposed(&self, source: &Located, scale: Option<&Located>, file: &str, place: &Place) -> Result<Piece> {
+        let (entry, experts) = (&source.entry, self.spec.experts() as usize);
+        let &[stack, ref inputs @ .., outputs] = &entry.shape[..] else {
+            return Err(Error::input(format!("shape {:?}, but there are {experts} experts", entry.shape)));
+        };
+        let (first, step) = if let Part::Alternate(first) = place.part { (first, 2) } else { (0, 1) };
+        let vectors = place.name.ends_with(".bias");
+        let fits = stack == experts && inputs.len() == usize::from(!vectors) && outputs.is_multiple_of(step);
+        let inputs: usize = inputs.iter().product();
+        if !fits || stack * inputs * outputs == 0 {
+            return Err(Error::input(format!("shape {:?}, but config.json says {experts} experts", entry.shape))
+                .help("config.json is of another model: download it again"));
+        }
+        let codec = codec_of(entry.dtype, scale.is_some(), self.storage)?;
+        if float::dtype(codec).is_none() {
+            return Err(Error::unsupported(format!("experts of type {} that lie transposed", entry.dtype)));
+        }
+        let (size, kept, from) = (entry.dtype.bitsize() / 8, outputs / step, entry.bytes.start);
+        let across = step * size;
+        let all = match vectors {
+            true => {
+                vec![Scatter { from: from + first * size, shape: [stack, kept], step: [outputs * size, across], size }]
+            }
+            false => (0..stack)
+                .map(|n| Scatter {
+                    from: from + (n * inputs * outputs + first) * size,
+                    shape: [kept, inputs],
+                    step: [across, outputs * size],
+                    size,
+                })
+                .collect(),
+        };
+        let plane =
+            |all| Plane { parts: vec![Stored::Scattered { shard: source.shard, all }], scale: 1.0, inputs: None };
+        let tensor = Tensor {
+            name: place.name.clone(),
+            id: WeightId::parse(&place.name),
+            shape: if vectors { vec![stack, kept] } else { vec![stack, kept, inputs] },
+            codec,
+            source: entry.name.clone(),
+            file: file.to_owned(),
+            bytes: all.iter().map(Scatter::bytes).sum(),
+        };
+        Ok(Piece { tensor, planes: all.into_iter().map(plane).collect() })
     }
 
     /// The rows of `source` that `part` names, as a tensor of their own.
@@ -251,10 +342,22 @@ impl Sorter<'_> {
     }
 }
 
+/// Every second row of matrices of these dimensions.
+fn alternate(planes: &[Plane], dims: Dims, first: usize) -> Result<Vec<Plane>> {
+    let half = |part: &Stored| part.alternate(dims.rows, first).filter(|_| dims.rows.is_multiple_of(2));
+    let plane = |plane: &Plane| Some(Plane { parts: plane.parts.iter().map(half).collect::<Option<_>>()?, ..*plane });
+    planes
+        .iter()
+        .map(plane)
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::input(format!("{} rows are not those of gate and up in turn", dims.rows)))
+}
+
 /// A part that is not the whole is one of equal parts: gate and up.
 fn rows_of(part: &Part, rows: usize) -> Result<Range<usize>> {
     match part {
         Part::Whole => Ok(0..rows),
+        Part::Alternate(_) => Err(Error::unsupported("rows of gate and up in turn")),
         Part::Rows(r) if r.start < r.end && r.len().checked_mul(2) == Some(rows) && r.end <= rows => Ok(r.clone()),
         Part::Rows(r) => Err(Error::input(format!("{rows} rows, but config.json splits them at {}", r.len()))
             .help("config.json is of another model: download it again")),

@@ -77,6 +77,7 @@ const METHODS: &[(&str, Read)] = &[
     ("compressed-tensors", compressed_tensors),
     ("exl2", |_| Ok(Storage::Exl2)),
     ("modelopt", modelopt),
+    ("mxfp4", |_| Ok(floats(Family::GptOss, Activations::Plain))),
 ];
 
 fn fp8(q: &Value) -> Result<Storage> {

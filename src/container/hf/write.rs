@@ -6,9 +6,10 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::declare::{self, Module};
+use super::integers::stored_name;
 use super::layout::{self, NewTensor};
 use super::{CONFIG, SIDECARS, exl2, json as files, mlx, quantized, shards};
-use crate::codec::{Activations, Codec, float};
+use crate::codec::{Activations, Codec, Family, float};
 use crate::container::sink::{NewFile, Sink, Slot, Start};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
@@ -114,7 +115,8 @@ fn stored(weight: &NewWeight) -> Result<Vec<NewTensor>> {
         let bytes = codec.bytes(Dims::new(1, shape.iter().product())).at(|| name)?;
         return Ok(vec![NewTensor { name: name.clone(), dtype, shape: shape.clone(), bytes: bytes as u64 }]);
     }
-    let (module, experts, dims) = match (name.strip_suffix(".weight"), &shape[..], codec.packed()) {
+    let own = is_own(*codec).then_some(name.as_str());
+    let (module, experts, dims) = match (name.strip_suffix(".weight").or(own), &shape[..], codec.packed()) {
         (Some(module), &[ref experts @ .., rows, cols], true) => (module, experts, Dims::new(rows, cols)),
         _ => {
             let message = format!("a Hugging Face folder cannot hold {shape:?} as {}", codec.name());
@@ -123,7 +125,7 @@ fn stored(weight: &NewWeight) -> Result<Vec<NewTensor>> {
     };
     let parts = codec.layout(dims).at(|| name)?;
     let tensor = |part: crate::codec::Part| NewTensor {
-        name: format!("{module}.{}", part.name),
+        name: stored_name(module, part.name),
         dtype: part.dtype,
         shape: [experts, &part.shape].concat(),
         bytes: experts.iter().fold(part.bytes as u64, |bytes, n| bytes.saturating_mul(*n as u64)),
@@ -160,13 +162,20 @@ pub fn beside_parts(codec: &dyn Codec, inputs: bool) -> Vec<(&'static str, &'sta
     std::iter::once((scale.weight, scale.shape)).chain(input).collect()
 }
 
-/// The layers among the weights: linear ones, and for MLX every matrix.
+/// The layers among the weights: linear ones, experts in a layout of their own, and for MLX every matrix.
 fn modules(weights: &[NewWeight], mlx: bool) -> Vec<Module> {
-    let matrices = weights.iter().filter(|w| mlx || w.shape.len() == 2 && !w.name.contains("embed"));
+    let linear = |w: &NewWeight| w.shape.len() == 2 && !w.name.contains("embed");
+    let matrices = weights.iter().filter(|w| mlx || linear(w) || is_own(w.codec));
     let module = |w: &NewWeight| {
-        Some(Module { name: w.name.strip_suffix(".weight")?.to_owned(), scheme: w.codec.scheme().copied() })
+        let own = is_own(w.codec).then_some(w.name.as_str());
+        Some(Module { name: w.name.strip_suffix(".weight").or(own)?.to_owned(), scheme: w.codec.scheme().copied() })
     };
     matrices.filter_map(module).collect()
+}
+
+/// Whether a format is that of a stack of experts that is no layer's.
+pub fn is_own(codec: &dyn Codec) -> bool {
+    codec.scheme().is_some_and(|s| s.family == Family::GptOss)
 }
 
 /// Takes out what described the source's own quantization.

@@ -41,7 +41,7 @@ impl Settled {
 }
 
 /// What a layer's attention is made of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Attention {
     pub heads: usize,
     pub kv_heads: usize,
@@ -52,6 +52,8 @@ pub struct Attention {
     pub softcap: Option<f32>,
     /// Positions that a query sees, itself included.
     pub window: Option<usize>,
+    /// Of each head a score that takes its share of the softmax, and has no value.
+    pub sinks: Option<Vec<f32>>,
 }
 
 /// Queries that share a block of scores.
@@ -132,7 +134,7 @@ impl Attention {
         }
         let mut sums = [0.0; QUERIES];
         for (r, scores) in scores[..rows * width].chunks_exact_mut(width).enumerate() {
-            sums[r] = self.weigh(&mut scores[..], start, first + r);
+            sums[r] = self.weigh(&mut scores[..], head, start, first + r);
         }
         match &memory.recent {
             None => block.mix(memory.settled, start..end, scores, mixed, false),
@@ -147,7 +149,7 @@ impl Attention {
     }
 
     /// Scores of the keys from `start` on into unnormalised weights, for the query at `position`; returns their sum.
-    fn weigh(&self, scores: &mut [f32], start: usize, position: usize) -> f32 {
+    fn weigh(&self, scores: &mut [f32], head: usize, start: usize, position: usize) -> f32 {
         let seen_from = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
         let (before, rest) = scores.split_at_mut(seen_from.saturating_sub(start));
         let (seen, after) = rest.split_at_mut((position + 1).saturating_sub(seen_from.max(start)));
@@ -157,8 +159,10 @@ impl Attention {
         }
         before.fill(f32::NEG_INFINITY);
         after.fill(f32::NEG_INFINITY);
+        // A query sees itself: the largest is a number. Beside a sink far above it all weights vanish, as they should.
+        let sink = self.sinks.as_ref().map(|sinks| sinks[head] - simd::max(scores));
         // Over the whole width, which begins at a multiple of WIDTH: the order of the sum depends on positions alone.
-        softmax(scores)
+        softmax(scores) + sink.map_or(0.0, f32::exp)
     }
 }
 
@@ -288,7 +292,8 @@ mod tests {
                 a.softcap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh()).exp()
             })
             .collect();
-        let total: f64 = weights.iter().sum();
+        let sink = a.sinks.as_ref().map_or(0.0, |sinks| f64::from(sinks[head]).exp());
+        let total = weights.iter().sum::<f64>() + sink;
         (0..d)
             .map(|i| (from..=t).zip(&weights).map(|(s, w)| w / total * f64::from(v[s * kv_row + kv * d + i])).sum())
             .collect()
@@ -296,8 +301,11 @@ mod tests {
 
     #[test]
     fn attention_is_the_formula_and_the_same_in_parts() {
-        for (head_dim, window, softcap) in [(64, None, None), (40, Some(50), Some(3.0)), (256, Some(300), None)] {
-            let a = Attention { heads: 4, kv_heads: 2, head_dim, scale: 0.2, softcap, window };
+        let sinks = || Some(vec![-3.0, 0.0, 2.5, 9.0]);
+        for (head_dim, window, softcap, sinks) in
+            [(64, None, None, None), (40, Some(50), Some(3.0), None), (256, Some(300), None, sinks())]
+        {
+            let a = Attention { heads: 4, kv_heads: 2, head_dim, scale: 0.2, softcap, window, sinks };
             let n = 700;
             let (q, k, v) = (noise(n * 4 * head_dim, 1), noise(n * 2 * head_dim, 2), noise(n * 2 * head_dim, 3));
             let shape = KvShape { layers: 1, heads: 2, head_dim };

@@ -54,6 +54,7 @@ pub fn gate(activation: Activation, gate: &mut [f32], up: &[f32]) {
     match activation {
         Activation::Silu => silu(gate, up),
         Activation::Gelu => gelu(gate, up),
+        Activation::ClampedSilu => clamped_silu(gate, up),
     }
 }
 
@@ -65,6 +66,19 @@ widest! {
 fn silu_body(gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
         *g = *g / (1.0 + exp(-*g)) * u;
+    }
+}
+
+widest! {
+    fn clamped_silu(gate: &mut [f32], up: &[f32]) = clamped_silu_body;
+}
+
+#[inline(always)]
+fn clamped_silu_body(gate: &mut [f32], up: &[f32]) {
+    const LIMIT: f32 = Activation::LIMIT;
+    for (g, u) in gate.iter_mut().zip(up) {
+        let (x, u) = (g.min(LIMIT), u.clamp(-LIMIT, LIMIT));
+        *g = x / (1.0 + exp(Activation::SLOPE * -x)) * (u + 1.0);
     }
 }
 
@@ -147,9 +161,10 @@ mod tests {
     fn functions_follow_their_formulas() {
         let x = ramp(53);
         let up: Vec<f32> = x.iter().map(|x| x * 0.5 + 1.0).collect();
-        let (mut a, mut b, mut c) = (x.clone(), x.clone(), x.clone());
+        let (mut a, mut b, mut c, mut d) = (x.clone(), x.clone(), x.clone(), x.clone());
         gate(Activation::Silu, &mut a, &up);
         gate(Activation::Gelu, &mut b, &up);
+        gate(Activation::ClampedSilu, &mut d, &up);
         softcap(&mut c, 5.0);
         for (i, x) in x.iter().map(|x| f64::from(*x)).enumerate() {
             let u = f64::from(up[i]);
@@ -159,6 +174,8 @@ mod tests {
                 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()) * u,
             );
             close(c[i], 5.0 * (x / 5.0).tanh());
+            let clamped = x.min(7.0);
+            close(d[i], clamped / (1.0 + (-1.702 * clamped).exp()) * (u.clamp(-7.0, 7.0) + 1.0));
         }
         let mut p = x.clone();
         let sum = f64::from(softmax(&mut p));

@@ -265,7 +265,7 @@ mod tests {
             for window in [None, Some(50)] {
                 let policy: KvPolicy = text.parse().unwrap();
                 let held = policy.layer(0);
-                let a = Attention { heads, kv_heads: 2, head_dim: d, scale: 0.3, softcap: None, window };
+                let a = Attention { heads, kv_heads: 2, head_dim: d, scale: 0.3, softcap: None, window, sinks: None };
                 let (q, k, v) = (noise(N * heads * d, 1), noise(N * 2 * d, 2), noise(N * 2 * d, 3));
                 let mut cache = KvCache::new(&policy, SHAPE, 1, N).unwrap();
                 let mut whole = vec![f32::NAN; q.len()];
@@ -316,7 +316,7 @@ mod tests {
     fn a_cache_can_be_shortened_anywhere() {
         let (d, a) = (
             SHAPE.head_dim,
-            Attention { heads: 2, kv_heads: 2, head_dim: 64, scale: 0.3, softcap: None, window: None },
+            Attention { heads: 2, kv_heads: 2, head_dim: 64, scale: 0.3, softcap: None, window: None, sinks: None },
         );
         let x = noise(N * 2 * d, 4);
         for text in ["kivi4+window7+sink2", "kvquant3+window0", "q4h+window30"] {

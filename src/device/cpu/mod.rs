@@ -18,6 +18,7 @@ mod simd;
 mod span;
 mod transpose;
 
+use crate::arch::Activation;
 use crate::codec::facts::Number;
 
 pub use attention::Attention;
@@ -56,6 +57,8 @@ pub fn numbers() -> Vec<(&'static str, Number)> {
         ("EXP_POLYNOMIAL", Floats(simd::EXP.to_vec())),
         ("GELU_TWICE_SQRT_2_OVER_PI", Float(elementwise::TWICE_SQRT_2_OVER_PI)),
         ("GELU_CUBE", Float(elementwise::CUBE)),
+        ("CLAMPED_SILU_LIMIT", Float(Activation::LIMIT)),
+        ("CLAMPED_SILU_SLOPE", Float(Activation::SLOPE)),
         ("PRODUCT_DEPTH", Int(kernel::DEPTH as i32)),
         ("SOLVE_BLOCK", Int(columns::BLOCK as i32)),
     ]

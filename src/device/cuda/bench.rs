@@ -146,7 +146,7 @@ fn gram(runner: &dyn Runner, n: usize) -> Result<Speed> {
 
 /// With the way to the card and back.
 fn attention(runner: &dyn Runner, tokens: usize) -> Result<Speed> {
-    let of = Attention { heads: 8, kv_heads: 2, head_dim: 128, scale: 0.1, softcap: None, window: None };
+    let of = Attention { heads: 8, kv_heads: 2, head_dim: 128, scale: 0.1, softcap: None, window: None, sinks: None };
     let (q, kv) = (wave(tokens * of.heads * of.head_dim), wave(tokens * of.kv_heads * of.head_dim));
     let seconds = fastest(runner, || ops::attention(runner, &of, 0, &q, &kv, &kv).map(drop))?;
     let (t, width) = (tokens as f64, (of.heads * of.head_dim) as f64);

@@ -254,7 +254,7 @@ fn layer(out: &mut Vec<Check<On>>) {
         cpu::add(&mut expected, &y);
         Ok(Difference::singles(&ops::add(runner, &x, &y)?, &expected))
     }));
-    for activation in [Activation::Silu, Activation::Gelu] {
+    for activation in [Activation::Silu, Activation::Gelu, Activation::ClampedSilu] {
         out.push(Check::new(("gate", &format!("{activation:?}")), &shape, "f32", 0.0, move |runner: &On| {
             let (gate, up): (Vec<f32>, _) = (noise(n, 1).iter().map(|x| x * 120.0 * x * x).collect(), noise(n, 2));
             let mut expected = gate.clone();
@@ -304,15 +304,16 @@ fn layer(out: &mut Vec<Check<On>>) {
 
 fn attention(out: &mut Vec<Check<On>>) {
     for &head_dim in source::HEAD_DIMS {
-        for (first, tokens, window, softcap) in
-            [(0, 21, None, None), (37, 11, Some(30), Some(5.0)), (5, 1, Some(3), None)]
-        {
-            let a = Attention { heads: 4, kv_heads: 2, head_dim, scale: 0.3, softcap, window };
-            let of = match (window, softcap) {
-                (None, _) => "causal".to_owned(),
-                (Some(w), None) => format!("window {w}"),
-                (Some(w), Some(_)) => format!("window {w}, softcap"),
-            };
+        for (first, tokens, window, softcap, sinks) in [
+            (0, 21, None, None, None),
+            (37, 11, Some(30), Some(5.0), None),
+            (5, 1, Some(3), None, None),
+            (3, 9, None, None, Some(vec![-2.0, 0.0, 1.0, 8.0])),
+        ] {
+            let mut of = window.map_or("causal".to_owned(), |w| format!("window {w}"));
+            of += if softcap.is_some() { ", softcap" } else { "" };
+            of += if sinks.is_some() { ", sinks" } else { "" };
+            let a = Attention { heads: 4, kv_heads: 2, head_dim, scale: 0.3, softcap, window, sinks };
             let shape = format!("{tokens} after {first}, heads of {head_dim}");
             out.push(Check::new(("attention", &of), &shape, "f32", 2e-6, move |runner: &On| {
                 let all = first + tokens;

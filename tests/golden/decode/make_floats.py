@@ -1,7 +1,8 @@
 """Makes the golden files of the float formats of folders beside it: stored bytes of every part, then the weights as little-endian
 f32, without the scale of the whole matrix. A file is named CODEC.ROWSxCOLS.bin.
 
-Made with: compressed-tensors 0.20.0 (`unpack_fp4_from_uint8`) and the float8 types of torch 2.11.0; products in f32.
+Made with: compressed-tensors 0.20.0 (`unpack_fp4_from_uint8`) and the float8 types of torch 2.11.0; products in f32. gpt-oss's
+with transformers 5.17.0 (`convert_moe_packed_tensors`), which gives BF16: scales are such that nothing is lost.
 
     python make_floats.py
 """
@@ -11,6 +12,7 @@ import pathlib
 import numpy as np
 import torch
 from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 HERE = pathlib.Path(__file__).parent
 RNG = np.random.default_rng(20261121)
@@ -54,6 +56,9 @@ def main():
     codes, scales = some(128, 32), torch.arange(256, dtype=torch.uint8).reshape(128, 2)
     wide = scales.view(torch.float8_e8m0fnu).float().repeat_interleave(32, 1)
     write("pack-mxfp4", 128, 64, [codes, scales], fours(codes, 128, 64) * wide)
+    codes, scales = some(1, 48, 4, 16), torch.arange(192, dtype=torch.uint8).add(32).reshape(1, 48, 4)
+    weights = convert_moe_packed_tensors(codes, scales).float()[0].T + 0.0
+    write("gpt-oss-mxfp4", 48, 128, [codes, scales], weights)
 
 
 main()

@@ -46,6 +46,7 @@ pub fn gate(runner: &dyn Runner, activation: Activation, gate: &[f32], up: &[f32
     let kernel = match activation {
         Activation::Silu => "silu",
         Activation::Gelu => "gelu",
+        Activation::ClampedSilu => "clamped_silu",
     };
     elementwise(runner, kernel, gate, &[Rest::Array(up)])
 }
@@ -103,6 +104,8 @@ pub fn attention(
     let tokens = q.len() / (of.heads * of.head_dim);
     let positions = (first + tokens) * of.kv_heads * of.head_dim;
     assert!(tokens * of.heads * of.head_dim == q.len() && k.len() >= positions && v.len() >= positions);
+    assert!(of.sinks.as_ref().is_none_or(|sinks| sinks.len() == of.heads));
+    let sinks = of.sinks.as_ref().map(|sinks| Buffer::of(runner, sinks)).transpose()?;
     let [query, key, value] = [Buffer::of(runner, q)?, Buffer::of(runner, k)?, Buffer::of(runner, v)?];
     let out = Buffer::new(runner, size_of_val(q))?;
     let args = [
@@ -116,10 +119,11 @@ pub fn attention(
         Arg::Float(of.scale),
         Arg::Float(of.softcap.unwrap_or(0.0)),
         Arg::Int(int(of.window.unwrap_or(0))?),
+        sinks.as_ref().map_or(Arg::Address(0), Buffer::arg),
         out.arg(),
     ];
     let shape = Shape::new([tokens.div_ceil(QUERIES) as u64, of.heads as u64], [32, WARPS])?;
-    // SAFETY: a block has QUERIES tokens of one head; keys and values reach to the last token's position, by the assert.
+    // SAFETY: a block has QUERIES tokens of one head, and each head its sink; keys and values reach to the last token's position, by the assert.
     unsafe { runner.launch(&Unit::of_head_dim(of.head_dim)?, "attention", shape, &args)? };
     out.read(q.len())
 }
