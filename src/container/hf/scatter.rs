@@ -55,7 +55,7 @@ mod tests {
         let (rows, cols) = (70, 45);
         for size in [1, 2, 3, 4] {
             // Every second column of a matrix that lies transposed.
-            let stored: Vec<u8> = (0..cols * rows * 2 * size).map(|i| (i * 7919 >> 4) as u8).collect();
+            let stored: Vec<u8> = (0..cols * rows * 2 * size).map(|i| ((i * 7919) >> 4) as u8).collect();
             let step = [2 * size, 2 * rows * size];
             let found = Scatter { from: size, shape: [rows, cols], step, size }.gather(&stored);
             for (r, c) in (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))) {
