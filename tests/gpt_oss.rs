@@ -176,7 +176,10 @@ fn blocks_are_repacked_without_a_change() {
             let found = values(model.as_ref(), &format!("blk.0.ffn_{name}_exps.weight"));
             assert_eq!(found, values(source.as_ref(), &format!("blk.0.ffn_{name}_exps.weight")));
             let rows = fused.chunks_exact(HIDDEN).skip(odd).step_by(2);
-            assert!(found.iter().zip(rows.flatten()).all(|(a, b)| a.to_bits() == b.to_bits() || *b == 0.0), "{to} {name}");
+            assert!(
+                found.iter().zip(rows.flatten()).all(|(a, b)| a.to_bits() == b.to_bits() || *b == 0.0),
+                "{to} {name}"
+            );
         }
         assert_eq!(values(model.as_ref(), "blk.0.ffn_down_exps.weight"), down, "{to}");
         let verify = ["verify", text(&out), "--source", text(folder.path()), "--json", "--quiet"];
@@ -212,7 +215,11 @@ fn floats_become_the_layout_and_are_read_back() {
     assert_eq!(shape("gate_up_proj_blocks"), [EXPERTS, 2 * WIDTH, HIDDEN / 32, 16]);
     assert_eq!(shape("gate_up_proj_scales"), [EXPERTS, 2 * WIDTH, HIDDEN / 32]);
     assert_eq!(shape("down_proj_blocks"), [EXPERTS, HIDDEN, WIDTH / 32, 16]);
-    for (name, t) in folder.tensors.iter().filter(|(name, _)| !name.ends_with("experts.gate_up_proj") && !name.ends_with("experts.down_proj")) {
+    for (name, t) in folder
+        .tensors
+        .iter()
+        .filter(|(name, _)| !name.ends_with("experts.gate_up_proj") && !name.ends_with("experts.down_proj"))
+    {
         assert_eq!(own[name].2, t.bytes, "{name}");
     }
     let config: Value = serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
@@ -269,9 +276,18 @@ fn what_cannot_be_is_said() {
     lie(&|f| f.config["layer_types"] = json!(["full_attention", "full_attention"]), "layer_types");
     lie(&|f| f.config["swiglu_limit"] = json!(6.0), "swiglu_limit is 6");
     lie(&|f| f.config["quantization_config"] = json!(null), "does not say how it is packed");
-    lie(&|f| drop(f.tensors.remove(&format!("{key}_scales"))), "part model.layers.0.mlp.experts.gate_up_proj_scales is missing");
+    lie(
+        &|f| drop(f.tensors.remove(&format!("{key}_scales"))),
+        "part model.layers.0.mlp.experts.gate_up_proj_scales is missing",
+    );
     lie(&|f| drop(f.tensors.remove(&format!("{key}_blocks"))), "whose codes are missing");
     lie(&|f| f.tensors.get_mut(&format!("{key}_scales")).unwrap().shape = vec![EXPERTS, WIDTH, 4], "instead of");
-    lie(&|f| f.tensors.get_mut(&format!("{key}_blocks")).unwrap().shape = vec![EXPERTS, 2 * WIDTH * HIDDEN / 2], "not one of blocks");
-    lie(&|f| f.tensors.get_mut(&format!("{key}_bias")).unwrap().shape = vec![EXPERTS * 2 * WIDTH], "but config.json says 3 experts");
+    lie(
+        &|f| f.tensors.get_mut(&format!("{key}_blocks")).unwrap().shape = vec![EXPERTS, 2 * WIDTH * HIDDEN / 2],
+        "not one of blocks",
+    );
+    lie(
+        &|f| f.tensors.get_mut(&format!("{key}_bias")).unwrap().shape = vec![EXPERTS * 2 * WIDTH],
+        "but there are 3 experts",
+    );
 }

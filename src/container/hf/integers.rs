@@ -34,12 +34,8 @@ pub type All = HashMap<String, Located>;
 pub type Found = (Vec<Bundle>, Vec<Located>, Vec<Dropped>);
 
 /// The part by which a packed weight is known.
-const MARKS: &[(&str, Mark)] = &[
-    (".qweight", Mark::Words),
-    (".weight_packed", Mark::Rows),
-    (BLOCKS, Mark::Blocks),
-    (".weight", Mark::Bytes),
-];
+const MARKS: &[(&str, Mark)] =
+    &[(".qweight", Mark::Words), (".weight_packed", Mark::Rows), (BLOCKS, Mark::Blocks), (".weight", Mark::Bytes)];
 
 const BLOCKS: &str = "_blocks";
 
@@ -119,7 +115,7 @@ pub fn collect(
     for located in order.iter().filter_map(|name| all.remove(name)) {
         let name = &located.entry.name;
         if let Some((_, reason)) = BESIDE.iter().find(|(suffix, _)| name.ends_with(suffix)) {
-            dropped.push(Dropped { source: name.clone(), reason });
+            dropped.push(Dropped { source: name.clone(), reason, bytes: located.entry.bytes.len() as u64 });
         } else if PARTS.iter().any(|suffix| name.ends_with(suffix)) {
             return Err(Error::input("a part of a packed weight whose codes are missing")
                 .at(name)
