@@ -288,6 +288,6 @@ fn what_cannot_be_is_said() {
     );
     lie(
         &|f| f.tensors.get_mut(&format!("{key}_bias")).unwrap().shape = vec![EXPERTS * 2 * WIDTH],
-        "but config.json says 3 experts",
+        "but there are 3 experts",
     );
 }

@@ -547,7 +547,7 @@ fn experts_both_fused_and_apart() {
 
 #[test]
 fn quantized_checkpoints_are_named() {
-    for method in ["bitsandbytes", "quark", "hqq", "mxfp4", "exl3"] {
+    for method in ["bitsandbytes", "quark", "hqq", "exl3"] {
         let mut folder = Folder::llama();
         folder.config["quantization_config"] = json!({ "quant_method": method, "bits": 4 });
         folder.write();

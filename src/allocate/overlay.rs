@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::arch::{Arch, Convention, ModelSpec};
 use crate::codec::Codec;
 use crate::container::tokenizer::Tokenizer;
-use crate::container::{Checkpoint, Dropped, Tensor, Weight};
+use crate::container::{Checkpoint, Dropped, Raw, Tensor, Weight};
 use crate::error::Result;
 use crate::metadata::Metadata;
 use crate::tensor::{Dims, Packed};
@@ -54,6 +54,10 @@ impl Checkpoint for Overlay<'_> {
 
     fn dropped(&self) -> &[Dropped] {
         self.base.dropped()
+    }
+
+    fn beside(&self) -> Vec<Raw<'_>> {
+        self.base.beside()
     }
 
     fn read(&self, tensor: usize, plane: usize) -> Result<Weight<'_>> {

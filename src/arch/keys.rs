@@ -111,6 +111,8 @@ keys! {
     EXPERT_GATING_FUNC = "expert_gating_func" [] MaybeCount expert_gating;
     KEY_LENGTH = "attention.key_length" ["head_dim"] MaybeCount head_dim;
     VALUE_LENGTH = "attention.value_length" ["head_dim"] MaybeCount head_dim;
+    FURTHER_TOKENS = "nextn_predict_layers"
+        ["num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules"] MaybeCount further_tokens;
     VOCAB_SIZE = "vocab_size" ["vocab_size"] MaybeCount vocab;
     ROPE_DIMENSION_COUNT = "rope.dimension_count" [] MaybeCount rope_dim;
     EXPERT_FEED_FORWARD_LENGTH = "expert_feed_forward_length" ["moe_intermediate_size"] MaybeCount expert_ffn;

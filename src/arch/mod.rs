@@ -21,7 +21,9 @@ pub use fold::{FOLDS, Fold};
 pub use general::{Folder, Size, general};
 pub use id::{Role, SITES, WeightId};
 pub use keys::Key;
-pub use names::{Name, OTHER_TOWER, Owner, Part, Place, Placement, Split};
+pub use names::{
+    FURTHER_TOKENS, Name, OTHER_TOWER, Owner, Part, Place, Placement, STAYING, Split, alone, inside, tower,
+};
 pub use rope::{Llama3, RopeTensors};
 pub use runtime::{Activation, Runtime};
 pub use spec::ModelSpec;

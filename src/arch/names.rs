@@ -76,8 +76,35 @@ pub enum Placement {
 /// Behind a layer's name, and behind a module's.
 const SUFFIXES: &[(&str, &str)] = &[(".weight", ""), (".bias", "_bias")];
 
-/// Why tensors of other towers are left out.
+/// Why tensors are left out that belong to the model, and stay in its folder.
 pub const OTHER_TOWER: &str = "not part of the language model";
+pub const FURTHER_TOKENS: &str = "layers that predict further tokens (MTP), which the model runs without";
+pub const STAYING: &[&str] = &[OTHER_TOWER, FURTHER_TOKENS];
+
+/// What the name of a language model inside a larger one has somewhere.
+const INSIDE: &str = "language_model.";
+
+/// The name that a language model's tensor has where nothing is around it.
+pub fn alone(hf_name: &str) -> String {
+    hf_name.replace(INSIDE, "")
+}
+
+/// The inverse, as `like`, a name of the same model, has it.
+pub fn inside(mut name: String, like: &str) -> String {
+    if let Some(at) = like.find(INSIDE).filter(|at| name.is_char_boundary(*at)) {
+        name.insert_str(at, INSIDE);
+    }
+    name
+}
+
+/// The part of a multimodal model's name that tells its tower: `vision_tower`.
+pub fn tower(hf_name: &str) -> Option<&str> {
+    let mark = OTHER_TOWERS.iter().find(|mark| hf_name.contains(**mark))?;
+    hf_name.split_inclusive('.').find(|part| part.contains(mark)).map(|part| part.trim_end_matches('.'))
+}
+
+/// Whole modules that predict further tokens.
+const MTP: &[&str] = &["mtp.", "model.mtp."];
 
 /// Tensors of the other towers of a multimodal model. Source: llama.cpp `conversion/base.py` (filter_tensors).
 const OTHER_TOWERS: &[&str] = &["visual.", "vision.", "audio.", "vision_", "audio_", "projector."];
@@ -102,7 +129,12 @@ impl Arch {
         if OTHER_TOWERS.iter().any(|t| hf_name.contains(t)) {
             return Ok(Placement::Drop(OTHER_TOWER));
         }
-        let name = hf_name.replace("language_model.", "");
+        let name = alone(hf_name);
+        let behind = |layer| layer >= spec.layers && layer - spec.layers < spec.further_tokens.unwrap_or(0);
+        let layer = name.strip_prefix("model.layers.").and_then(|rest| index(rest.split('.').next()?));
+        if MTP.iter().any(|m| name.starts_with(m)) || layer.is_some_and(behind) {
+            return Ok(Placement::Drop(FURTHER_TOKENS));
+        }
         if matches!(&*name, "lm_head.weight" | "lm_head.bias") && (spec.tied || !self.rows().any(|n| n.hf == "lm_head"))
         {
             return Ok(Placement::Drop("the output matrix is the embedding (tied)"));

@@ -37,6 +37,9 @@ pub struct ModelSpec {
     /// 1 softmax, 2 sigmoid.
     pub expert_gating: Option<u32>,
 
+    /// Layers behind the last that predict further tokens; not counted in `layers`.
+    pub further_tokens: Option<u32>,
+
     /// Layers alternate between this window and full attention; see [`ModelSpec::is_sliding`].
     pub sliding_window: Option<u32>,
     pub sliding_period: Option<u32>,

@@ -11,7 +11,7 @@ use super::inputs::InputArgs;
 use super::report::{Progress, Reporter, table};
 use super::size::Size;
 use super::{Common, model};
-use crate::container::{OpenOptions, hf};
+use crate::container::{LeftOut, OpenOptions, hf};
 use crate::convert::{self, Event, Output, Plan, Planned, Request};
 use crate::device::{Device, Worker};
 use crate::error::{At, Error, Result};
@@ -153,7 +153,8 @@ impl Convert {
                 .iter()
                 .map(|p| {
                     json!({"path": p.path, "target": p.target, "bytes": p.layout.bytes(), "bpw": p.bpw(),
-                        "disk": p.layout.bytes(), "memory": p.peak_memory(threads), "tensors": tensors_json(p)})
+                        "disk": p.layout.bytes(), "memory": p.peak_memory(threads), "tensors": tensors_json(p),
+                        "left_out": left_out_json(&p.left_out), "beside": left_out_json(&p.beside)})
                 })
                 .collect();
             return reporter.value(&json!({ "outputs": outputs }));
@@ -183,6 +184,7 @@ impl Convert {
                 Size(plan.peak_memory(threads)),
                 fallback_note(plan),
             ))?;
+            outside(plan).iter().try_for_each(|note| reporter.text(note))?;
         }
         Ok(())
     }
@@ -235,6 +237,22 @@ fn fallback_note(plan: &Plan) -> String {
     }
 }
 
+/// What becomes of tensors that no recipe is asked about.
+fn outside(plan: &Plan) -> Vec<String> {
+    let note = |verb: &str, l: &LeftOut| {
+        let (n, size) = (l.tensors, Size(l.bytes));
+        let tensors = if n == 1 { "tensor" } else { "tensors" };
+        format!("{}: {n} {tensors} of {size} {verb}, {} first: {}", plan.target, l.example, l.reason)
+    };
+    let left_out = plan.left_out.iter().map(|l| note("left out", l));
+    left_out.chain(plan.beside.iter().map(|l| note("kept as they are", l))).collect()
+}
+
+fn left_out_json(all: &[LeftOut]) -> Vec<Value> {
+    let one = |l: &LeftOut| json!({"reason": l.reason, "tensors": l.tensors, "bytes": l.bytes, "first": l.example});
+    all.iter().map(one).collect()
+}
+
 fn tensors_json(plan: &Plan) -> Vec<Value> {
     plan.tensors
         .iter()
@@ -254,7 +272,8 @@ pub fn print_outputs(plans: &[Plan], outputs: &[Output], made: Option<&Allocated
             .map(|(p, o)| {
                 json!({"path": o.paths[0], "paths": o.paths, "target": p.target, "bytes": o.bytes, "bpw": p.bpw(),
                     "seconds": o.seconds, "carried": o.carried, "requantized": o.requantized, "exact": exact(o),
-                    "tensors": tensors_json(p), "solved": o.solved})
+                    "tensors": tensors_json(p), "solved": o.solved, "left_out": left_out_json(&p.left_out),
+                    "beside": left_out_json(&p.beside)})
             })
             .collect();
         let mut value = json!({ "outputs": outputs });
@@ -273,6 +292,7 @@ pub fn print_outputs(plans: &[Plan], outputs: &[Output], made: Option<&Allocated
     });
     reporter.text(&table(&["file", "size", "bits/weight", "time"], &[1, 2, 3], rows))?;
     for (p, o) in plans.iter().zip(outputs) {
+        outside(p).iter().try_for_each(|note| reporter.text(note))?;
         if let Some(note) = solved_note(p, o) {
             reporter.text(&note)?;
         }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::report::{Reporter, table};
 use super::size::Size;
 use super::{Common, model};
-use crate::container::OpenOptions;
+use crate::container::{LeftOut, OpenOptions};
 use crate::error::Result;
 use crate::metadata::Value;
 
@@ -45,7 +45,7 @@ impl Inspect {
                 metadata.iter().flat_map(|m| m.iter()).map(|(k, v)| (k.to_owned(), value_json(v))).collect();
             reporter.value(&json!({"container": m.container(), "arch": m.arch(), "weights": weights, "bytes": bytes,
                 "bpw": bpw, "files": files, "metadata": metadata, "tensors": tensors,
-                "dropped": m.dropped().iter().map(|d| json!({"source": d.source, "reason": d.reason})).collect::<Vec<_>>()}))?;
+                "dropped": m.dropped().iter().map(|d| json!({"source": d.source, "reason": d.reason, "bytes": d.bytes})).collect::<Vec<_>>()}))?;
             return Ok(true);
         }
         match &metadata {
@@ -78,8 +78,8 @@ impl Inspect {
             vec![(*name).to_owned(), tensors.to_string(), weights.to_string(), Size(*bytes as u64).to_string()]
         });
         reporter.text(&table(&["format", "tensors", "weights", "size"], &[1, 2, 3], rows))?;
-        for d in m.dropped() {
-            reporter.text(&format!("left out: {} ({})", d.source, d.reason))?;
+        for l in LeftOut::of(m.dropped()) {
+            reporter.text(&format!("left out: {l}"))?;
         }
         reporter.text(&format!(
             "\n{} ({}): {} tensors, {weights} weights, {}, {bpw:.2} bits per weight, {} file(s)",

@@ -72,6 +72,9 @@ static MXFP4: Fp4<PowerOfTwo> = Fp4 {
     scales: PhantomData,
 };
 
+/// What config.json calls it.
+pub const GPT_OSS_METHOD: &str = "mxfp4";
+
 static GPT_OSS_MXFP4: Fp4<PowerOfTwo> = Fp4 {
     name: "gpt-oss-mxfp4",
     about: "E2M1 floats, 32 a power-of-two scale, for the experts of gpt-oss (transformers, quant_method mxfp4)",

@@ -72,6 +72,49 @@ pub struct Weight<'a> {
 pub struct Dropped {
     pub source: String,
     pub reason: &'static str,
+    pub bytes: u64,
+}
+
+/// Source tensors that are left out for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    pub reason: &'static str,
+    pub tensors: usize,
+    pub bytes: u64,
+    /// The first of them.
+    pub example: String,
+}
+
+impl LeftOut {
+    /// All of `dropped` by reason, in order.
+    pub fn of<'a>(dropped: impl IntoIterator<Item = &'a Dropped>) -> Vec<LeftOut> {
+        let mut out: Vec<LeftOut> = Vec::new();
+        for d in dropped {
+            match out.iter_mut().find(|l| l.reason == d.reason) {
+                Some(l) => (l.tensors, l.bytes) = (l.tensors + 1, l.bytes + d.bytes),
+                None => out.push(LeftOut { reason: d.reason, tensors: 1, bytes: d.bytes, example: d.source.clone() }),
+            }
+        }
+        out
+    }
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.tensors {
+            1 => write!(f, "{} ({})", self.example, self.reason),
+            n => write!(f, "{} and {} more, {} bytes ({})", self.example, n - 1, self.bytes, self.reason),
+        }
+    }
+}
+
+/// A tensor of a Hugging Face folder as it lies there.
+#[derive(Clone, Copy, Debug)]
+pub struct Raw<'a> {
+    pub name: &'a str,
+    pub dtype: safetensors::Dtype,
+    pub shape: &'a [usize],
+    pub bytes: &'a [u8],
 }
 
 /// Any model on disk. Everything is checked when it is opened; `read` borrows the memory map.
@@ -87,6 +130,10 @@ pub trait Checkpoint: Send + Sync {
     fn tensors(&self) -> &[Tensor];
     /// Source tensors that `tensors` leaves out.
     fn dropped(&self) -> &[Dropped];
+    /// Those of `dropped` that stay in a folder of this model, as they are.
+    fn beside(&self) -> Vec<Raw<'_>> {
+        Vec::new()
+    }
     /// Plane `plane` of `tensors()[tensor]`.
     fn read(&self, tensor: usize, plane: usize) -> Result<Weight<'_>>;
     /// Metadata as a GGUF file of this model carries it, tokenizer included; `general.file_type` only if it is one.

@@ -3,40 +3,42 @@
 use std::path::Path;
 
 use super::plan::{Layout, Plan, Planned, Request, planned_all};
-use crate::arch::{Arch, OTHER_TOWER, Part};
+use crate::arch::{self, Arch, Part, STAYING};
 use crate::calibrate::stats::Statistics;
 use crate::codec::{Activations, Codec, float, fp8};
 use crate::container::hf::{self, Calibration, NewWeight, Told};
-use crate::container::{Checkpoint, Convention, Tensor};
+use crate::container::{Checkpoint, Convention, LeftOut, Tensor};
 use crate::error::{At, Error, Result};
 use crate::recipe::{self, Recipe};
 
 impl Plan {
     pub(super) fn folder(request: &Request<'_>, recipe: &Recipe, path: &Path) -> Result<Plan> {
         let source = request.source;
-        let (Some(folder), Some((arch, spec))) = (source.folder(), source.family()) else {
+        let (Some(folder), Some((family, spec))) = (source.folder(), source.family()) else {
             return Err(Error::request(format!(
                 "a Hugging Face folder cannot be made from a {} file",
                 source.container()
             ))
             .help("start from the model's Hugging Face folder: its config.json and tokenizer go into the artifact"));
         };
-        if let Some(other) = source.dropped().iter().find(|d| d.reason == OTHER_TOWER) {
+        let beside = source.beside();
+        let staying = source.dropped().iter().filter(|d| STAYING.contains(&d.reason));
+        if let Some(packed) = staying.clone().find(|d| !beside.iter().any(|raw| raw.name == d.source)) {
             return Err(Error::unsupported(
-                "models with parts for images or sound cannot become a Hugging Face folder",
+                "a quantized weight outside the language model, which a folder cannot keep",
             )
-            .at(&other.source)
-            .help("GGUF files of their language model can be made"));
+            .at(&packed.source)
+            .help("start from the unquantized model, or make a GGUF file of the language model"));
         }
-        if arch.own_name("blk.0.ffn_down_exps.weight").is_none()
+        if family.own_name("blk.0.ffn_down_exps.weight").is_none()
             && let Some(codec) = recipe.formats().find(|c| hf::is_own(*c))
         {
             let message =
-                format!("{} is for models whose experts are their modules' own, {} is none", codec.name(), arch.name);
+                format!("{} is for models whose experts are their modules' own, {} is none", codec.name(), family.name);
             return Err(Error::request(message).help("mxfp4 holds such weights of any model (compressed-tensors)"));
         }
-        let facts = recipe::ModelFacts::of(&arch.metadata(spec), request.imatrix.is_some())?;
-        let made: Vec<String> = arch.extra_tensors(spec).into_iter().map(|(name, _)| name).collect();
+        let facts = recipe::ModelFacts::of(&family.metadata(spec), request.imatrix.is_some())?;
+        let made: Vec<String> = family.extra_tensors(spec).into_iter().map(|(name, _)| name).collect();
         let kept = kept(source, recipe);
         let sources: Vec<_> =
             source.tensors().iter().filter(|t| !made.contains(&t.name)).map(|t| described(t, recipe, kept)).collect();
@@ -51,11 +53,17 @@ impl Plan {
         let mut weights = Vec::new();
         let own = own_layout(source, &tensors);
         let stacked = tensors.iter().any(|t| hf::is_mlx(t.spec.codec));
+        let apart = stacked || tensors.iter().any(|t| t.spec.codec.joint().is_some());
+        if let Some(raw) = beside.first().filter(|_| apart) {
+            return Err(Error::unsupported("folders of MLX and EXL2 hold a language model and nothing else")
+                .at(raw.name)
+                .help("w4a16, gptq, awq and fp8 keep the other parts of a model as they are"));
+        }
         for planned in &tensors {
             match own.name(planned) {
                 Some((_, Part::Alternate(1))) => {}
                 Some((name, part)) => weights.push(own_weight(source, planned, name, &part)),
-                None => named(arch, source, planned, stacked, &mut weights)?,
+                None => named(family, source, planned, stacked, &mut weights)?,
             }
         }
         let floats = recipe.floats.and_then(float::dtype);
@@ -65,10 +73,18 @@ impl Plan {
             Activations::Measured => Activations::Plain,
             stated => stated,
         };
-        let cache = if recipe.fp8_cache { cache_scales(request, arch, spec.layers)? } else { Vec::new() };
-        let told = Told { floats, activations, calibration: calibration.as_ref(), cache: &cache };
+        let cache = if recipe.fp8_cache { cache_scales(request, family, spec.layers)? } else { Vec::new() };
+        let told = Told { floats, activations, calibration: calibration.as_ref(), beside: &beside, cache: &cache };
         let layout = hf::folder(folder, &weights, told, request.split_max_bytes)?;
-        Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout: Layout::Folder(layout) })
+        let (beside, left_out): (Vec<_>, Vec<_>) = source.dropped().iter().partition(|d| STAYING.contains(&d.reason));
+        Ok(Plan {
+            target: recipe.name.clone(),
+            path: path.to_owned(),
+            tensors,
+            layout: Layout::Folder(layout),
+            left_out: LeftOut::of(left_out),
+            beside: LeftOut::of(beside),
+        })
     }
 }
 
@@ -81,14 +97,16 @@ fn calibration(statistics: &Statistics) -> Option<Calibration> {
 }
 
 /// By attention module: what takes the largest key and the largest value that the statistics saw to the largest 8-bit float.
-fn cache_scales(request: &Request<'_>, arch: &Arch, layers: u32) -> Result<Vec<(String, [f32; 2])>> {
+fn cache_scales(request: &Request<'_>, family: &Arch, layers: u32) -> Result<Vec<(String, [f32; 2])>> {
     let again = "make them with `quant calibrate MODEL --data text.txt -o STATS` and pass --stats STATS";
     let statistics = request.statistics.ok_or_else(|| {
         Error::request("scales of the KV cache (kv_cache = \"fp8\") come from statistics, and there are none")
             .help(again)
     })?;
     let of_layer = |layer: u32| {
-        let name = arch.hf_name(&format!("blk.{layer}.attn_output.weight"), None);
+        let output = format!("blk.{layer}.attn_output.weight");
+        let like = request.source.find(&output).map(|i| request.source.tensors()[i].source.as_str());
+        let name = family.hf_name(&output, None).zip(like).map(|(name, like)| arch::inside(name, like));
         let module = name.as_deref().and_then(|name| name.strip_suffix(".weight")?.rsplit_once('.'));
         let (module, _) =
             module.ok_or_else(|| Error::unsupported("its attention has no name in Hugging Face layout"))?;
@@ -149,12 +167,13 @@ fn own_weight(source: &dyn Checkpoint, planned: &Planned, name: String, part: &P
     // Rows of matrices, elements of an expert's vector.
     let at = 1.min(shape.len() - 1);
     shape[at] *= if *part == Part::Whole { 1 } else { 2 };
+    let name = arch::inside(name, &source.tensors()[planned.source].source);
     NewWeight { name, shape, codec: planned.spec.codec, inputs: false }
 }
 
 /// The matrices of a tensor under their Hugging Face names, one an expert or all `stacked`.
 fn named(
-    arch: &Arch,
+    family: &Arch,
     source: &dyn Checkpoint,
     planned: &Planned,
     stacked: bool,
@@ -165,12 +184,12 @@ fn named(
     let shape = t.shape[usize::from(one_each)..].to_vec();
     for plane in 0..if one_each { t.planes() } else { 1 } {
         let expert = one_each.then_some(plane as u32);
-        let name = arch
+        let name = family
             .hf_name(&t.name, expert)
             .ok_or_else(|| Error::unsupported("no name in Hugging Face layout is known for this tensor"))
-            .map_err(|e| own_help(e, arch, &t.name));
+            .map_err(|e| own_help(e, family, &t.name));
         out.push(NewWeight {
-            name: name.at(|| t.name.as_str())?,
+            name: arch::inside(name.at(|| t.name.as_str())?, &t.source),
             shape: shape.clone(),
             codec: planned.spec.codec,
             inputs: planned.inputs,

@@ -32,6 +32,19 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// Writes what goes into a folder as it is, behind the weights.
+    pub fn write_beside(&self) -> Result<()> {
+        for (plan, sink) in self.plans.iter().zip(self.sinks) {
+            let Layout::Folder(folder) = &plan.layout else { continue };
+            let beside = self.request.source.beside();
+            for (n, raw) in beside.iter().enumerate() {
+                sink.write_at(folder.slots.len() - folder.known.len() - beside.len() + n, 0, raw.bytes)
+                    .at(|| raw.name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the scales that lie beside matrices.
     pub fn write_scales(&self) -> Result<()> {
         for (p, plan) in self.plans.iter().enumerate() {

@@ -102,6 +102,7 @@ fn write(
         .install(|| plans.iter().zip(&folds).map(|(p, f)| scale::choose(request, p, f)).collect::<Result<Vec<_>>>())?;
     let ledger = Ledger::new(request.source, plans);
     let job = Job { request, plans, sinks: &sinks, folds, scales, outputs, again, ledger };
+    job.write_beside()?;
     job.write_scales()?;
     let kept = pool.install(|| job.resume(event))?;
     each_unit(&job.units(), threads, |unit, scratch| {

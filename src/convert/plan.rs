@@ -10,7 +10,7 @@ use crate::calibrate::stats::Statistics;
 use crate::codec::{self, Activations, Codec, Importance, transcode};
 use crate::container::gguf::{self, TensorSpec};
 use crate::container::sink::Place;
-use crate::container::{Checkpoint, Convention, Sink, Tensor, hf};
+use crate::container::{Checkpoint, Convention, LeftOut, Sink, Tensor, hf};
 use crate::device::Worker;
 use crate::error::{At, Error, Result};
 use crate::metadata::{Metadata, Value};
@@ -136,6 +136,10 @@ pub struct Plan {
     pub path: PathBuf,
     pub tensors: Vec<Planned>,
     pub layout: Layout,
+    /// Source tensors that are not in the output.
+    pub left_out: Vec<LeftOut>,
+    /// Source tensors that are in it as they are, whatever the recipe.
+    pub beside: Vec<LeftOut>,
 }
 
 /// All files of an output.
@@ -213,7 +217,8 @@ impl Plan {
         let specs: Vec<TensorSpec> = tensors.iter().flat_map(Planned::specs).collect();
         let layout = gguf::layout(&metadata, &specs, request.split_max_bytes)?;
         let layout = Layout::Gguf { metadata, layout };
-        Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout })
+        let left_out = LeftOut::of(source.dropped());
+        Ok(Plan { target: recipe.name.clone(), path: path.to_owned(), tensors, layout, left_out, beside: Vec::new() })
     }
 
     /// Files under temporary names, to be filled in; `job` is that of [`Sink::create`].

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use super::rows::check_finite;
 use super::{Plan, Progress, each_unit, units_of};
 use crate::codec::Codec;
-use crate::container::{Checkpoint, Tensor, hf, tokenizer};
+use crate::container::{Checkpoint, LeftOut, Tensor, hf, tokenizer};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
 
@@ -189,8 +189,9 @@ fn accounted(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<Strin
     if let Some(new) = artifact.tensors().iter().find(new) {
         return Err(Error::input(format!("{} is not in the source", new.name)));
     }
-    let dropped: Vec<String> = source.dropped().iter().map(|d| format!("{} ({})", d.source, d.reason)).collect();
-    let left_out = if dropped.is_empty() { String::new() } else { format!("; left out: {}", dropped.join(", ")) };
+    let kept: HashSet<&str> = artifact.beside().iter().map(|raw| raw.name).collect();
+    let left_out = LeftOut::of(source.dropped().iter().filter(|d| !kept.contains(d.source.as_str())));
+    let left_out: String = left_out.iter().map(|l| format!("; left out: {l}")).collect();
     Ok(format!("{} tensors written{left_out}", source.tensors().len()))
 }
 

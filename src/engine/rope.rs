@@ -86,7 +86,8 @@ fn scale(spec: &ModelSpec, rates: Vec<f64>, base: f64) -> (Vec<f64>, f64) {
     }
 }
 
-/// Pairs that turn often within the trained context keep their rate, slow ones are stretched, those between blended.
+/// Pairs that turn often within the trained context keep their rate, slow ones are stretched, those between blended. The borders
+/// are whole, as llama.cpp has them: gpt-oss's `truncate: false` is lost in GGUF, and one model must not be two.
 fn yarn(spec: &ModelSpec, rates: Vec<f64>, base: f64, factor: f64, own: f64) -> (Vec<f64>, f64) {
     let dim = 2 * rates.len();
     let or = |x: Option<f32>, default: f64| x.map_or(default, f64::from);

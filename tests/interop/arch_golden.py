@@ -55,7 +55,8 @@ def pairs(writer, leave_out):
 def converter(folder, config):
     (folder / "config.json").write_text(json.dumps(config))
     architecture = get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT)
-    return get_model_class(architecture)(folder, gguf.LlamaFileType.MOSTLY_BF16, folder / "x.gguf", eager=True)
+    model = get_model_class(architecture)(folder, gguf.LlamaFileType.MOSTLY_BF16, folder / "x.gguf", eager=True)
+    return getattr(model, "impl", model)  # Mistral 3 hands all work on
 
 
 def arch(case, folder):
@@ -73,19 +74,24 @@ def shapes(config, folder):
     return {name: list(t.shape) for name, t in model.state_dict().items() if name not in tied}
 
 
+def transposed(config, name):
+    """Whether the matrices of a stack lie [inputs, outputs]: outputs are what becomes rows."""
+    return config["model_type"] == "gpt_oss" and name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+
+
 def rows(shape):
     return int(np.prod(shape[:-1])) if len(shape) > 1 else shape[0]
 
 
-def plane(values, names, source):
+def plane(values, names, count):
     """Values tell tensor and row: `STEP * tensor + row`, plus what the converter adds to all rows."""
     first = values if values.ndim == 1 else values[:, 0]
     for add in (0.0, 1.0):
         numbers = (first - add).astype(np.int64)
         name = names[numbers[0] // STEP]
         found = (numbers - numbers[0] // STEP * STEP).tolist()
-        if set(found) <= set(range(rows(source[name]))):
-            same = found == list(range(rows(source[name])))
+        if set(found) <= set(range(count[name])):
+            same = found == list(range(count[name]))
             return {"source": name, "add": add, "rows": "same" if same else found}
     raise ValueError("rows of several tensors in one matrix")
 
@@ -93,18 +99,21 @@ def plane(values, names, source):
 def layout(case, folder):
     source = case.get("source") or shapes(case["config"], folder)
     names = sorted(source)
-    tensors = {}
+    tensors, count = {}, {}
     for i, name in enumerate(names):
-        shape = source[name]
-        column = torch.arange(rows(shape), dtype=torch.float32) + i * STEP
-        tensors[name] = (column if len(shape) == 1 else column[:, None].expand(-1, shape[-1])).reshape(shape).contiguous()
+        turn = transposed(case["config"], name)
+        shape = [source[name][n] for n in (0, 2, 1)] if turn else source[name]
+        count[name] = rows(shape)
+        column = torch.arange(count[name], dtype=torch.float32) + i * STEP
+        tensor = (column if len(shape) == 1 else column[:, None].expand(-1, shape[-1])).reshape(shape)
+        tensors[name] = (tensor.swapaxes(1, 2) if turn else tensor).contiguous()
     save_file(tensors, folder / "model.safetensors")
     vocabulary = {str(i): i for i in range(64)}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
     model, out = converter(folder, case["config"]), []
 
     def add_tensor(name, data, raw_dtype=None, **_):
-        planes = [plane(p, names, source) for p in (data if data.ndim == 3 else data[None])]
+        planes = [plane(p, names, count) for p in (data if data.ndim == 3 else data[None])]
         f32 = raw_dtype == gguf.GGMLQuantizationType.F32
         out.append({"name": name, "shape": list(data.shape), "f32": f32, "planes": planes})
 

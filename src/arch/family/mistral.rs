@@ -3,7 +3,7 @@
 use super::llama;
 use crate::arch::Arch;
 
-pub static MISTRAL: Arch = Arch {
+pub const BASE: Arch = Arch {
     classes: &["MistralForCausalLM"],
     defaults: r#"{"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
@@ -11,3 +11,5 @@ pub static MISTRAL: Arch = Arch {
     finish: llama::rope_over_whole_head,
     ..llama::BASE
 };
+
+pub static MISTRAL: Arch = BASE;

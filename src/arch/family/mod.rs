@@ -6,6 +6,7 @@ mod gemma3;
 mod gpt_oss;
 mod llama;
 mod mistral;
+mod mistral3;
 mod mixtral;
 mod olmo2;
 mod phi3;
@@ -21,6 +22,7 @@ use super::Arch;
 pub static ALL: &[&Arch] = &[
     &llama::LLAMA,
     &mistral::MISTRAL,
+    &mistral3::MISTRAL3,
     &mixtral::MIXTRAL,
     &smollm3::SMOLLM3,
     &qwen2::QWEN2,

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::mlx;
-use crate::codec::{Activations, Family, Scheme};
+use crate::arch;
+use crate::codec::{Activations, Family, Scheme, fp4};
 use crate::error::{Error, Result};
 
 /// A linear layer of the model and how its matrix is stored, if packed.
@@ -111,7 +112,7 @@ fn awq(scheme: &Scheme, plain: &[&str]) -> Value {
 /// As every such model has it: experts and nothing else.
 fn gpt_oss() -> Value {
     let plain = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", HEAD];
-    json!({ "quant_method": "mxfp4", "modules_to_not_convert": plain })
+    json!({ "quant_method": fp4::GPT_OSS_METHOD, "modules_to_not_convert": plain })
 }
 
 const HEAD: &str = "lm_head";
@@ -170,9 +171,21 @@ fn compressed_tensors(modules: &[Module], plain: &[&str], activations: Activatio
     }
     Ok(json!({
         "quant_method": "compressed-tensors", "format": if mixed { "mixed-precision" } else { kinds[0].1 },
-        "quantization_status": "compressed", "config_groups": groups, "ignore": with_head(plain),
+        "quantization_status": "compressed", "config_groups": groups, "ignore": ignored(plain),
         "kv_cache_scheme": cache.then(|| json!({ "num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": true, "dynamic": false }))
     }))
+}
+
+/// Runtimes call the other towers of a multimodal model what they like, up to the tower's own name.
+fn ignored(plain: &[&str]) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    for name in with_head(plain) {
+        let name = arch::tower(name).map_or(name.to_owned(), |tower| format!("re:.*{}.*", regex::escape(tower)));
+        if !out.contains(&name) {
+            out.push(name);
+        }
+    }
+    out
 }
 
 fn weights(scheme: &Scheme) -> Value {

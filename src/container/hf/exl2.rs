@@ -59,7 +59,11 @@ pub fn bundles(
             return Err(error.at(&shards[located.shard].file));
         }
         match name.ends_with(ORDER) {
-            true => dropped.push(Dropped { source: name.clone(), reason: "q_invperm says the same" }),
+            true => dropped.push(Dropped {
+                source: name.clone(),
+                reason: "q_invperm says the same",
+                bytes: located.entry.bytes.len() as u64,
+            }),
             false => rest.push(located),
         }
     }

@@ -115,7 +115,7 @@ pub fn collect(
     for located in order.iter().filter_map(|name| all.remove(name)) {
         let name = &located.entry.name;
         if let Some((_, reason)) = BESIDE.iter().find(|(suffix, _)| name.ends_with(suffix)) {
-            dropped.push(Dropped { source: name.clone(), reason });
+            dropped.push(Dropped { source: name.clone(), reason, bytes: located.entry.bytes.len() as u64 });
         } else if PARTS.iter().any(|suffix| name.ends_with(suffix)) {
             return Err(Error::input("a part of a packed weight whose codes are missing")
                 .at(name)

@@ -21,17 +21,17 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::tokenizer::{self, Tokenizer, TokenizerOptions};
-use super::{Checkpoint, Container, Convention, Dropped, OpenOptions, Tensor, Weight};
+use super::{Checkpoint, Container, Convention, Dropped, OpenOptions, Raw, Tensor, Weight};
 use crate::arch::{Arch, ModelSpec};
 use crate::codec::Activations;
 use crate::error::{At, Error, Kind, Result};
 use crate::metadata::Metadata;
 use crate::tensor::Packed;
 pub use mlx::owns as is_mlx;
-use place::{Content, Placed};
+use place::{Content, Found, Placed};
 pub use quantized::{SIDECARS, Storage};
 pub use shards::INDEX;
-use shards::Shard;
+use shards::{Located, Shard};
 pub use write::{Calibration, Folder, NewWeight, Told, beside_parts, folder, is_own};
 
 pub const CONFIG: &str = "config.json";
@@ -55,6 +55,7 @@ pub struct HfFolder {
     /// Beside `tensors`: where their bytes are.
     contents: Vec<Content>,
     dropped: Vec<Dropped>,
+    beside: Vec<Located>,
     activations: Activations,
     files: Vec<(PathBuf, u64)>,
 }
@@ -77,7 +78,7 @@ impl HfFolder {
         };
         let (shards, located) = shards::open(dir)?;
         spec.tied &= !exl2::has_head(&located);
-        let (mut placed, dropped) = place::place(arch, &spec, &shards, located, &storage)?;
+        let Found { mut placed, dropped, beside } = place::place(arch, &spec, &shards, located, &storage)?;
         placed.extend(arch.extra_tensors(&spec).into_iter().map(Placed::made));
         placed.sort_by_key(|p| natural(&p.tensor));
         let (tensors, contents): (Vec<_>, _) = placed.into_iter().map(|p| (p.tensor, p.content)).unzip();
@@ -93,6 +94,7 @@ impl HfFolder {
             tensors,
             contents,
             dropped,
+            beside,
             activations,
             files,
         })
@@ -129,6 +131,10 @@ impl Checkpoint for HfFolder {
 
     fn dropped(&self) -> &[Dropped] {
         &self.dropped
+    }
+
+    fn beside(&self) -> Vec<Raw<'_>> {
+        self.beside.iter().map(|l| l.raw(&self.shards)).collect()
     }
 
     fn read(&self, tensor: usize, plane: usize) -> Result<Weight<'_>> {

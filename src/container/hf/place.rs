@@ -14,7 +14,7 @@ use super::quantized::Storage;
 use super::scatter::Scatter;
 use super::shards::{Located, Shard};
 use super::write::is_own;
-use crate::arch::{Arch, ModelSpec, Part, Place, Placement, WeightId};
+use crate::arch::{self, Arch, ModelSpec, Part, Place, Placement, WeightId};
 use crate::codec::{Codec, float, fp8};
 use crate::container::{Dropped, Tensor};
 use crate::error::{At, Error, Result};
@@ -132,14 +132,23 @@ struct Piece {
     planes: Vec<Plane>,
 }
 
-/// Places every tensor of the folder, in no particular order.
+/// What a folder holds.
+pub struct Found {
+    /// In no particular order.
+    pub placed: Vec<Placed>,
+    pub dropped: Vec<Dropped>,
+    /// Of what was dropped, the tensors that stay in the model's folder.
+    pub beside: Vec<Located>,
+}
+
+/// Places every tensor of the folder.
 pub fn place(
-    arch: &Arch,
+    family: &Arch,
     spec: &ModelSpec,
     shards: &[Shard],
     located: Vec<Located>,
     storage: &Storage,
-) -> Result<(Vec<Placed>, Vec<Dropped>)> {
+) -> Result<Found> {
     if let Some(packed) = integers::undeclared(storage, &located) {
         return Err(Error::input("a packed weight, but config.json does not say how it is packed")
             .at(&packed.entry.name)
@@ -151,7 +160,7 @@ pub fn place(
         Storage::Packed(packing) => integers::bundles(packing, shards, located)?,
         Storage::Mlx(mlx) => mlx::bundles(mlx, shards, located)?,
         // Folders of the first versions do not say what they are.
-        Storage::Plain | Storage::Exl2 if packed => exl2::bundles(arch, spec, shards, located)?,
+        Storage::Plain | Storage::Exl2 if packed => exl2::bundles(family, spec, shards, located)?,
         _ => (Vec::new(), located, Vec::new()),
     };
     if bundles.is_empty() && matches!(storage, Storage::Packed(_) | Storage::Mlx(_) | Storage::Exl2) {
@@ -159,30 +168,33 @@ pub fn place(
             .help("config.json is of another model: download it again"));
     }
     let is_scale = |l: &Located| *storage == Storage::Fp8Block && l.entry.name.ends_with(SCALE_SUFFIX);
-    let (scales, mut weights): (Vec<_>, Vec<_>) = located.into_iter().partition(is_scale);
+    let (scales, weights): (Vec<_>, Vec<_>) = located.into_iter().partition(is_scale);
     let mut scales: HashMap<_, _> = scales.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
-    let mut sorter = Sorter { arch, spec, storage, pieces: BTreeMap::new(), dropped };
+    let mut sorter = Sorter { arch: family, spec, storage, pieces: BTreeMap::new(), dropped };
     let embedded = bundles.iter().any(|b| b.name.ends_with(EMBEDDING));
     for bundle in bundles {
         let (source, file) = (bundle.source.clone(), bundle.file.clone());
         sorter.put_bundle(bundle).at(|| source).at(|| file)?;
     }
-    let head_alone = spec.tied && !embedded && !weights.iter().any(|w| w.entry.name.ends_with(EMBEDDING));
-    for source in &mut weights {
+    let head_alone = spec.tied && !embedded && !weights.iter().any(|w| arch::alone(&w.entry.name) == EMBEDDING);
+    let mut beside = Vec::new();
+    for mut source in weights {
         let file = &shards[source.shard].file;
         let scale = scales.remove(&format!("{}{SCALE_SUFFIX}", source.entry.name));
         if head_alone && source.entry.name == HEAD {
             EMBEDDING.clone_into(&mut source.entry.name);
         }
-        let (name, source) = (source.entry.name.clone(), &*source);
-        sorter.put(source, scale.as_ref(), file).at(|| name.as_str()).at(|| file.as_str())?;
+        let name = source.entry.name.clone();
+        if sorter.put(&source, scale.as_ref(), file).at(|| name).at(|| file.as_str())? {
+            beside.extend(std::iter::once(source).chain(scale));
+        }
     }
     if let Some(orphan) = scales.values().min_by_key(|l| &l.entry.name) {
         let error = Error::input("a scale without its weight").at(&orphan.entry.name).at(&shards[orphan.shard].file);
         return Err(error);
     }
     let placed = sorter.pieces.into_iter().map(|(name, pieces)| stack(name, pieces, spec)).collect::<Result<_>>()?;
-    Ok((placed, sorter.dropped))
+    Ok(Found { placed, dropped: sorter.dropped, beside })
 }
 
 /// Collects pieces under canonical names and expert numbers.
@@ -195,12 +207,16 @@ struct Sorter<'a> {
 }
 
 impl Sorter<'_> {
-    fn put(&mut self, source: &Located, scale: Option<&Located>, file: &str) -> Result<()> {
+    /// True if it is not placed, and stays in the model's folder.
+    fn put(&mut self, source: &Located, scale: Option<&Located>, file: &str) -> Result<bool> {
         let places = match self.arch.resolve(&source.entry.name, self.spec)? {
             Placement::Place(places) => places,
             Placement::Drop(reason) => {
-                self.dropped.push(Dropped { source: source.entry.name.clone(), reason });
-                return Ok(());
+                for l in std::iter::once(source).chain(scale) {
+                    let (source, bytes) = (l.entry.name.clone(), l.entry.bytes.len() as u64);
+                    self.dropped.push(Dropped { source, reason, bytes });
+                }
+                return Ok(arch::STAYING.contains(&reason));
             }
         };
         for place in places {
@@ -210,7 +226,7 @@ impl Sorter<'_> {
             };
             self.insert(place.name, place.expert, piece)?;
         }
-        Ok(())
+        Ok(false)
     }
 
     fn insert(&mut self, name: String, expert: Option<u32>, piece: Piece) -> Result<()> {
@@ -226,7 +242,8 @@ impl Sorter<'_> {
         let places = match self.arch.resolve(&name, self.spec)? {
             Placement::Place(places) => places,
             Placement::Drop(reason) => {
-                self.dropped.push(Dropped { source: name, reason });
+                let bytes = planes.iter().flat_map(|p| &p.parts).map(|part| part.bytes() as u64).sum();
+                self.dropped.push(Dropped { source: name, reason, bytes });
                 return Ok(());
             }
         };

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::mlx::{self, Mlx};
-use crate::codec::{Activations, Family, fp8};
+use crate::codec::{Activations, Family, fp4, fp8};
 use crate::error::{At, Error, Result};
 
 /// How the weights of a folder are stored.
@@ -77,7 +77,7 @@ const METHODS: &[(&str, Read)] = &[
     ("compressed-tensors", compressed_tensors),
     ("exl2", |_| Ok(Storage::Exl2)),
     ("modelopt", modelopt),
-    ("mxfp4", |_| Ok(floats(Family::GptOss, Activations::Plain))),
+    (fp4::GPT_OSS_METHOD, |_| Ok(floats(Family::GptOss, Activations::Plain))),
 ];
 
 fn fp8(q: &Value) -> Result<Storage> {

@@ -8,6 +8,7 @@ use memmap2::Mmap;
 
 use super::header::{self, Entry};
 use super::json;
+use crate::container::Raw;
 use crate::error::{At, Error, Result};
 
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -26,6 +27,13 @@ pub struct Shard {
 pub struct Located {
     pub shard: usize,
     pub entry: Entry,
+}
+
+impl Located {
+    pub fn raw<'a>(&'a self, shards: &'a [Shard]) -> Raw<'a> {
+        let Entry { name, dtype, shape, bytes } = &self.entry;
+        Raw { name, dtype: *dtype, shape, bytes: &shards[self.shard].map[bytes.clone()] }
+    }
 }
 
 /// Opens every shard of a folder. The tensors come in file order, each name once.

@@ -10,6 +10,7 @@ use super::integers::stored_name;
 use super::layout::{self, NewTensor};
 use super::{CONFIG, SIDECARS, exl2, json as files, mlx, quantized, shards};
 use crate::codec::{Activations, Codec, Family, float};
+use crate::container::Raw;
 use crate::container::sink::{NewFile, Sink, Slot, Start};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
@@ -45,6 +46,8 @@ pub struct Told<'a> {
     /// What becomes of the inputs of packed weights.
     pub activations: Activations,
     pub calibration: Option<&'a Calibration>,
+    /// Tensors that follow the weights as they are.
+    pub beside: &'a [Raw<'a>],
     /// Attention modules (`model.layers.0.self_attn`), and what their keys and values are divided by to become 8-bit floats.
     pub cache: &'a [(String, [f32; 2])],
 }
@@ -78,15 +81,19 @@ pub struct Calibration {
 
 /// Plans a folder of `weights`, for a model whose other files lie in `source`. `split`: largest size of a weight file.
 pub fn folder(source: &Path, weights: &[NewWeight], told: Told<'_>, split: Option<u64>) -> Result<Folder> {
-    let Told { floats, activations, calibration, cache } = told;
+    let Told { floats, activations, calibration, beside, cache } = told;
     let mut tensors = weights.iter().map(stored).collect::<Result<Vec<_>>>()?;
+    tensors.extend(beside.iter().map(|raw| {
+        let (dtype, shape, bytes) = (raw.dtype, raw.shape.to_vec(), raw.bytes.len() as u64);
+        vec![NewTensor { name: raw.name.to_owned(), dtype, shape, bytes }]
+    }));
     tensors.extend(cache_scales(weights, cache)?);
     let known = cache.iter().flat_map(|(_, scales)| scales.map(f32::to_le_bytes)).collect();
     let mlx = weights.iter().any(|w| mlx::owns(w.codec));
     let (declared, names) = match exl2::declare(weights, calibration)? {
         Some(declared) => (Some(declared), layout::OUTPUT),
         None => (
-            declare::declare(&modules(weights, mlx), activations, !cache.is_empty())?,
+            declare::declare(&modules(weights, beside, mlx), activations, !cache.is_empty())?,
             if mlx { layout::MLX } else { layout::MODEL },
         ),
     };
@@ -103,7 +110,7 @@ pub fn folder(source: &Path, weights: &[NewWeight], told: Told<'_>, split: Optio
         declared.keys.iter().for_each(|key| config[*key] = declared.config.clone());
     }
     files.push(layout::text(CONFIG, &config));
-    files.extend(beside(source)?);
+    files.extend(other_files(source)?);
     let names = tensors.into_iter().flatten().map(|t| t.name).collect();
     Ok(Folder { files, names, slots, known })
 }
@@ -163,14 +170,18 @@ pub fn beside_parts(codec: &dyn Codec, inputs: bool) -> Vec<(&'static str, &'sta
 }
 
 /// The layers among the weights: linear ones, experts in a layout of their own, and for MLX every matrix.
-fn modules(weights: &[NewWeight], mlx: bool) -> Vec<Module> {
-    let linear = |w: &NewWeight| w.shape.len() == 2 && !w.name.contains("embed");
-    let matrices = weights.iter().filter(|w| mlx || linear(w) || is_own(w.codec));
+fn modules(weights: &[NewWeight], beside: &[Raw<'_>], mlx: bool) -> Vec<Module> {
+    let linear = |name: &str, shape: &[usize]| shape.len() == 2 && !name.contains("embed");
+    let matrices = weights.iter().filter(|w| mlx || linear(&w.name, &w.shape) || is_own(w.codec));
     let module = |w: &NewWeight| {
         let own = is_own(w.codec).then_some(w.name.as_str());
         Some(Module { name: w.name.strip_suffix(".weight").or(own)?.to_owned(), scheme: w.codec.scheme().copied() })
     };
-    matrices.filter_map(module).collect()
+    let raw = |r: &Raw<'_>| {
+        let name = r.name.strip_suffix(".weight").filter(|_| linear(r.name, r.shape))?;
+        Some(Module { name: name.to_owned(), scheme: None })
+    };
+    matrices.filter_map(module).chain(beside.iter().filter_map(raw)).collect()
 }
 
 /// Whether a format is that of a stack of experts that is no layer's.
@@ -236,7 +247,7 @@ fn is_sidecar(name: &str) -> bool {
 }
 
 /// Tokenizer, generation settings, chat template, licence: every file of the source that is neither weights nor about them.
-fn beside(source: &Path) -> Result<Vec<NewFile>> {
+fn other_files(source: &Path) -> Result<Vec<NewFile>> {
     let mut out = Vec::new();
     for name in shards::listing(source)? {
         let path = source.join(&name);
