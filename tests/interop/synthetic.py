@@ -85,6 +85,8 @@ def config(family, size, changes, tokens, dtype):
          "tie_word_embeddings": tied, "torch_dtype": DTYPES[dtype][1], **tokens, **extra}
     if family == "qwen3moe":
         c["moe_intermediate_size"] = size["inter"]
+    if family == "gpt-oss":
+        c["layer_types"] = [("sliding_attention", "full_attention")[i % 2] for i in range(size["layers"])]  # mlx-lm needs them
     if family in ("qwen3", "qwen3moe", "gpt-oss", *GEMMA):
         c["head_dim"] = size["head_dim"]
     if family in GEMMA:
