@@ -71,7 +71,7 @@ pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Liste
             (Some(gram), None) => damped(job, &targets[0], gram, held_out).at(|| format!("the site {key}"))?.map(Some),
         };
         for target in targets.iter().filter(is_open) {
-            let solution = solve(job, target, &feedback, held_out.or(gram)).at(|| format!("the site {key}"))?;
+            let solution = solve(job, target, &feedback, gram, held_out.or(gram)).at(|| format!("the site {key}"))?;
             job.solved((target.plan, target.output), event);
             out[target.plan].push((target.output, solution));
         }
@@ -132,9 +132,13 @@ fn solve(
     job: &Job<'_>,
     at: &Target,
     feedback: &Result<Option<Feedback>>,
+    gram: Option<&Gram<'_>>,
     judge: Option<&Gram<'_>>,
 ) -> Result<Solution> {
-    let matrix = Matrix::open(job, at)?;
+    let mut matrix = Matrix::open(job, at)?;
+    // Feedback makes good more than a cut does.
+    matrix.clip = gram.filter(|g| matches!(feedback, Ok(None)) && g.columns() == matrix.cols());
+    let matrix = matrix;
     let (t, dims) = (matrix.tensor, matrix.weight.packed.dims);
     let place = || place(t);
     let scaled = matrix.columns().is_some();
@@ -222,6 +226,8 @@ struct Matrix<'a> {
     grid: MatrixGrid,
     /// Behind the fold.
     importance: Option<Cow<'a, [f32]>>,
+    /// Ranges are cut where these inputs gain by it.
+    clip: Option<&'a Gram<'a>>,
     on: Worker<'a>,
 }
 
@@ -235,7 +241,7 @@ impl<'a> Matrix<'a> {
         let fold = job.folds[at.plan].get(&at.output);
         let factor = job.factor((at.plan, at.output), &weight, at.plane);
         let grid = grid(&weight, planned, fold, factor, importance.as_deref()).at(place)?;
-        Ok(Matrix { tensor, weight, planned, fold, factor, grid, importance, on: job.request.worker })
+        Ok(Matrix { tensor, weight, planned, fold, factor, grid, importance, clip: None, on: job.request.worker })
     }
 
     fn cols(&self) -> usize {
@@ -283,7 +289,7 @@ impl<'a> Matrix<'a> {
             let solved = method::nearest(self.grid.get(), &w, cols, importance.as_deref());
             Some(loss(&w, solved, None))
         };
-        let rounded = || loss(&w, method::nearest(self.grid.get(), &w, cols, self.importance.as_deref()), columns);
+        let rounded = || loss(&w, self.rounded(&w), columns);
         let fed = || {
             let loss = |how| {
                 let solved = feedback.map(|f| self.solved(&w, how, f)).transpose()?;
@@ -318,7 +324,7 @@ impl<'a> Matrix<'a> {
         parts.try_for_each(|rows| {
             let w = self.rows(rows.clone())?;
             let dims = Dims::new(rows.len(), cols);
-            let own = codec.block().and_then(|b| b.encode).filter(|_| !self.planned.on_grid());
+            let own = codec.block().and_then(|b| b.encode).filter(|_| !self.planned.on_grid() && self.clip.is_none());
             let bytes = match (feedback, own) {
                 // Without feedback the format's own encoder does the same, faster.
                 (None, Some(encode)) => {
@@ -338,7 +344,16 @@ impl<'a> Matrix<'a> {
     fn codes(&self, w: &[f32], feedback: Option<(Fit, &Columns<'_>)>) -> Result<Codes> {
         match feedback {
             Some((how, columns)) => self.solved(w, how, columns),
-            None => Ok(method::nearest(self.grid.get(), w, self.cols(), self.importance.as_deref())),
+            None => Ok(self.rounded(w)),
+        }
+    }
+
+    /// Every weight by itself.
+    fn rounded(&self, w: &[f32]) -> Codes {
+        let (grid, cols, importance) = (self.grid.get(), self.cols(), self.importance.as_deref());
+        match self.clip {
+            Some(gram) => method::clipped(grid, w, cols, importance, gram, self.columns()),
+            None => method::nearest(grid, w, cols, importance),
         }
     }
 

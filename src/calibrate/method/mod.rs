@@ -1,6 +1,7 @@
 //! How codes are chosen, for any format whose values form a grid.
 
 pub mod awq;
+mod clip;
 pub mod gptq;
 
 use crate::calibrate::stats::Gram;
@@ -8,6 +9,7 @@ use crate::codec::grid::{self, Codes, Grid, Levels, Scale, Unsearched};
 use crate::device::Columns;
 use crate::device::cpu::{self, Feedback};
 use crate::error::Result;
+pub use clip::clipped;
 
 /// What a method must know of the inputs of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,7 +99,11 @@ pub fn best(known: Needs) -> &'static Method {
 /// Each weight by itself: the nearest value of its group's scale. `w` are whole rows of `cols` columns; `importance` has the mean
 /// squares of their inputs.
 pub fn nearest(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> Codes {
-    let (params, scales) = fit(grid, w, cols, importance);
+    coded(grid, w, cols, fit(grid, w, cols, importance))
+}
+
+/// The same under scales that were chosen.
+fn coded(grid: &dyn Grid, w: &[f32], cols: usize, (params, scales): (Vec<u8>, Vec<Scale>)) -> Codes {
     let span = grid.span(cols).max(1);
     let mut codes = Vec::with_capacity(w.len());
     for (n, (scale, w)) in scales.iter().zip(w.chunks_exact(span)).enumerate() {
