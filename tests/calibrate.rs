@@ -436,3 +436,53 @@ fn experts_of_a_trained_model_are_covered() {
     }
     assert!(said["starved"].as_array().unwrap().is_empty(), "{}", said["starved"]);
 }
+
+/// A statistics file whose scalars of these names have another value.
+fn with_scalars(file: &Path, names: &[&str], value: i64) {
+    let mut bytes = fs::read(file).unwrap();
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..start]).unwrap();
+    let range = |entry: &Value| {
+        let [from, to] = [0, 1].map(|i| start + entry["data_offsets"][i].as_u64().unwrap() as usize);
+        from..to
+    };
+    for name in names {
+        bytes[range(&header[*name])].copy_from_slice(&value.to_le_bytes());
+    }
+    let (description, _) = header["__metadata__"]
+        .as_object()
+        .unwrap()
+        .values()
+        .next()
+        .unwrap()
+        .as_str()
+        .unwrap()
+        .rsplit_once("\"hash\"")
+        .unwrap();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(description.as_bytes());
+    let kept = |name: &str| !name.ends_with(".gram") && name != "__metadata__";
+    let mut parts: Vec<_> =
+        header.as_object().unwrap().iter().filter(|(n, _)| kept(n)).map(|(_, e)| range(e)).collect();
+    parts.sort_by_key(|r| r.start);
+    parts.into_iter().for_each(|r| drop(hasher.update(&bytes[r])));
+    let before = Statistics::open(file).unwrap().about().hash.clone();
+    let at = bytes.windows(before.len()).position(|w| w == before.as_bytes()).unwrap();
+    bytes[at..][..before.len()].copy_from_slice(hasher.finalize().to_hex().as_bytes());
+    fs::write(file, bytes).unwrap();
+}
+
+/// What a few tokens say of an expert is noise: it is rounded by importance, and the report names it.
+#[test]
+fn starved_experts_are_rounded_and_named() {
+    let bench = Bench::new(&MOE);
+    bench.run("s", &["--gram"]);
+    with_scalars(&bench.file("s"), &["blk.1.ffn_gate_exps.3.tokens", "blk.1.ffn_gate_exps.3.held_out.tokens"], 2);
+    let (stats, out) = (bench.path("s"), bench.path("q.gguf"));
+    let said =
+        quant_ok(&["convert", bench.source(), "--to", "q4_0", "--method", "gptq", "--stats", &stats, "-o", &out]);
+    let named: Vec<&str> = said.lines().filter(|l| l.contains("0.31 % of the calibration text's tokens")).collect();
+    assert!(named.len() == 2 && named.iter().all(|l| l.contains("(matrix 3): imatrix")), "{said}");
+    assert!(named[0].contains("blk.1.ffn_gate_exps") && named[1].contains("blk.1.ffn_up_exps"), "{said}");
+    assert!(said.contains(" by gptq"), "{said}");
+}
