@@ -1,4 +1,5 @@
-//! NVRTC, NVIDIA's compiler as a library: kernels to CUBIN for one kind of card. It comes with the toolkit, and alone as a Python wheel.
+//! NVRTC, NVIDIA's compiler as a library: kernels to CUBIN for one kind of card. It comes with the toolkit, and alone as a Python wheel: in
+//! folders that no loader knows, which is why it is opened by its path, and not by cudarc.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
