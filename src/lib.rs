@@ -6,6 +6,7 @@
 pub mod error;
 pub mod metadata;
 pub mod tensor;
+mod widest;
 
 pub mod codec;
 

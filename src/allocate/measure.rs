@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use ndarray::Array2;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -12,10 +13,10 @@ use super::overlay::Patch;
 use crate::arch::Role;
 use crate::calibrate::imatrix::Imatrix;
 use crate::calibrate::method::{self, Fit, gptq};
-use crate::calibrate::stats::{Gram, Statistics};
+use crate::calibrate::stats::Statistics;
 use crate::codec::{self, Codec, Grid, Importance, float};
 use crate::container::{Checkpoint, Tensor, Weight};
-use crate::device::cpu::Feedback;
+use crate::device::cpu::{self, Feedback};
 use crate::error::{At, Error, Result};
 use crate::eval::protocol::Window;
 
@@ -151,17 +152,18 @@ struct Cost {
 }
 
 /// By what errors are judged.
-enum Judge<'a> {
-    Gram(Gram<'a>),
+enum Judge {
+    /// See [`Gram::dense`].
+    Gram(Array2<f32>),
     MeanSquares(Vec<f32>),
     Nothing,
 }
 
-impl Judge<'_> {
+impl Judge {
     fn error(&self, errors: &[f32], cols: usize) -> f64 {
         let square = |(e, weight): (&f32, f32)| f64::from(*e) * f64::from(*e) * f64::from(weight);
         match self {
-            Judge::Gram(gram) => method::output_error(errors, gram),
+            Judge::Gram(gram) => cpu::quadratic(errors, gram.view()),
             Judge::MeanSquares(weights) => errors
                 .chunks_exact(cols)
                 .map(|row| row.iter().zip(weights.iter().copied()).map(square).sum::<f64>())
@@ -216,7 +218,7 @@ impl Weigher<'_> {
         gptq::feedback(stats.gram.as_ref()?).ok().map(|(f, _)| f)
     }
 
-    fn judge(&self, t: &Tensor, plane: usize) -> Judge<'_> {
+    fn judge(&self, t: &Tensor, plane: usize) -> Judge {
         let expert = (t.shape.len() > 2).then_some(plane as u32);
         // A tied embedding is the output too, and that is where its errors count.
         let role = if t.id.role == Role::TokenEmbd && self.tied() { &Role::Output } else { &t.id.role };
@@ -227,7 +229,7 @@ impl Weigher<'_> {
             return Judge::Nothing;
         }
         let squares = stats.mean_square.to_vec();
-        stats.held_out.or(stats.gram).map_or(Judge::MeanSquares(squares), Judge::Gram)
+        stats.held_out.or(stats.gram).map_or(Judge::MeanSquares(squares), |gram| Judge::Gram(gram.dense()))
     }
 
     fn tied(&self) -> bool {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
+use ndarray::{Array2, ArrayView1, s};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,7 @@ use super::imatrix::{Entry, Imatrix};
 use super::layout::{self, Part, Quantity, Shape, Split};
 use crate::arch::{Role, WeightId};
 use crate::container::{Checkpoint, map};
+use crate::device::cpu;
 use crate::error::{At, Error, Result};
 
 /// Statistics of one activation; they hold for all weights that read it.
@@ -73,24 +75,25 @@ impl<'a> Gram<'a> {
         self.row(i.min(j))[i.abs_diff(j)]
     }
 
-    /// The whole matrix, `[columns][columns]`.
-    pub fn dense(&self, out: &mut [f32]) {
+    /// The whole matrix, its rows filled up with zeros to whole panels ([`cpu::padded`]).
+    pub fn dense(&self) -> Array2<f32> {
         const SIDE: usize = 64;
         let n = self.columns;
-        assert_eq!(out.len(), n * n);
-        for i in 0..n {
-            out[i * n + i..(i + 1) * n].copy_from_slice(self.row(i));
+        let mut out = Array2::zeros((n, cpu::padded(n)));
+        for (i, mut row) in out.rows_mut().into_iter().enumerate() {
+            row.slice_mut(s![i..n]).assign(&ArrayView1::from(self.row(i)));
         }
         // In squares, so that both sides stay in the cache.
         for from in (0..n).step_by(SIDE) {
             for across in (0..=from).step_by(SIDE) {
                 for i in from..n.min(from + SIDE) {
                     for j in across..i.min(across + SIDE) {
-                        out[i * n + j] = out[j * n + i];
+                        out[[i, j]] = out[[j, i]];
                     }
                 }
             }
         }
+        out
     }
 }
 

@@ -15,6 +15,7 @@ pub struct Scale {
 }
 
 impl Scale {
+    #[inline(always)]
     pub fn value(self, level: f32) -> f32 {
         (level - self.zero) * self.step + self.offset
     }

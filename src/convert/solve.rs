@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use ndarray::Array2;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,7 @@ use crate::calibrate::method::{self, FITS, Fit, awq, gptq};
 use crate::calibrate::stats::{Gram, STARVED};
 use crate::codec::grid::{Codes, MatrixGrid};
 use crate::container::{Sink, Tensor, Weight};
-use crate::device::cpu::Feedback;
+use crate::device::cpu::{self, Feedback};
 use crate::device::{Columns, Worker};
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
@@ -60,6 +61,7 @@ pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Liste
         let starved = stats.as_ref().filter(|s| s.is_starved()).and_then(|s| s.share);
         // What was not seen while solving tells whether it helps.
         let held_out = stats.as_ref().and_then(|s| s.held_out.as_ref());
+        let judge = held_out.or(gram).map(Gram::dense);
         let feedback = match (gram, starved) {
             (None, _) => Err(Error::input("no token of the calibration text came here")),
             (Some(_), _) if !job.request.feedback => Ok(None),
@@ -68,10 +70,12 @@ pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Liste
                 share * 100.0,
                 STARVED * 100.0
             ))),
-            (Some(gram), None) => damped(job, &targets[0], gram, held_out).at(|| format!("the site {key}"))?.map(Some),
+            (Some(gram), None) => damped(job, &targets[0], gram, judge.as_ref().filter(|_| held_out.is_some()))
+                .at(|| format!("the site {key}"))?
+                .map(Some),
         };
         for target in targets.iter().filter(is_open) {
-            let solution = solve(job, target, &feedback, gram, held_out.or(gram)).at(|| format!("the site {key}"))?;
+            let solution = solve(job, target, &feedback, gram, judge.as_ref()).at(|| format!("the site {key}"))?;
             job.solved((target.plan, target.output), event);
             out[target.plan].push((target.output, solution));
         }
@@ -105,9 +109,9 @@ fn sites(job: &Job<'_>) -> BTreeMap<(String, Option<u32>), Vec<Target>> {
 
 /// The feedback of a site, damped as leaves the first of its readers the least error on held-out text. The inner error: no
 /// damping gives one.
-fn damped(job: &Job<'_>, at: &Target, gram: &Gram<'_>, held_out: Option<&Gram<'_>>) -> Result<Result<Feedback>> {
+fn damped(job: &Job<'_>, at: &Target, gram: &Gram<'_>, held_out: Option<&Array2<f32>>) -> Result<Result<Feedback>> {
     let first = Matrix::open(job, at)?;
-    let Some(judge) = held_out.filter(|judge| judge.columns() == first.cols() && gram.columns() == first.cols()) else {
+    let Some(judge) = held_out.filter(|judge| judge.nrows() == first.cols() && gram.columns() == first.cols()) else {
         return Ok(gptq::feedback(gram).map(|(f, _)| f));
     };
     let (mut best, mut failed): (Option<(f64, Feedback)>, _) = (None, None);
@@ -133,7 +137,7 @@ fn solve(
     at: &Target,
     feedback: &Result<Option<Feedback>>,
     gram: Option<&Gram<'_>>,
-    judge: Option<&Gram<'_>>,
+    judge: Option<&Array2<f32>>,
 ) -> Result<Solution> {
     let mut matrix = Matrix::open(job, at)?;
     // Feedback makes good more than a cut does.
@@ -155,8 +159,8 @@ fn solve(
     let mut chosen = None;
     match (feedback, judge) {
         (Err(e), _) => solution.because = Some(e.message().to_owned()),
-        (Ok(_), Some(judge)) if judge.columns() != dims.cols => {
-            solution.because = Some(format!("it was measured with {} inputs", judge.columns()));
+        (Ok(_), Some(judge)) if judge.nrows() != dims.cols => {
+            solution.because = Some(format!("it was measured with {} inputs", judge.nrows()));
         }
         (Ok(_), Some(judge)) => {
             let Losses { plain, rounded, fed } = matrix.losses(columns.as_ref(), judge).at(place)?;
@@ -265,7 +269,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// On a sample of rows.
-    fn losses(&self, feedback: Option<&Columns<'_>>, judge: &Gram<'_>) -> Result<Losses> {
+    fn losses(&self, feedback: Option<&Columns<'_>>, judge: &Array2<f32>) -> Result<Losses> {
         let (rows, cols) = (self.weight.packed.dims.rows, self.cols());
         let sample: Vec<usize> = (0..rows.min(SAMPLE)).map(|i| i * rows / rows.min(SAMPLE)).collect();
         let mut w = Vec::with_capacity(sample.len() * cols);
@@ -278,7 +282,7 @@ impl<'a> Matrix<'a> {
             if let Some(scale) = scale {
                 awq::columns_back(&mut errors, scale);
             }
-            method::output_error(&errors, judge)
+            cpu::quadratic(&errors, judge.view())
         };
         let plain = || {
             let scale = columns?;

@@ -1,12 +1,13 @@
 //! AWQ (Lin et al. 2023): columns whose inputs are large are scaled up before they are rounded, and what wrote those inputs takes
 //! the inverse. The scale is found by the error that remains in the output, over all tokens at once: `e H e^T`.
 
+use ndarray::Array2;
 use rayon::prelude::*;
 
-use super::{Fit, errors, nearest, output_error, solve};
+use super::{Fit, errors, nearest, solve};
 use crate::calibrate::stats::{Gram, SiteStats};
 use crate::codec::grid::Grid;
-use crate::device::cpu::Feedback;
+use crate::device::cpu::{self, Feedback};
 
 /// Rows of one weight that reads the site, `[rows][cols]`.
 pub struct Reader<'a> {
@@ -27,11 +28,12 @@ pub fn search(readers: &[Reader<'_>], stats: &SiteStats<'_>, feedback: Option<&F
         (1..=STEPS).flat_map(|i| [false, true].map(|duo| (i as f32 / STEPS as f32, duo))).collect();
     let scales: Vec<Vec<f32>> =
         candidates.into_iter().filter_map(|(power, duo)| scale(&activity, &magnitude, power, duo)).collect();
-    let losses: Vec<f64> = scales.par_iter().map(|s| loss(readers, stats, gram, Some(s), None)).collect();
+    let seen = gram.dense();
+    let losses: Vec<f64> = scales.par_iter().map(|s| loss(readers, stats, &seen, Some(s), None)).collect();
     let best = (0..scales.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b]))?;
-    let judge = stats.held_out.as_ref().unwrap_or(gram);
+    let judge = stats.held_out.as_ref().map_or(seen, Gram::dense);
     let better =
-        loss(readers, stats, judge, Some(&scales[best]), feedback) < loss(readers, stats, judge, None, feedback);
+        loss(readers, stats, &judge, Some(&scales[best]), feedback) < loss(readers, stats, &judge, None, feedback);
     better.then(|| scales[best].clone())
 }
 
@@ -69,7 +71,7 @@ fn scale(activity: &[f32], magnitude: &[f32], power: f32, duo: bool) -> Option<V
 fn loss(
     readers: &[Reader<'_>],
     stats: &SiteStats<'_>,
-    gram: &Gram<'_>,
+    gram: &Array2<f32>,
     scale: Option<&[f32]>,
     feedback: Option<&Feedback>,
 ) -> f64 {
@@ -89,7 +91,7 @@ fn loss(
         if let Some(scale) = scale {
             columns_back(&mut errors, scale);
         }
-        output_error(&errors, gram)
+        cpu::quadratic(&errors, gram.view())
     };
     readers.iter().map(one).sum()
 }
@@ -158,8 +160,8 @@ mod tests {
             of.iter().sum::<f32>() / of.len() as f32
         };
         assert!(mean(true) > 1.2 * mean(false));
-        let gram = stats.gram.as_ref().unwrap();
-        assert!(loss(&readers, &stats, gram, Some(&scale), None) < 0.9 * loss(&readers, &stats, gram, None, None));
+        let gram = stats.gram.as_ref().unwrap().dense();
+        assert!(loss(&readers, &stats, &gram, Some(&scale), None) < 0.9 * loss(&readers, &stats, &gram, None, None));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! GPTQ (Frantar et al. 2022): codes are chosen column by column, the most active first, and what one column gets wrong is made
 //! good by those that follow. Computed as LDLQ (Chee et al. 2023), which gives the same codes without inverting anything.
 
+use ndarray::{Array2, Zip};
 use rayon::prelude::*;
 
 use crate::calibrate::stats::Gram;
@@ -42,14 +43,13 @@ pub fn damped(gram: &Gram<'_>, damping: f64) -> Result<Feedback> {
     }
     let mut order: Vec<u32> = (0..n as u32).collect();
     order.sort_by(|a, b| diagonal[*b as usize].total_cmp(&diagonal[*a as usize]).then(a.cmp(b)));
-    let mut full = vec![0.0f32; n * n];
-    gram.dense(&mut full);
+    let full = gram.dense();
     // The lower factor of the reversed matrix is the upper one of the matrix.
-    let mut factor = vec![0.0f64; n * n];
-    factor.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+    let mut factor = Array2::<f64>::zeros((n, n));
+    Zip::indexed(factor.rows_mut()).par_for_each(|i, mut row| {
         let from = order[n - 1 - i] as usize;
         for (j, out) in row.iter_mut().enumerate().take(i + 1) {
-            *out = f64::from(full[from * n + order[n - 1 - j] as usize]);
+            *out = f64::from(full[[from, order[n - 1 - j] as usize]]);
         }
         row[i] = if diagonal[from] > 0.0 { row[i] * (1.0 + damping) } else { 1.0 };
     });
@@ -58,25 +58,24 @@ pub fn damped(gram: &Gram<'_>, damping: f64) -> Result<Feedback> {
         Error::input(format!("its Gram matrix has no factor, not even with {:.0} % damping", damping * 100.0))
             .help("calibrate on more text")
     };
-    cholesky(&mut factor, n).map_err(|_| no_factor())?;
+    cholesky(&mut factor).map_err(|_| no_factor())?;
     Ok(shares(&factor, order))
 }
 
-fn shares(factor: &[f64], order: Vec<u32>) -> Feedback {
+fn shares(factor: &Array2<f64>, order: Vec<u32>) -> Feedback {
     let n = order.len();
     let stride = Feedback::stride(n);
     let mut shares = vec![0.0f32; n * stride];
     shares.par_chunks_exact_mut(stride.max(1)).enumerate().for_each(|(j, row)| {
-        let reversed = &factor[(n - 1 - j) * n..][..n];
         for (k, out) in row.iter_mut().enumerate().take(n).skip(j + 1) {
             let at = n - 1 - k;
-            *out = (reversed[at] / factor[at * n + at]) as f32;
+            *out = (factor[[n - 1 - j, at]] / factor[[at, at]]) as f32;
         }
     });
     let mut variances = vec![0.0; n];
     for (j, column) in order.iter().enumerate() {
         let at = n - 1 - j;
-        variances[*column as usize] = factor[at * n + at].powi(2) as f32;
+        variances[*column as usize] = factor[[at, at]].powi(2) as f32;
     }
     Feedback { order, shares, stride, variances }
 }

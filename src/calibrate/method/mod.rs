@@ -4,7 +4,6 @@ pub mod awq;
 mod clip;
 pub mod gptq;
 
-use crate::calibrate::stats::Gram;
 use crate::codec::grid::{self, Codes, Grid, Levels, Scale, Unsearched};
 use crate::device::Columns;
 use crate::device::cpu::{self, Feedback};
@@ -205,24 +204,10 @@ pub fn errors(grid: &dyn Grid, w: &[f32], cols: usize, found: &Codes) -> Vec<f32
     w.iter().zip(values).map(|(w, value)| w - value).collect()
 }
 
-/// What errors `[rows][cols]` of a weight do to its output: the sum over rows of `e H e^T`, the mean square error of each output.
-pub fn output_error(errors: &[f32], gram: &Gram<'_>) -> f64 {
-    let n = gram.columns();
-    let mut total = 0.0;
-    for i in 0..n {
-        // `e H e^T` is the diagonal once and what lies above it twice.
-        let row = gram.row(i);
-        for e in errors.chunks_exact(n).filter(|e| e[i] != 0.0) {
-            let above = cpu::dot(&row[1..], &e[i + 1..]);
-            total += f64::from(e[i]) * (f64::from(row[0]) * f64::from(e[i]) + 2.0 * f64::from(above));
-        }
-    }
-    total
-}
-
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::calibrate::stats::Gram;
     use crate::codec::all;
 
     /// Inputs that are mixtures of a few others: a Gram matrix far from diagonal.
@@ -259,7 +244,8 @@ pub mod tests {
             let plain = nearest(grid, &w, cols, Some(&importance));
             let solved = solve(grid, &w, cols, Some(&importance), Fit::Importance, &feedback);
             assert_eq!(plain.params, solved.params, "{}: scales are chosen before", codec.name());
-            let loss = |s: &Codes| output_error(&errors(grid, &w, cols, s), &gram);
+            let h = gram.dense();
+            let loss = |s: &Codes| cpu::quadratic(&errors(grid, &w, cols, s), h.view());
             let (plain, solved) = (loss(&plain), loss(&solved));
             assert!(solved < 0.7 * plain, "{}: {solved} is not below {plain}", codec.name());
         }
@@ -279,20 +265,12 @@ pub mod tests {
             let grid = joint.grid(cols, Some(&importance), &joint.wishes(&w, cols, Some(&importance)));
             let grid = grid.as_ref();
             let (feedback, _) = gptq::feedback(&gram).unwrap();
-            let loss = |s: &Codes| output_error(&errors(grid, &w, cols, s), &gram);
+            let h = gram.dense();
+            let loss = |s: &Codes| cpu::quadratic(&errors(grid, &w, cols, s), h.view());
             let plain = nearest(grid, &w, cols, Some(&importance));
             let solved = solve(grid, &w, cols, Some(&importance), Fit::Importance, &feedback);
             assert_eq!(plain.params, solved.params, "{name}: scales are chosen before");
             assert!(loss(&solved) < 0.7 * loss(&plain), "{name}: {} is not below {}", loss(&solved), loss(&plain));
         }
-    }
-
-    #[test]
-    fn the_error_of_the_output_is_the_quadratic_form() {
-        let gram = correlated(5);
-        let e = [1.0, -2.0, 0.0, 0.5, 3.0];
-        let exact: f64 =
-            (0..25).map(|i| f64::from(e[i / 5]) * f64::from(e[i % 5]) * f64::from(gram.get(i / 5, i % 5))).sum();
-        assert!((output_error(&e, &gram) - exact).abs() < 1e-4);
     }
 }

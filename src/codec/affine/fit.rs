@@ -4,13 +4,19 @@
 
 use super::{Scheme, Zero};
 use crate::codec::grid::Scale;
+use crate::widest::widest;
 
 /// How far the range may shrink: cutting off an outlier can pay for finer steps.
 const SHRINK: f32 = 0.025;
 const SHRUNK: usize = 20;
 
-/// Returns a scale as it is stored, its step finite and not zero.
-pub fn group(scheme: &Scheme, w: &[f32], importance: Option<&[f32]>) -> Scale {
+widest! {
+    /// Returns a scale as it is stored, its step finite and not zero.
+    pub fn group(scheme: &Scheme, w: &[f32], importance: Option<&[f32]>) -> Scale = group_body;
+}
+
+#[inline(always)]
+fn group_body(scheme: &Scheme, w: &[f32], importance: Option<&[f32]>) -> Scale {
     // All weights are zero: any step will do, and one of 1 cannot trouble a kernel.
     let blank = scheme.at_zero(1.0);
     let (mut low, mut high) = w.iter().fold((f32::MAX, f32::MIN), |(low, high), w| (low.min(*w), high.max(*w)));
@@ -73,6 +79,7 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// There is one code more below the zero than above it: the larger side gets it, by the sign of the scale.
+    #[inline(always)]
     fn symmetric(&mut self, low: f32, high: f32) {
         let zero = f32::from(self.scheme.middle());
         let (below, above) = (zero, zero - 1.0);
@@ -80,6 +87,7 @@ impl Search<'_> {
         self.candidate(-(high / below).max(-low / above), zero);
     }
 
+    #[inline(always)]
     fn asymmetric(&mut self, low: f32, high: f32) {
         let top = self.scheme.top() as f32;
         let step = (high - low) / top;
@@ -93,6 +101,7 @@ impl Search<'_> {
     }
 
     /// The range shrinks towards its middle.
+    #[inline(always)]
     fn free(&mut self, low: f32, high: f32, share: f32) {
         let top = self.scheme.top() as f32;
         let middle = low / 2.0 + high / 2.0;
@@ -104,10 +113,12 @@ impl Search<'_> {
         self.line(range);
     }
 
+    #[inline(always)]
     fn candidate(&mut self, step: f32, zero: f32) {
         self.judge(Scale { step, zero, offset: 0.0 });
     }
 
+    #[inline(always)]
     fn judge(&mut self, scale: Scale) {
         let scale = storable(self.scheme, scale);
         let error = self.error(scale);
@@ -116,6 +127,7 @@ impl Search<'_> {
         }
     }
 
+    #[inline(always)]
     fn refine(&mut self) {
         let scale = self.best.1;
         if self.scheme.zero() == Zero::Free {
@@ -135,6 +147,7 @@ impl Search<'_> {
 
     /// The line `step * code + offset` that is nearest to the weights, through the codes that `scale` gives them. Groups with an
     /// offset of their own are of 32 and more.
+    #[inline(always)]
     fn line(&mut self, scale: Scale) {
         let (inverse, top) = (scale.step.recip(), self.scheme.top());
         // Around the middle of the codes, so that no sum cancels another.
@@ -159,6 +172,7 @@ impl Search<'_> {
         }
     }
 
+    #[inline(always)]
     fn error(&self, scale: Scale) -> f32 {
         let (inverse, top) = (scale.step.recip(), self.scheme.top());
         let off = |w: f32| {
@@ -193,6 +207,7 @@ fn code(w: f32, inverse: f32, scale: Scale, top: usize) -> f32 {
     (code + WHOLE) - WHOLE
 }
 
+#[inline(always)]
 fn storable(scheme: &Scheme, scale: Scale) -> Scale {
     let offset = if scale.offset == 0.0 { 0.0 } else { scheme.storable(scale.offset) };
     Scale { step: scheme.storable(scale.step), zero: scale.zero, offset }

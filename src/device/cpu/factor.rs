@@ -1,5 +1,6 @@
 //! Cholesky factorization, f64. Our own because codes depend on its bits: they must not change with threads or instruction sets.
 
+use ndarray::Array2;
 use rayon::prelude::*;
 
 use super::simd::widest;
@@ -10,12 +11,16 @@ const BLOCK: usize = 64;
 const ROWS: usize = 32;
 /// Lanes of a dot product, added up in one order.
 const LANES: usize = 8;
+/// Rows, and rows above them, whose products are computed together.
+const SIDE: usize = 4;
 
-/// Overwrites the lower triangle of `a`, `[n][n]`, symmetric and read below its diagonal, with L of `a = L L^T`.
+/// Overwrites the lower triangle of `a`, symmetric and read below its diagonal, with L of `a = L L^T`.
 ///
 /// Errors: the first pivot that is not positive.
-pub fn cholesky(a: &mut [f64], n: usize) -> Result<(), usize> {
-    assert!(a.len() == n * n);
+pub fn cholesky(a: &mut Array2<f64>) -> Result<(), usize> {
+    let n = a.nrows();
+    assert!(a.is_square());
+    let a = a.as_slice_mut().expect("rows lie one after the other");
     let mut done = Vec::new();
     for from in (0..n).step_by(BLOCK) {
         let until = n.min(from + BLOCK);
@@ -23,18 +28,15 @@ pub fn cholesky(a: &mut [f64], n: usize) -> Result<(), usize> {
         for i in from..until {
             let (above, row) = a.split_at_mut(i * n);
             let row = &mut row[..=i];
-            for j in from..=i {
-                let other = if j == i { None } else { Some(&above[j * n..j * n + j]) };
-                let sum = match other {
-                    Some(other) => row[j] - dot(&row[..j], other),
-                    None => row[j] - dot(&row[..j], &row[..j]),
-                };
-                row[j] = match other {
-                    Some(_) => sum / above[j * n + j],
-                    None if sum > 0.0 && sum.is_finite() => sum.sqrt(),
-                    None => return Err(i),
-                };
+            for j in from..i {
+                let other = &above[j * n..][..=j];
+                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
             }
+            let pivot = row[i] - dot(&row[..i], &row[..i]);
+            if !(pivot > 0.0 && pivot.is_finite()) {
+                return Err(i);
+            }
+            row[i] = pivot.sqrt();
         }
         done.clear();
         done.extend_from_slice(&a[from * n..until * n]);
@@ -46,20 +48,21 @@ pub fn cholesky(a: &mut [f64], n: usize) -> Result<(), usize> {
 
 /// Columns `from..` of rows below a block, given the block's finished rows.
 fn below(rows: &mut [f64], n: usize, done: &[f64], from: usize) {
-    for (j, other) in done.chunks_exact(n).enumerate() {
-        let j = from + j;
-        let pivot = other[j];
-        let mut pairs = rows.chunks_exact_mut(4 * n);
-        for four in &mut pairs {
-            let (a, b) = four.split_at_mut(2 * n);
-            let ((a, b), (c, d)) = (a.split_at_mut(n), b.split_at_mut(n));
-            let sums = dots(&[&a[..j], &b[..j], &c[..j], &d[..j]], &other[..j]);
-            for (row, sum) in [a, b, c, d].into_iter().zip(sums) {
-                row[j] = (row[j] - sum) / pivot;
+    // What columns before the block say, in squares: each row that is loaded serves a side.
+    for rows in rows.chunks_mut(SIDE * n) {
+        for (j, others) in done.chunks(SIDE * n).enumerate() {
+            let sums = square(rows, others, n, from);
+            for (row, sums) in rows.chunks_exact_mut(n).zip(sums) {
+                let row = &mut row[from + j * SIDE..][..others.len() / n];
+                row.iter_mut().zip(sums).for_each(|(x, sum)| *x -= sum);
             }
         }
-        for row in pairs.into_remainder().chunks_exact_mut(n) {
-            row[j] = (row[j] - dot(&row[..j], &other[..j])) / pivot;
+    }
+    for row in rows.chunks_exact_mut(n) {
+        let row = &mut row[from..][..done.len() / n];
+        for (j, other) in done.chunks_exact(n).enumerate() {
+            let other = &other[from..][..=j];
+            row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
         }
     }
 }
@@ -70,50 +73,54 @@ widest! {
 
 #[inline(always)]
 fn dot_body(a: &[f64], b: &[f64]) -> f64 {
-    let [sum] = dots_body(&[a], b);
-    sum
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut lanes = [0.0; LANES];
+    a.iter().zip(b).for_each(|(a, b)| add_products(&mut lanes, a, b));
+    lanes.iter_mut().zip(a_rest.iter().zip(b_rest)).for_each(|(lane, (a, b))| *lane = a.mul_add(*b, *lane));
+    total(&lanes)
 }
 
 widest! {
-    /// Four rows with one: what is loaded of `b` serves them all.
-    fn dots(a: &[&[f64]; 4], b: &[f64]) -> [f64; 4] = dots_body;
+    /// Products of the first `depth` elements of up to [`SIDE`] rows with those of as many others, all of length `n`.
+    fn square(a: &[f64], b: &[f64], n: usize, depth: usize) -> [[f64; SIDE]; SIDE] = square_body;
 }
 
 #[inline(always)]
-fn dots_body<const N: usize>(a: &[&[f64]; N], b: &[f64]) -> [f64; N] {
-    let mut lanes = [[0.0; LANES]; N];
-    let (chunks, rest) = b.as_chunks::<LANES>();
-    let parts: [_; N] = std::array::from_fn(|i| a[i][..b.len()].as_chunks::<LANES>());
-    for (k, b) in chunks.iter().enumerate() {
-        for i in 0..N {
-            let a = &parts[i].0[k];
-            for l in 0..LANES {
-                lanes[i][l] = a[l].mul_add(b[l], lanes[i][l]);
+fn square_body(a: &[f64], b: &[f64], n: usize, depth: usize) -> [[f64; SIDE]; SIDE] {
+    // Where rows are missing the first stands in, and what comes of it is not used. `depth` is whole blocks.
+    let start = |x: &[f64], i: usize| if (i + 1) * n <= x.len() { i * n } else { 0 };
+    let a: [_; SIDE] = std::array::from_fn(|i| a[start(a, i)..][..depth].as_chunks::<LANES>().0);
+    let b: [_; SIDE] = std::array::from_fn(|i| b[start(b, i)..][..depth].as_chunks::<LANES>().0);
+    let mut lanes = [[[0.0; LANES]; SIDE]; SIDE];
+    for k in 0..depth / LANES {
+        for i in 0..SIDE {
+            for j in 0..SIDE {
+                add_products(&mut lanes[i][j], &a[i][k], &b[j][k]);
             }
         }
     }
-    for i in 0..N {
-        for (l, (a, b)) in parts[i].1.iter().zip(rest).enumerate() {
-            lanes[i][l] = a.mul_add(*b, lanes[i][l]);
-        }
+    lanes.map(|row| row.map(|lanes| total(&lanes)))
+}
+
+#[inline(always)]
+fn add_products(lanes: &mut [f64; LANES], a: &[f64; LANES], b: &[f64; LANES]) {
+    for l in 0..LANES {
+        lanes[l] = a[l].mul_add(b[l], lanes[l]);
     }
-    lanes.map(|l| ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])))
+}
+
+#[inline(always)]
+fn total(l: &[f64; LANES]) -> f64 {
+    ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn definite(n: usize) -> Vec<f64> {
-        let x: Vec<f64> = (0..n * n).map(|i| ((i * 7919) % 1013) as f64 / 1013.0 - 0.5).collect();
-        let mut a = vec![0.0; n * n];
-        for i in 0..n {
-            for j in 0..n {
-                a[i * n + j] = (0..n).map(|k| x[i * n + k] * x[j * n + k]).sum::<f64>();
-            }
-            a[i * n + i] += 0.1;
-        }
-        a
+    fn definite(n: usize) -> Array2<f64> {
+        let x = Array2::from_shape_fn((n, n), |(i, j)| (((i * n + j) * 7919) % 1013) as f64 / 1013.0 - 0.5);
+        x.dot(&x.t()) + Array2::<f64>::eye(n) * 0.1
     }
 
     #[test]
@@ -121,13 +128,10 @@ mod tests {
         for n in [1, 5, 64, 65, 150, 203] {
             let a = definite(n);
             let mut l = a.clone();
-            cholesky(&mut l, n).unwrap();
-            for i in 0..n {
-                for j in 0..=i {
-                    let sum: f64 = (0..=j).map(|k| l[i * n + k] * l[j * n + k]).sum();
-                    assert!((sum - a[i * n + j]).abs() < 1e-9, "{n}: {i}, {j}");
-                }
-            }
+            cholesky(&mut l).unwrap();
+            let l = Array2::from_shape_fn((n, n), |(i, j)| if j <= i { l[[i, j]] } else { 0.0 });
+            let worst = (l.dot(&l.t()) - a).iter().fold(0.0, |worst: f64, x| worst.max(x.abs()));
+            assert!(worst < 1e-9, "{n}: {worst}");
         }
     }
 
@@ -136,7 +140,7 @@ mod tests {
         let a = definite(203);
         let run = |threads| {
             let mut l = a.clone();
-            super::super::pool(threads).unwrap().install(|| cholesky(&mut l, 203)).unwrap();
+            super::super::pool(threads).unwrap().install(|| cholesky(&mut l)).unwrap();
             l
         };
         assert!(run(1) == run(3));
@@ -145,7 +149,7 @@ mod tests {
     #[test]
     fn a_pivot_that_is_not_positive_is_named() {
         let mut a = definite(100);
-        a[70 * 100 + 70] = -1.0;
-        assert_eq!(cholesky(&mut a, 100), Err(70));
+        a[[70, 70]] = -1.0;
+        assert_eq!(cholesky(&mut a), Err(70));
     }
 }

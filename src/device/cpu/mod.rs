@@ -13,6 +13,7 @@ mod factor;
 mod gram;
 mod kernel;
 mod product;
+mod quadratic;
 mod scores;
 mod simd;
 mod span;
@@ -28,6 +29,7 @@ pub use elementwise::{add, dot, gate, is_finite, rms_norm, softcap, softmax};
 pub use factor::cholesky;
 pub use gram::{Gram, GramScratch, ROWS as GRAM_ROWS, moments, weighted_squares};
 pub use product::{Panels, linear};
+pub use quadratic::{padded, quadratic};
 pub use scores::{Running, Scores, TokenScore};
 
 /// The instructions of this CPU that something here is written for.
