@@ -147,6 +147,21 @@ fn blame_adds_up() {
     assert!(klds.windows(2).all(|w| w[0] >= w[1]) && klds.iter().all(|k| *k >= 0.0));
     assert_eq!(found["folded"], false);
 
+    // Layer by layer, in a report beside what `eval` said of the same windows.
+    let layers = found["artifacts"][0]["blame"].as_array().unwrap();
+    let in_layers: f64 = layers.iter().map(|l| l["kld"].as_f64().unwrap()).sum();
+    assert!(layers.len() == 6 && in_layers > 0.3 * sum && in_layers < sum, "{in_layers} of {sum}");
+    let evaluated = ["eval", &plain, "--reference", &probe, "--data", &text, "--chunks", "4", "--json", "--quiet"];
+    fs::write(bench.file("eval.json"), quant_ok(&evaluated)).unwrap();
+    fs::write(bench.file("blame.json"), found.to_string()).unwrap();
+    let page = bench.path("page.html");
+    quant_ok(&["report", &bench.path("eval.json"), &bench.path("blame.json"), "-o", &page]);
+    let page = fs::read_to_string(page).unwrap();
+    assert!(
+        page.contains("kld-layer") && page.matches("<h2").count() > 0 && !page.contains("part-1"),
+        "one part, with its layers"
+    );
+
     // Where scales were folded away, halves of layers are what can be told apart.
     let folded = bench.path("awq.gguf");
     quant_ok(&["convert", &probe, "--to", "q2_k", "--stats", &stats, "--method", "awq", "-o", &folded, "--quiet"]);

@@ -62,7 +62,7 @@ impl<'a> Pair<'a> {
                 }
                 _ => (t.name.clone(), t.name.clone()),
             };
-            let new = || Variant { name, tensors: Vec::new() };
+            let new = || Variant { name, layer: t.id.layer, tensors: Vec::new() };
             parts.entry((t.id.layer, key)).or_insert_with(new).tensors.push(*i);
         }
         let is_matrix = |v: &Variant| v.tensors.iter().any(|t| self.reference.tensors()[*t].shape.len() > 1);

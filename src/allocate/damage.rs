@@ -16,6 +16,8 @@ use crate::eval::{BATCH, longest};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variant {
     pub name: String,
+    /// Of all its tensors.
+    pub layer: Option<u32>,
     pub tensors: Vec<usize>,
 }
 

@@ -74,8 +74,14 @@ pub fn measure(job: &Job<'_>, model_hash: String, progress: &dyn Fn(u64)) -> Res
     let weigher = Weigher { job, imatrix: imatrix.as_ref() };
     let costs = weigher.costs(progress)?;
     let tensors = job.source.tensors();
-    let variants: Vec<Variant> =
-        costs.iter().map(|c| Variant { name: tensors[c.tensor].name.clone(), tensors: vec![c.tensor] }).collect();
+    let variants: Vec<Variant> = costs
+        .iter()
+        .map(|c| Variant {
+            name: tensors[c.tensor].name.clone(),
+            layer: tensors[c.tensor].id.layer,
+            tensors: vec![c.tensor],
+        })
+        .collect();
     let make = |i: usize| Ok(HashMap::from([(costs[i].tensor, weigher.rounded(&costs[i])?)]));
     let klds = damages(job.source, job.windows, &variants, &make, progress)?;
     let measured = |(c, kld): (&Cost, &f64)| {

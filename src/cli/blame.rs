@@ -1,9 +1,11 @@
 //! `quant blame`
 
-use clap::Args;
-use serde_json::json;
+use std::collections::BTreeMap;
 
-use super::quality::digits;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::quality::{self, digits};
 use super::report::{Reporter, table};
 use super::size::Size;
 use super::text::TextArgs;
@@ -55,6 +57,7 @@ impl Blame {
         let mut ranked: Vec<(&Variant, f64)> = parts.iter().zip(&damage).map(|(p, kld)| (p, *kld)).collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
         let sum: f64 = ranked.iter().map(|r| r.1).sum();
+        let scored: usize = windows.iter().map(|w| w.scored.len()).sum();
         if reporter.json {
             let weights: Vec<_> = ranked
                 .iter()
@@ -63,8 +66,19 @@ impl Blame {
                     json!({"name": v.name, "codecs": codecs, "bytes": bytes, "kld": kld})
                 })
                 .collect();
-            let value = json!({"path": self.artifact, "reference": self.reference, "conditions": conditions,
-                "folded": folded, "kld": whole, "sum": sum, "weights": weights});
+            // As `quant eval` says it, for `quant report`.
+            let facts = quality::facts(&artifact.name, artifact.checkpoint.as_ref());
+            let own = (self.artifact.clone(), quality::format(artifact.checkpoint.as_ref()), facts);
+            let model = quality::facts(&reference.name, reference.checkpoint.as_ref());
+            let mut value = quality::to_json_sizes(&[own], Some(&model), &self.reference);
+            value["protocol"] = json!(conditions.protocol);
+            value["tokens"] = json!(scored);
+            value["conditions"] = json!(conditions);
+            value["artifacts"][0]["blame"] = by_layer(&ranked);
+            value["folded"] = json!(folded);
+            value["kld"] = json!(whole);
+            value["sum"] = json!(sum);
+            value["weights"] = json!(weights);
             return reporter.value(&value).map(|()| true);
         }
         let rows = ranked.iter().take(self.top).map(|(v, kld)| {
@@ -78,7 +92,6 @@ impl Blame {
         if ranked.len() > self.top {
             reporter.text(&format!("{} more; --top shows them", ranked.len() - self.top))?;
         }
-        let scored: usize = windows.iter().map(|w| w.scored.len()).sum();
         reporter.text(&format!(
             "\nall together: KLD {} ({} is the sum of the parts), {scored} tokens of {}, {}{}",
             digits(whole),
@@ -89,4 +102,15 @@ impl Blame {
         ))?;
         Ok(true)
     }
+}
+
+/// What the weights of each layer cost, one after the other.
+fn by_layer(ranked: &[(&Variant, f64)]) -> Value {
+    let mut sums = BTreeMap::<u32, f64>::new();
+    for (variant, kld) in ranked {
+        if let Some(layer) = variant.layer {
+            *sums.entry(layer).or_default() += kld;
+        }
+    }
+    sums.into_iter().map(|(layer, kld)| json!({"layer": layer, "kld": kld})).collect()
 }
