@@ -9,7 +9,7 @@ use common::quant_ok;
 use quant::arch::Role;
 use quant::container::{Checkpoint, open};
 use quant::device::cpu;
-use quant::engine::{Engine, NoTap, Sequence, Site, Tap};
+use quant::engine::{Engine, Sequence, Site, Tap};
 
 const SHAPES: [(&str, Shape); 3] = [("dense", DENSE), ("odd", ODD), ("moe", MOE)];
 
@@ -21,7 +21,7 @@ fn tokens(n: usize) -> Vec<u32> {
 fn logits(checkpoint: &dyn Checkpoint, tokens: &[u32]) -> Vec<f32> {
     let engine = Engine::new(checkpoint, tokens.len()).unwrap();
     let mut cache = engine.transient(tokens.len()).unwrap();
-    let hidden = engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap).unwrap();
+    let hidden = engine.forward(&mut [Sequence { tokens, cache: &mut cache }]).unwrap();
     engine.head().unwrap().logits(&hidden)
 }
 
@@ -42,7 +42,7 @@ fn a_token_has_the_same_bits_in_any_batch_and_with_any_threads() {
                 let mut caches = [engine.transient(100).unwrap(), engine.transient(31).unwrap()];
                 let [a, b] = &mut caches;
                 let mut both = [Sequence { tokens: &long, cache: a }, Sequence { tokens: &short, cache: b }];
-                engine.forward(&mut both, &mut NoTap).unwrap()
+                engine.forward(&mut both).unwrap()
             })
         };
         let both = run(2);
@@ -54,13 +54,13 @@ fn a_token_has_the_same_bits_in_any_batch_and_with_any_threads() {
         let mut cache = engine.cache(100).unwrap();
         let mut parts = Vec::new();
         for part in [&long[..1], &long[1..40], &long[40..99], &long[99..]] {
-            parts.extend(engine.forward(&mut [Sequence { tokens: part, cache: &mut cache }], &mut NoTap).unwrap());
+            parts.extend(engine.forward(&mut [Sequence { tokens: part, cache: &mut cache }]).unwrap());
         }
         assert!(parts == both[..100 * hidden], "{name}: in parts");
         // From a shared prefix.
         cache.truncate(40);
         let mut branch = cache.clone();
-        let again = engine.forward(&mut [Sequence { tokens: &long[40..], cache: &mut branch }], &mut NoTap).unwrap();
+        let again = engine.forward(&mut [Sequence { tokens: &long[40..], cache: &mut branch }]).unwrap();
         assert!(again == both[40 * hidden..100 * hidden], "{name}: from a prefix");
     }
 }
@@ -135,7 +135,7 @@ fn what_cannot_be_run_says_why() {
     let refused = |tokens: &[u32], positions: usize| {
         let mut cache = engine.transient(positions).unwrap();
         let sequence = Sequence { tokens, cache: &mut cache };
-        engine.forward(&mut [sequence], &mut NoTap).unwrap_err().to_string()
+        engine.forward(&mut [sequence]).unwrap_err().to_string()
     };
     let long = refused(&tokens(45), 20);
     assert!(long.contains("45 tokens are 25 more than the context of 20"), "{long}");
@@ -151,6 +151,6 @@ fn what_cannot_be_run_says_why() {
     let mut cache = engine.transient(20).unwrap();
     let tokens = tokens(5);
     let sequence = Sequence { tokens: &tokens, cache: &mut cache };
-    let error = engine.forward(&mut [sequence], &mut NoTap).unwrap_err().to_string();
+    let error = engine.forward(&mut [sequence]).unwrap_err().to_string();
     assert!(error.contains("layer 2"), "{error}");
 }

@@ -1,9 +1,10 @@
 //! Every operation of a device against the CPU's: what `quant selftest` prints, and what tests run with the host in a card's place.
 
 use half::bf16;
+use safetensors::Dtype;
 
 use super::ops;
-use super::runner::Runner;
+use super::runner::{Buffer, Runner, View};
 use super::source;
 use crate::arch::Activation;
 use crate::codec::grid::{Levels, Scale};
@@ -170,6 +171,24 @@ fn solve(out: &mut Vec<Check<On>>) {
     }
 }
 
+/// As two products beside each other: what fills a matrix part by part.
+fn product<T: ops::Element>(runner: &On, x: &[f32], w: &[T], depth: usize, expected: &[f32]) -> Result<Difference> {
+    let (tokens, rows) = (x.len() / depth, w.len() / depth);
+    let (x, w, out) = (Buffer::of(runner, x)?, Buffer::of(runner, w)?, Buffer::singles(runner, expected.len())?);
+    for part in [0..rows / 2, rows / 2..rows] {
+        let w = w.part(part.start * depth * size_of::<T>()..part.end * depth * size_of::<T>());
+        ops::linear::<T>(&x, &w, [tokens, part.len(), depth], &out.part(part.start * 4..out.bytes()), rows)?;
+    }
+    Ok(Difference::singles(&out.read(expected.len())?, expected))
+}
+
+/// What an operation on `x` makes of it in its place.
+fn on(runner: &On, x: &[f32], op: impl Fn(&View<'_>) -> Result<()>) -> Result<Vec<f32>> {
+    let at = Buffer::of(runner, x)?;
+    op(&at)?;
+    at.read(x.len())
+}
+
 /// Products, Gram matrices and moments.
 fn sums(out: &mut Vec<Check<On>>) {
     for (tokens, rows, depth) in [(1, 3, 8), (70, 65, 513), (33, 130, 300)] {
@@ -186,11 +205,11 @@ fn sums(out: &mut Vec<Check<On>>) {
         };
         out.push(Check::new(("linear", "exact"), &shape, "f32", 0.0, move |runner: &On| {
             let (x, w, expected) = matrices();
-            Ok(Difference::singles(&ops::linear(runner, &x, &w, depth)?, &expected))
+            product(runner, &x, &w, depth, &expected)
         }));
         out.push(Check::new(("linear", "exact"), &shape, "bf16", 0.0, move |runner: &On| {
             let (x, w, expected) = matrices();
-            Ok(Difference::singles(&ops::linear(runner, &x, &narrow(&w), depth)?, &expected))
+            product(runner, &x, &narrow(&w), depth, &expected)
         }));
     }
     for (rows, columns, weighted) in
@@ -210,9 +229,10 @@ fn sums(out: &mut Vec<Check<On>>) {
                     gram
                 });
                 let gram = ops::Gram::new(runner, columns)?;
+                let weights = weights.map(|w| Buffer::of(runner, &w)).transpose()?;
                 match name {
-                    0 => gram.add(&x, weights.as_deref())?,
-                    _ => gram.add(&narrow(&x), weights.as_deref())?,
+                    0 => gram.add::<f32>(&*Buffer::of(runner, &x)?, rows, weights.as_deref())?,
+                    _ => gram.add::<bf16>(&*Buffer::of(runner, &narrow(&x))?, rows, weights.as_deref())?,
                 }
                 Ok(Difference::of(gram.upper()?, expected.iter().flat_map(|g| g.upper()).copied()))
             }));
@@ -231,12 +251,15 @@ fn sums(out: &mut Vec<Check<On>>) {
                         squares.fill(0.0);
                         cpu::weighted_squares(&x, weights, &mut squares);
                     }
-                    let got = match name {
-                        0 => ops::moments(runner, &x, columns, weights.as_deref())?,
-                        _ => ops::moments(runner, &narrow(&x), columns, weights.as_deref())?,
-                    };
+                    let got = ops::Moments::new(runner, columns)?;
+                    let weights = weights.map(|w| Buffer::of(runner, &w)).transpose()?;
+                    match name {
+                        0 => got.add::<f32>(&*Buffer::of(runner, &x)?, rows, weights.as_deref())?,
+                        _ => got.add::<bf16>(&*Buffer::of(runner, &narrow(&x))?, rows, weights.as_deref())?,
+                    }
+                    let got = got.totals()?;
                     let singles = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-                    let sums = if weighted { Difference::default() } else { Difference::of(got.sums, sums) };
+                    let sums = if weights.is_some() { Difference::default() } else { Difference::of(got.sums, sums) };
                     let most = Difference::of(singles(&got.most), singles(&most));
                     Ok(Difference::of(got.squares, squares).and(sums).and(most))
                 },
@@ -248,26 +271,66 @@ fn sums(out: &mut Vec<Check<On>>) {
 fn layer(out: &mut Vec<Check<On>>) {
     let n = 3000;
     let shape = format!("{n}");
-    out.push(Check::new(("add", ""), &shape, "f32", 0.0, move |runner: &On| {
-        let (x, y) = (noise(n, 1), noise(n, 2));
+    let mut elements = |op: &'static str, of: &str, run: fn(&On) -> Result<Difference>| {
+        out.push(Check::new((op, of), &shape, "f32", 0.0, run));
+    };
+    elements("fill", "", |runner| {
+        Ok(Difference::singles(&on(runner, &noise(3000, 1), |x| ops::fill(x, 0.5))?, &[0.5; 3000]))
+    });
+    elements("add", "", |runner| {
+        let (x, y) = (noise(3000, 1), noise(3000, 2));
         let mut expected = x.clone();
         cpu::add(&mut expected, &y);
-        Ok(Difference::singles(&ops::add(runner, &x, &y)?, &expected))
-    }));
+        let y = Buffer::of(runner, &y)?;
+        Ok(Difference::singles(&on(runner, &x, |x| ops::add(x, &y))?, &expected))
+    });
+    elements("add bias", "30 columns", |runner| {
+        let (x, bias) = (noise(3000, 1), noise(30, 2));
+        let mut expected = x.clone();
+        expected.chunks_exact_mut(30).for_each(|row| cpu::add(row, &bias));
+        let bias = Buffer::of(runner, &bias)?;
+        Ok(Difference::singles(&on(runner, &x, |x| ops::add_bias(x, &bias))?, &expected))
+    });
+    elements("scale", "", |runner| {
+        let x = noise(3000, 1);
+        let expected: Vec<f32> = x.iter().map(|x| x * 0.3).collect();
+        Ok(Difference::singles(&on(runner, &x, |x| ops::scale(x, 0.3))?, &expected))
+    });
+    elements("softcap", "", |runner| {
+        let x: Vec<f32> = noise(3000, 3).iter().map(|x| x * 100.0).collect();
+        let mut expected = x.clone();
+        cpu::softcap(&mut expected, 30.0);
+        Ok(Difference::singles(&on(runner, &x, |x| ops::softcap(x, 30.0))?, &expected))
+    });
+    elements("is finite", "", |runner| {
+        let places = [0usize, 1234, 2999].iter().flat_map(|at| [f32::NAN, f32::INFINITY, -f32::INFINITY].map(|bad| (*at, bad)));
+        let found = places.map(|(at, bad)| {
+            let mut x = noise(3000, 4);
+            let sound = ops::is_finite(&*Buffer::of(runner, &x)?)?;
+            x[at] = bad;
+            Ok([sound, ops::is_finite(&*Buffer::of(runner, &x)?)?].map(|yes| f64::from(u8::from(yes))))
+        });
+        let found = found.collect::<Result<Vec<_>>>()?;
+        Ok(Difference::of(found.concat(), [1.0, 0.0].repeat(found.len())))
+    });
     for activation in [Activation::Silu, Activation::Gelu, Activation::ClampedSilu] {
         out.push(Check::new(("gate", &format!("{activation:?}")), &shape, "f32", 0.0, move |runner: &On| {
             let (gate, up): (Vec<f32>, _) = (noise(n, 1).iter().map(|x| x * 120.0 * x * x).collect(), noise(n, 2));
             let mut expected = gate.clone();
             cpu::gate(activation, &mut expected, &up);
-            Ok(Difference::singles(&ops::gate(runner, activation, &gate, &up)?, &expected))
+            let up = Buffer::of(runner, &up)?;
+            Ok(Difference::singles(&on(runner, &gate, |gate| ops::gate(activation, gate, &up))?, &expected))
         }));
     }
-    out.push(Check::new(("softcap", ""), &shape, "f32", 0.0, move |runner: &On| {
-        let x: Vec<f32> = noise(n, 3).iter().map(|x| x * 100.0).collect();
-        let mut expected = x.clone();
-        cpu::softcap(&mut expected, 30.0);
-        Ok(Difference::singles(&ops::softcap(runner, &x, 30.0)?, &expected))
-    }));
+    for (dtype, codec) in [(Dtype::F16, &float::F16), (Dtype::BF16, &float::BF16)] {
+        out.push(Check::new(("widen", codec.name), &shape, "f32", 0.0, move |runner: &On| {
+            let (stored, mut expected) = (bytes(n * 2, 1), vec![0.0; n]);
+            (codec.decode)(&stored, &mut expected);
+            let (x, wide) = (Buffer::of(runner, &stored)?, Buffer::singles(runner, n)?);
+            ops::widen(dtype, &x, &wide)?;
+            Ok(Difference::singles(&wide.read(n)?, &expected))
+        }));
+    }
     for columns in [1, 100, 2048] {
         out.push(Check::new(("rms_norm", ""), &format!("5 x {columns}"), "f32", 1e-6, move |runner: &On| {
             let (x, gain) = (noise(5 * columns, 4), noise(columns, 5));
@@ -275,9 +338,12 @@ fn layer(out: &mut Vec<Check<On>>) {
             for (x, out) in x.chunks_exact(columns).zip(expected.chunks_exact_mut(columns)) {
                 cpu::rms_norm(x, &gain, 1e-6, out);
             }
-            Ok(Difference::singles(&ops::rms_norm(runner, &x, &gain, 1e-6)?, &expected))
+            let (x, gain, out) = (Buffer::of(runner, &x)?, Buffer::of(runner, &gain)?, Buffer::singles(runner, 5 * columns)?);
+            ops::rms_norm(&x, &gain, 1e-6, &out)?;
+            Ok(Difference::singles(&out.read(expected.len())?, &expected))
         }));
     }
+    experts(out);
     for halves in [false, true] {
         let (tokens, heads, head_dim, pairs) = (7, 3, 48, 20);
         let of = if halves { "halves" } else { "neighbours" };
@@ -296,10 +362,44 @@ fn layer(out: &mut Vec<Check<On>>) {
                         (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
                     }
                 }
-                Ok(Difference::singles(&ops::rope(runner, &x, &turns, tokens, head_dim, halves)?, &expected))
+                let turns = Buffer::of(runner, turns.as_flattened())?;
+                let got = on(runner, &x, |x| ops::rope(x, &turns, tokens, head_dim, halves))?;
+                Ok(Difference::singles(&got, &expected))
             },
         ));
     }
+}
+
+/// What brings tokens to their experts and back.
+fn experts(out: &mut Vec<Check<On>>) {
+    const COLUMNS: usize = 70;
+    const PLACES: [u32; 5] = [6, 0, 3, 8, 1];
+    let row = |x: &[f32], place: u32| x[place as usize * COLUMNS..][..COLUMNS].to_vec();
+    out.push(Check::new(("pick", ""), "5 of 9 x 70", "f32", 0.0, move |runner: &On| {
+        let x = noise(9 * COLUMNS, 1);
+        let (from, to) = (Buffer::of(runner, &x)?, Buffer::singles(runner, 5 * COLUMNS)?);
+        ops::pick(&from, &PLACES, COLUMNS, &to)?;
+        Ok(Difference::singles(&to.read(5 * COLUMNS)?, &PLACES.map(|p| row(&x, p)).concat()))
+    }));
+    out.push(Check::new(("scatter", ""), "5 of 9 x 70", "f32", 0.0, move |runner: &On| {
+        let (x, y, weights) = (noise(9 * COLUMNS, 1), noise(5 * COLUMNS, 2), noise(5, 3));
+        let mut expected = x.clone();
+        for ((place, weight), y) in PLACES.iter().zip(&weights).zip(y.chunks_exact(COLUMNS)) {
+            let row = &mut expected[*place as usize * COLUMNS..][..COLUMNS];
+            row.iter_mut().zip(y).for_each(|(x, y)| *x += y * weight);
+        }
+        let y = Buffer::of(runner, &y)?;
+        let got = on(runner, &x, |x| ops::scatter(&y, &PLACES, &weights, COLUMNS, x))?;
+        Ok(Difference::singles(&got, &expected))
+    }));
+    out.push(Check::new(("dots", ""), "9 x 70", "f32", 0.0, move |runner: &On| {
+        let (x, w) = (noise(9 * COLUMNS, 1), noise(COLUMNS, 2));
+        let expected: Vec<f32> =
+            x.chunks_exact(COLUMNS).map(|x| w.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
+        let (x, w, to) = (Buffer::of(runner, &x)?, Buffer::of(runner, &w)?, Buffer::singles(runner, 9)?);
+        ops::dots(&x, &w, &to)?;
+        Ok(Difference::singles(&to.read(9)?, &expected))
+    }));
 }
 
 fn attention(out: &mut Vec<Check<On>>) {
@@ -328,7 +428,11 @@ fn attention(out: &mut Vec<Check<On>>) {
                 cache.advance(first);
                 let mut expected = vec![0.0; q.len()];
                 cache.attend(&a, 0, &q, &k[now.clone()], &v[now], &|_, _| {}, &mut expected)?;
-                Ok(Difference::singles(&ops::attention(runner, &a, first, &q, &k, &v)?, &expected))
+                let [q, k, v] = [Buffer::of(runner, &q)?, Buffer::of(runner, &k)?, Buffer::of(runner, &v)?];
+                let out = Buffer::new(runner, q.bytes())?;
+                let [q, k, v] = [&q, &k, &v].map(|x| x.part(0..x.bytes()));
+                ops::attention(&a, first, &ops::Heads { q, k, v }, &out)?;
+                Ok(Difference::singles(&out.read(expected.len())?, &expected))
             }));
         }
     }
@@ -349,7 +453,16 @@ fn scores(out: &mut Vec<Check<On>>) {
             }
         }
         let numbers = |s: cpu::TokenScore| [s.nll_ref, s.nll, s.kld, f64::from(u8::from(s.same_top))];
-        let got = ops::scores(runner, &p, &q, &targets, part)?;
-        Ok(Difference::of(got.into_iter().flat_map(numbers), all.finish(0).flat_map(numbers)))
+        let got = ops::Scores::new(runner, &targets)?;
+        for first in (0..vocab).step_by(part) {
+            let n = part.min(vocab - first);
+            let columns = |x: &[f32]| -> Vec<f32> { x.chunks_exact(vocab).flat_map(|row| &row[first..first + n]).copied().collect() };
+            let (p, q) = (Buffer::of(runner, &columns(&p))?, Buffer::of(runner, &columns(&q))?);
+            // The last position by itself.
+            for positions in [0..2, 2..3] {
+                got.add(positions.clone(), first, n, &p.rows(positions.clone(), n), &q.rows(positions, n))?;
+            }
+        }
+        Ok(Difference::of(got.finish()?.finish(0).flat_map(numbers), all.finish(0).flat_map(numbers)))
     }));
 }

@@ -1,0 +1,125 @@
+//! A bound on a card's memory, within which what was freed serves what comes next: a driver that allocates waits for all kernels.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::runner::{Arg, Runner, Shape};
+use super::source::Unit;
+use crate::error::{Error, Result};
+
+/// A runner that allocates at most so much of another's memory.
+pub struct Memory<'r> {
+    runner: Box<dyn Runner + Send + 'r>,
+    limit: usize,
+    blocks: Mutex<Blocks>,
+}
+
+#[derive(Default)]
+struct Blocks {
+    /// Bytes of those in use, by address, and of all together.
+    used: HashMap<u64, usize>,
+    taken: usize,
+    /// Addresses of those that were freed, by size.
+    spare: BTreeMap<usize, Vec<u64>>,
+    kept: usize,
+}
+
+/// Sizes are rounded up to multiples, so that arrays of nearly the same size share a place.
+const STEP: usize = 256;
+/// What is lost where a block serves a smaller array: a share of one in so many.
+pub const SLACK: usize = 8;
+
+impl<'r> Memory<'r> {
+    /// Without `limit`, what is free now.
+    pub fn new(runner: impl Runner + Send + 'r, limit: Option<usize>) -> Result<Memory<'r>> {
+        let room = runner.room()?;
+        Ok(Memory { limit: limit.unwrap_or(room).min(room), runner: Box::new(runner), blocks: Mutex::default() })
+    }
+
+    fn blocks(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Blocks {
+    /// A block that was freed, at most [`SLACK`] larger.
+    fn reuse(&mut self, bytes: usize) -> Option<(u64, usize)> {
+        let (&size, places) = self.spare.range_mut(bytes..=bytes.saturating_add(bytes / SLACK)).next()?;
+        let at = places.pop()?;
+        if places.is_empty() {
+            self.spare.remove(&size);
+        }
+        self.kept -= size;
+        Some((at, size))
+    }
+
+    fn give_back(&mut self, runner: &dyn Runner) {
+        std::mem::take(&mut self.spare).into_values().flatten().for_each(|at| runner.free(at));
+        self.kept = 0;
+    }
+}
+
+impl Runner for Memory<'_> {
+    fn room(&self) -> Result<usize> {
+        Ok(self.limit.saturating_sub(self.blocks().taken))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let mut blocks = self.blocks();
+        let size = bytes.max(1).checked_next_multiple_of(STEP).unwrap_or(usize::MAX);
+        let (at, size) = match blocks.reuse(size) {
+            Some(found) => found,
+            None => {
+                let left = self.limit.saturating_sub(blocks.taken);
+                if size > left {
+                    let message = format!("an array of {bytes} bytes: of the {} of the card that may be used {left} are left", self.limit);
+                    return Err(Error::limits(message).help("raise --vram, or use --device cpu"));
+                }
+                if size > left.saturating_sub(blocks.kept) {
+                    blocks.give_back(self.runner.as_ref());
+                }
+                (self.runner.allocate(size)?, size)
+            }
+        };
+        blocks.taken += size;
+        blocks.used.insert(at, size);
+        Ok(at)
+    }
+
+    fn free(&self, at: u64) {
+        let mut blocks = self.blocks();
+        if let Some(size) = blocks.used.remove(&at) {
+            blocks.taken -= size;
+            blocks.kept += size;
+            blocks.spare.entry(size).or_default().push(at);
+        }
+    }
+
+    fn upload(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.runner.upload(at, bytes)
+    }
+
+    fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        self.runner.download(at, bytes)
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.runner.copy(from, to, bytes)
+    }
+
+    unsafe fn launch(&self, unit: &Unit, kernel: &str, shape: Shape, args: &[Arg]) -> Result<()> {
+        // SAFETY: the caller's word.
+        unsafe { self.runner.launch(unit, kernel, shape, args) }
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.runner.finish()
+    }
+}
+
+impl Drop for Memory<'_> {
+    fn drop(&mut self) {
+        let blocks = self.blocks.get_mut().unwrap_or_else(PoisonError::into_inner);
+        blocks.give_back(self.runner.as_ref());
+    }
+}
