@@ -9,7 +9,9 @@ use common::quant_ok;
 use quant::arch::Role;
 use quant::container::{Checkpoint, open};
 use quant::device::cpu;
+use quant::engine::ops::{OnCpu, Ops};
 use quant::engine::{Engine, Sequence, Site, Tap};
+use quant::error::Result;
 
 const SHAPES: [(&str, Shape); 3] = [("dense", DENSE), ("odd", ODD), ("moe", MOE)];
 
@@ -99,10 +101,11 @@ fn decoding_to_f32_changes_nothing() {
 #[derive(Default)]
 struct Ear(Vec<(Site, usize)>);
 
-impl Tap for Ear {
-    fn input(&mut self, site: Site, x: &[f32], weights: Option<&[f32]>) {
+impl<O: Ops> Tap<O> for Ear {
+    fn input(&mut self, on: &O, site: Site, x: &O::Rows, weights: Option<&[f32]>) -> Result<()> {
         assert!(weights.is_none_or(|w| w.iter().all(|w| (0.0..=1.0).contains(w))));
-        self.0.push((site, x.len()));
+        self.0.push((site, on.len(x)));
+        Ok(())
     }
 }
 
@@ -114,7 +117,11 @@ fn a_tap_hears_every_site_once_and_every_expert_its_tokens() {
         let engine = Engine::new(checkpoint.as_ref(), 50).unwrap();
         let (tokens, mut ear) = (tokens(50), Ear::default());
         let mut cache = engine.transient(50).unwrap();
-        engine.forward(&mut [Sequence { tokens: &tokens, cache: &mut cache }], &mut ear).unwrap();
+        let (on, mut sequences) = (OnCpu::default(), [Sequence { tokens: &tokens, cache: &mut cache }]);
+        let mut pass = engine.pass(&on, &mut ear);
+        let mut x = pass.embed(&sequences).unwrap();
+        (0..engine.layers()).for_each(|layer| pass.layer(layer, &mut sequences, &mut x).unwrap());
+        pass.finish(&sequences, &x).unwrap();
         let shared: Vec<_> = ear.0.iter().filter(|(site, _)| site.expert.is_none()).collect();
         assert_eq!(shared.len(), shape.layers * per_layer + 1);
         for (site, n) in &shared {

@@ -67,10 +67,11 @@ impl<'a, O: Ops> Collector<'a, O> {
                 let number = number.ok_or_else(|| Error::unsupported("no weight is known to read it").at(&key))?;
                 let shape = &self.shapes[number];
                 let gram = self.gram && !shape.cache;
-                let sums = self.on.sums(Wanted { columns: shape.columns, weighted: shape.expert, gram }).map_err(|e| {
-                    let e = e.at(&key);
-                    if gram { e.help("drop --gram, or use a machine with more memory") } else { e }
-                })?;
+                let sums =
+                    self.on.sums(Wanted { columns: shape.columns, weighted: shape.expert, gram }).map_err(|e| {
+                        let e = e.at(&key);
+                        if gram { e.help("drop --gram, or use a machine with more memory") } else { e }
+                    })?;
                 self.found.push((number, Growing { columns: shape.columns, tokens: 0, weight: 0.0, sums }));
                 self.index.insert(key, self.found.len() - 1);
                 self.found.len() - 1

@@ -32,7 +32,8 @@ impl DeviceArgs {
         let asked = self.device;
         match (asked, refused) {
             (Device::Cpu, _) if self.vram.is_some() => {
-                return Err(Error::request("--vram bounds a card's memory, and models run on the CPU").help("pass --device cuda:0 too"));
+                return Err(Error::request("--vram bounds a card's memory, and models run on the CPU")
+                    .help("pass --device cuda:0 too"));
             }
             (Device::Cuda(_), Some(what)) => {
                 return Err(Error::unsupported(format!("no card runs {what}")).help("use --device cpu, or auto"));

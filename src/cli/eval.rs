@@ -396,13 +396,7 @@ impl Eval {
     }
 
     /// Perplexity alone, artifact by artifact.
-    fn alone(
-        &self,
-        artifacts: &[Artifact],
-        place: &Place,
-        common: &Common,
-        reporter: &Reporter,
-    ) -> Result<Report> {
+    fn alone(&self, artifacts: &[Artifact], place: &Place, common: &Common, reporter: &Reporter) -> Result<Report> {
         let Some((_, first)) = artifacts.first() else { return Err(Error::request("there is no artifact")) };
         let (windows, conditions) = self.text.prepare(first.checkpoint.as_ref())?;
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the first artifact's")?;

@@ -19,8 +19,8 @@ use std::collections::HashMap;
 use rayon::prelude::*;
 
 use crate::arch::{Arch, ModelSpec};
-use crate::codec::kv::{KvPolicy, KvShape};
 use crate::codec::Activations;
+use crate::codec::kv::{KvPolicy, KvShape};
 use crate::container::{Checkpoint, Weight};
 pub use crate::device::cpu::KvCache;
 use crate::device::{Worker, cpu};

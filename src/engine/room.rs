@@ -63,7 +63,10 @@ impl<'a> Engine<'a> {
         let dim = self.spec.head_dim();
         if !HEAD_DIMS.contains(&dim) {
             let known: Vec<_> = HEAD_DIMS.iter().map(usize::to_string).collect();
-            return Err(Error::unsupported(format!("no card runs heads of {dim}: there are kernels for {}", known.join(", "))));
+            return Err(Error::unsupported(format!(
+                "no card runs heads of {dim}: there are kernels for {}",
+                known.join(", ")
+            )));
         }
         self.most_tokens()?;
         Ok(self)

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::probe::Item;
 use super::protocol::Window;
 use super::score::{Side, predictions};
-use super::{Candidate, batches, together, states, targets};
+use super::{Candidate, batches, states, targets, together};
 use crate::container::Checkpoint;
 use crate::container::tokenizer::leading_bos;
 use crate::error::{Error, Result};

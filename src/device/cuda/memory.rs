@@ -72,7 +72,10 @@ impl Runner for Memory<'_> {
             None => {
                 let left = self.limit.saturating_sub(blocks.taken);
                 if size > left {
-                    let message = format!("an array of {bytes} bytes: of the {} of the card that may be used {left} are left", self.limit);
+                    let message = format!(
+                        "an array of {bytes} bytes: of the {} of the card that may be used {left} are left",
+                        self.limit
+                    );
                     return Err(Error::limits(message).help("raise --vram, or use --device cpu"));
                 }
                 if size > left.saturating_sub(blocks.kept) {

@@ -303,7 +303,8 @@ fn layer(out: &mut Vec<Check<On>>) {
         Ok(Difference::singles(&on(runner, &x, |x| ops::softcap(x, 30.0))?, &expected))
     });
     elements("is finite", "", |runner| {
-        let places = [0usize, 1234, 2999].iter().flat_map(|at| [f32::NAN, f32::INFINITY, -f32::INFINITY].map(|bad| (*at, bad)));
+        let places =
+            [0usize, 1234, 2999].iter().flat_map(|at| [f32::NAN, f32::INFINITY, -f32::INFINITY].map(|bad| (*at, bad)));
         let found = places.map(|(at, bad)| {
             let mut x = noise(3000, 4);
             let sound = ops::is_finite(&*Buffer::of(runner, &x)?)?;
@@ -338,7 +339,8 @@ fn layer(out: &mut Vec<Check<On>>) {
             for (x, out) in x.chunks_exact(columns).zip(expected.chunks_exact_mut(columns)) {
                 cpu::rms_norm(x, &gain, 1e-6, out);
             }
-            let (x, gain, out) = (Buffer::of(runner, &x)?, Buffer::of(runner, &gain)?, Buffer::singles(runner, 5 * columns)?);
+            let (x, gain, out) =
+                (Buffer::of(runner, &x)?, Buffer::of(runner, &gain)?, Buffer::singles(runner, 5 * columns)?);
             ops::rms_norm(&x, &gain, 1e-6, &out)?;
             Ok(Difference::singles(&out.read(expected.len())?, &expected))
         }));
@@ -394,8 +396,7 @@ fn experts(out: &mut Vec<Check<On>>) {
     }));
     out.push(Check::new(("dots", ""), "9 x 70", "f32", 0.0, move |runner: &On| {
         let (x, w) = (noise(9 * COLUMNS, 1), noise(COLUMNS, 2));
-        let expected: Vec<f32> =
-            x.chunks_exact(COLUMNS).map(|x| w.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
+        let expected: Vec<f32> = x.chunks_exact(COLUMNS).map(|x| w.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
         let (x, w, to) = (Buffer::of(runner, &x)?, Buffer::of(runner, &w)?, Buffer::singles(runner, 9)?);
         ops::dots(&x, &w, &to)?;
         Ok(Difference::singles(&to.read(9)?, &expected))
@@ -456,7 +457,9 @@ fn scores(out: &mut Vec<Check<On>>) {
         let got = ops::Scores::new(runner, &targets)?;
         for first in (0..vocab).step_by(part) {
             let n = part.min(vocab - first);
-            let columns = |x: &[f32]| -> Vec<f32> { x.chunks_exact(vocab).flat_map(|row| &row[first..first + n]).copied().collect() };
+            let columns = |x: &[f32]| -> Vec<f32> {
+                x.chunks_exact(vocab).flat_map(|row| &row[first..first + n]).copied().collect()
+            };
             let (p, q) = (Buffer::of(runner, &columns(&p))?, Buffer::of(runner, &columns(&q))?);
             // The last position by itself.
             for positions in [0..2, 2..3] {
