@@ -4,14 +4,14 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use common::card::FakeCard;
-use common::family::{FAMILIES, Family, family};
+use common::family::{FAMILIES, family};
 use common::folder::Folder;
 use common::model::{DENSE, Shape, model};
 use common::quant_ok;
-use quant::calibrate::stats::{SiteStats, Statistics};
+use quant::calibrate::stats::{Gram, Statistics};
 use serde_json::Value;
 
 /// A model, an artifact of it and a text.
@@ -70,19 +70,20 @@ impl Bench {
         said
     }
 
-    fn calibrate(&self, device: &[&str]) -> Statistics {
-        let (source, text, out) = (self.source(), self.text("text.txt"), self.path(&format!("stats{}", device.len())));
-        let args = ["calibrate", &source, "--data", &text, "--rows", "4", "--length", "32", "--gram", "--quiet", "-o"];
-        let made = self.card.quant(&[&args[..], &[out.to_str().unwrap()], device].concat(), "");
+    fn calibrate(&self, name: &str, more: &[&str]) -> Statistics {
+        let [source, text, out] = [self.source(), self.text("text.txt"), self.text(name)];
+        let args =
+            ["calibrate", &source, "--data", &text, "--rows", "4", "--length", "32", "--gram", "--quiet", "-o", &out];
+        let made = self.card.quant(&[&args[..], more].concat(), "");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        Statistics::open(&out).unwrap()
+        Statistics::open(&self.path(name)).unwrap()
     }
 }
 
 const CARD: [&str; 2] = ["--device", "cuda:0"];
 
 fn llama() -> Folder {
-    model(&Shape { layers: 2, inter: 192, ..DENSE })
+    model(&Shape { layers: 1, inter: 256, ..DENSE })
 }
 
 /// Every figure of two reports, by its place there.
@@ -109,14 +110,10 @@ fn same_figures(name: &str, cpu: &Value, card: &Value) {
     }
 }
 
-fn families() -> impl Iterator<Item = &'static Family> {
-    FAMILIES.iter()
-}
-
 #[test]
 fn perplexity_and_divergence_are_the_cpu_s_in_every_family() {
-    for of in families() {
-        let Some(bench) = Bench::new(family(of), "q8_0") else { return };
+    for of in FAMILIES {
+        let Some(bench) = Bench::new(family(of), of.artifact) else { return };
         let source = bench.source();
         let reference = ["--reference", source.as_str()];
         let cpu = bench.report(&reference);
@@ -130,8 +127,106 @@ fn perplexity_and_divergence_are_the_cpu_s_in_every_family() {
 #[test]
 fn weights_of_every_kind_come_to_the_card() {
     // Blocks with kernels, blocks without, floats, parts with scales of their own, a scale of the whole matrix.
-    for to in ["q4_k_m", "tq2_0", "f16", "gptq", "nvfp4", "exl2"] {
+    for to in ["q4_k_m", "tq2_0", "f16", "gptq", "nvfp4a16", "exl2"] {
         let Some(bench) = Bench::new(llama(), to) else { return };
         same_figures(to, &bench.report(&[]), &bench.report(&CARD));
+    }
+}
+
+fn close(what: &str, ours: &[f32], theirs: &[f32]) {
+    let most = ours.iter().fold(0f32, |most, x| most.max(x.abs()));
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    assert!(worst <= 4e-6 * most, "{what}: {worst} of {most}");
+}
+
+fn dense(gram: &Option<Gram<'_>>) -> Vec<f32> {
+    gram.as_ref().map_or_else(Vec::new, |g| (0..g.columns()).flat_map(|i| g.row(i).to_vec()).collect())
+}
+
+#[test]
+fn statistics_are_the_cpu_s() {
+    for of in FAMILIES.iter().filter(|f| f.name.starts_with("qwen2-moe") || f.name.starts_with("gemma2")) {
+        let Some(bench) = Bench::new(family(of), of.artifact) else { return };
+        let (cpu, card) = (bench.calibrate("cpu.st", &[]), bench.calibrate("card.st", &CARD));
+        assert_eq!(
+            (&cpu.about().runs[0].device, card.about().runs[0].device.as_deref()),
+            (&None, Some("cuda:0 (the host)"))
+        );
+        let mut grams = 0;
+        for (i, shape) in cpu.about().sites.iter().enumerate() {
+            let (ours, theirs, key) = (cpu.nth(i), card.nth(i), &shape.key);
+            assert_eq!((ours.tokens, ours.held_out_tokens), (theirs.tokens, theirs.held_out_tokens), "{key}");
+            assert!((ours.weight - theirs.weight).abs() <= 1e-6 * ours.weight, "{key}");
+            close(key, &ours.mean_square, &theirs.mean_square);
+            close(key, &ours.absmax, &theirs.absmax);
+            close(key, &ours.held_out_mean_square, &theirs.held_out_mean_square);
+            let weighted = |w: &Option<std::borrow::Cow<'_, [f32]>>| w.as_deref().unwrap_or_default().to_vec();
+            close(key, &weighted(&ours.weighted_mean_square), &weighted(&theirs.weighted_mean_square));
+            close(key, &dense(&ours.gram), &dense(&theirs.gram));
+            grams += usize::from(ours.gram.is_some() && theirs.gram.is_some());
+        }
+        assert!(grams > 8, "{}: {grams}", of.name);
+    }
+}
+
+#[test]
+fn a_bound_on_memory_is_kept_and_changes_nothing() {
+    let Some(bench) = Bench::new(llama(), "q4_k_m") else { return };
+    let source = bench.source();
+    let bounded = |bytes: &str, settings: &[(&str, &str)]| {
+        bench.eval(&[&["--reference", &source, "--vram", bytes], &CARD[..]].concat(), settings)
+    };
+    // A card that has no more than was promised.
+    let bytes = "3000000";
+    let out = bounded(bytes, &[("HOST_CARD_MEMORY", bytes)]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let bound: Value = serde_json::from_slice(&out.stdout).unwrap();
+    same_figures("bound", &bench.report(&["--reference", &source]), &bound);
+    let out = bounded("500kB", &[]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(1), "{said}");
+    assert!(
+        said.contains("a sequence of 48 tokens takes 1 MiB of the card, 0 MiB") && said.contains("--vram"),
+        "{said}"
+    );
+    let said = bench.refusal(&["--vram", "1GiB"], &[]);
+    assert!(said.contains("--vram bounds a card's memory"), "{said}");
+}
+
+#[test]
+fn what_a_card_does_not_run_is_refused_by_name_and_left_to_the_cpu_by_auto() {
+    let Some(bench) = Bench::new(llama(), "q4_0") else { return };
+    let refused = [(&["--kv", "q8_0"][..], "quantized caches (--kv)"), (&["--suite", "arithmetic"], "tasks (--suite)")];
+    for (more, what) in refused {
+        let said = bench.refusal(&[more, &CARD].concat(), &[]);
+        assert!(said.contains(&format!("no card runs {what}")) && said.contains("--device cpu"), "{said}");
+    }
+    let auto = bench.report(&["--kv", "q8_0", "--device", "auto"]);
+    assert!(auto["artifacts"][0].is_object(), "{auto}");
+    assert_eq!(bench.report(&["--device", "auto"])["device"], "cuda:0 (the host)");
+    // Heads of a size without a kernel.
+    let Some(odd) = Bench::new(model(&Shape { layers: 1, ..common::model::ODD }), "q8_0") else { return };
+    let said = odd.refusal(&CARD, &[]);
+    assert!(said.contains("no card runs heads of 32"), "{said}");
+    assert_eq!(odd.report(&["--device", "auto"])["device"], "cpu");
+    // Inputs are rounded on the way.
+    let Some(served) = Bench::new(llama(), "fp8") else { return };
+    let (cpu, card) = (["--activations", "as-served"], ["--activations", "as-served", CARD[0], CARD[1]]);
+    same_figures("as served", &served.report(&cpu), &served.report(&card));
+}
+
+#[test]
+fn a_card_that_fails_on_the_way_is_an_error_with_its_name() {
+    let Some(bench) = Bench::new(llama(), "q4_0") else { return };
+    for (fails, says) in [
+        ("cuMemAlloc_v2:2:20", "cannot allocate memory: out of memory"),
+        ("cuMemcpyHtoD_v2:700:40", "cannot upload"),
+        ("cuLaunchKernel:719:30", "cannot launch"),
+        ("cuMemcpyDtoH_v2:700:1", "cannot download"),
+        ("cuModuleLoadData:209:3", "cannot load"),
+    ] {
+        let said = bench.refusal(&CARD, &[("HOST_CARD_FAILS", fails)]);
+        assert!(said.contains(says) && said.contains("artifact"), "{fails}: {said}");
     }
 }

@@ -19,6 +19,8 @@ pub const LAYERS: usize = 2;
 /// What a family has beside Llama's tensors, and its configuration.
 pub struct Family {
     pub name: &'static str,
+    /// What to compare it with.
+    pub artifact: &'static str,
     config: fn() -> Value,
     /// Of each layer.
     tensors: fn() -> Vec<(&'static str, Vec<usize>)>,
@@ -27,11 +29,13 @@ pub struct Family {
 pub const FAMILIES: &[Family] = &[
     Family {
         name: "qwen2: grouped heads, biases",
+        artifact: "q8_0",
         config: || json!({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}),
         tensors: || [heads(), qkv_biases(), gated("mlp.", INNER), norms(&LLAMA_NORMS)].concat(),
     },
     Family {
         name: "gemma2: norms behind, softcaps, a window",
+        artifact: "q8_0",
         config: || {
             json!({"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "sliding_window": 16, "tie_word_embeddings": true,
                 "query_pre_attn_scalar": 64, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 4.0,
@@ -41,6 +45,7 @@ pub const FAMILIES: &[Family] = &[
     },
     Family {
         name: "qwen3: norms of heads",
+        artifact: "q8_0",
         config: || json!({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}),
         tensors: || {
             let of_heads = vec![("self_attn.q_norm.weight", vec![HEAD]), ("self_attn.k_norm.weight", vec![HEAD])];
@@ -49,6 +54,7 @@ pub const FAMILIES: &[Family] = &[
     },
     Family {
         name: "qwen2-moe: experts, one of them for all",
+        artifact: "mlx-4bit-g32",
         config: || {
             json!({"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "num_experts": EXPERTS,
                 "num_experts_per_tok": 2, "moe_intermediate_size": WIDTH, "shared_expert_intermediate_size": INNER})
@@ -65,6 +71,7 @@ pub const FAMILIES: &[Family] = &[
     },
     Family {
         name: "gpt-oss: sinks, experts with biases",
+        artifact: "q8_0",
         config: || {
             json!({"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "intermediate_size": WIDTH,
                 "num_local_experts": EXPERTS, "num_experts_per_tok": 2, "sliding_window": 16, "swiglu_limit": 7.0,

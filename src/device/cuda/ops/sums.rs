@@ -1,6 +1,6 @@
 //! Statistics of activations, kept on a device from one batch to the next.
 
-use super::{Element, int, tiles};
+use super::{Element, fill, int, tiles};
 use crate::device::cpu::GRAM_ROWS;
 use crate::device::cuda::runner::{Arg, Buffer, Runner, Shape, View};
 use crate::device::cuda::source::Unit;
@@ -16,7 +16,9 @@ impl<'r> Gram<'r> {
     pub fn new(runner: &'r dyn Runner, columns: usize) -> Result<Gram<'r>> {
         let bytes = columns.checked_mul(columns + 1).and_then(|n| n.checked_mul(4));
         let bytes = bytes.ok_or_else(|| Error::limits(format!("a Gram matrix of {columns} columns is too large")))?;
-        Ok(Gram { upper: zeros(runner, bytes)?, columns })
+        let upper = Buffer::new(runner, bytes)?;
+        fill(&upper, 0.0)?;
+        Ok(Gram { upper, columns })
     }
 
     /// Adds rows `[rows][columns]`, with a weight each or without.
@@ -64,7 +66,8 @@ const SHARES: usize = 64;
 impl<'r> Moments<'r> {
     pub fn new(runner: &'r dyn Runner, columns: usize) -> Result<Moments<'r>> {
         let wide = columns * 8;
-        let [squares, sums, most] = [zeros(runner, wide)?, zeros(runner, wide)?, zeros(runner, wide / 2)?];
+        let [squares, sums, most] = [wide, wide, wide / 2].map(|bytes| Buffer::zeros(runner, bytes));
+        let [squares, sums, most] = [squares?, sums?, most?];
         Ok(Moments { squares, sums, most, columns })
     }
 
@@ -93,11 +96,4 @@ impl<'r> Moments<'r> {
         let n = self.columns;
         Ok(Totals { squares: self.squares.read(n)?, sums: self.sums.read(n)?, most: self.most.read(n)? })
     }
-}
-
-/// Zeros that need not be sent.
-fn zeros(runner: &dyn Runner, bytes: usize) -> Result<Buffer<'_>> {
-    let out = Buffer::new(runner, bytes)?;
-    super::fill(&out, 0.0)?;
-    Ok(out)
 }
