@@ -65,7 +65,7 @@ impl Bench {
     fn refusal(&self, more: &[&str], settings: &[(&str, &str)]) -> String {
         let out = self.eval(more, settings);
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(out.status.code() == Some(1), "{more:?} {settings:?}: {said}");
+        assert!(matches!(out.status.code(), Some(1 | 2)), "{more:?} {settings:?}: {said}");
         assert_eq!(said.lines().filter(|l| l.starts_with("error: ")).count(), 1, "{said}");
         said
     }
@@ -81,6 +81,11 @@ impl Bench {
 }
 
 const CARD: [&str; 2] = ["--device", "cuda:0"];
+
+/// The least of them.
+fn small() -> Folder {
+    family(&FAMILIES[0])
+}
 
 fn llama() -> Folder {
     model(&Shape { layers: 1, inter: 256, ..DENSE })
@@ -172,18 +177,27 @@ fn statistics_are_the_cpu_s() {
 
 #[test]
 fn a_bound_on_memory_is_kept_and_changes_nothing() {
-    let Some(bench) = Bench::new(llama(), "q4_k_m") else { return };
+    let Some(bench) = Bench::new(small(), "q4_0") else { return };
     let source = bench.source();
     let bounded = |bytes: &str, settings: &[(&str, &str)]| {
         bench.eval(&[&["--reference", &source, "--vram", bytes], &CARD[..]].concat(), settings)
     };
-    // A card that has no more than was promised.
-    let bytes = "3000000";
-    let out = bounded(bytes, &[("HOST_CARD_MEMORY", bytes)]);
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let bound: Value = serde_json::from_slice(&out.stdout).unwrap();
-    same_figures("bound", &bench.report(&["--reference", &source]), &bound);
-    let out = bounded("500kB", &[]);
+    let cpu = bench.report(&["--reference", &source]);
+    let (mut kept, mut refused) = (0, 0);
+    // A card that has no more than was promised: either it is known beforehand not to suffice, or it does.
+    for bytes in (0..10).map(|n| (200_000 + n * 60_000).to_string()) {
+        let out = bounded(&bytes, &[("HOST_CARD_MEMORY", &bytes)]);
+        if out.status.success() {
+            same_figures(&bytes, &cpu, &serde_json::from_slice(&out.stdout).unwrap());
+            kept += 1;
+        } else {
+            let said = String::from_utf8_lossy(&out.stderr);
+            assert!(said.contains("a sequence of 48 tokens takes"), "{bytes}: {said}");
+            refused += 1;
+        }
+    }
+    assert!(kept > 2 && refused > 0, "{kept} were enough");
+    let out = bounded("100kB", &[]);
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.code() == Some(1), "{said}");
     assert!(
@@ -196,7 +210,7 @@ fn a_bound_on_memory_is_kept_and_changes_nothing() {
 
 #[test]
 fn what_a_card_does_not_run_is_refused_by_name_and_left_to_the_cpu_by_auto() {
-    let Some(bench) = Bench::new(llama(), "q4_0") else { return };
+    let Some(bench) = Bench::new(small(), "q4_0") else { return };
     let refused = [(&["--kv", "q8_0"][..], "quantized caches (--kv)"), (&["--suite", "arithmetic"], "tasks (--suite)")];
     for (more, what) in refused {
         let said = bench.refusal(&[more, &CARD].concat(), &[]);
@@ -211,17 +225,17 @@ fn what_a_card_does_not_run_is_refused_by_name_and_left_to_the_cpu_by_auto() {
     assert!(said.contains("no card runs heads of 32"), "{said}");
     assert_eq!(odd.report(&["--device", "auto"])["device"], "cpu");
     // Inputs are rounded on the way.
-    let Some(served) = Bench::new(llama(), "fp8") else { return };
+    let Some(served) = Bench::new(small(), "fp8") else { return };
     let (cpu, card) = (["--activations", "as-served"], ["--activations", "as-served", CARD[0], CARD[1]]);
     same_figures("as served", &served.report(&cpu), &served.report(&card));
 }
 
 #[test]
 fn a_card_that_fails_on_the_way_is_an_error_with_its_name() {
-    let Some(bench) = Bench::new(llama(), "q4_0") else { return };
+    let Some(bench) = Bench::new(small(), "q4_0") else { return };
     for (fails, says) in [
-        ("cuMemAlloc_v2:2:20", "cannot allocate memory: out of memory"),
-        ("cuMemcpyHtoD_v2:700:40", "cannot upload"),
+        ("cuMemAlloc_v2:2:5", "cannot allocate memory: out of memory"),
+        ("cuMemcpyHtoD_v2:700:15", "cannot upload"),
         ("cuLaunchKernel:719:30", "cannot launch"),
         ("cuMemcpyDtoH_v2:700:1", "cannot download"),
         ("cuModuleLoadData:209:3", "cannot load"),
