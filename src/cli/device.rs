@@ -42,11 +42,14 @@ impl DeviceArgs {
             _ => {}
         }
         let limit = self.vram.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX));
-        let opened = asked.open()?.map(|card| {
+        let card = asked.open()?.map(|card| {
             let name = format!("cuda:{} ({})", card.info.index, card.info.name);
-            Ok::<_, Error>((Memory::new(card, limit)?, name))
+            Memory::new(card, limit).map(|memory| (memory, name))
         });
-        Ok(Place { asked, card: opened.transpose()? })
+        match card.transpose() {
+            Err(_) if asked == Device::Auto => Ok(Place { asked, card: None }),
+            card => Ok(Place { asked, card: card? }),
+        }
     }
 }
 

@@ -35,11 +35,11 @@ impl Room {
     pub fn tokens(&self, bytes: usize, longest: usize) -> Result<usize> {
         let needed = self.of(longest);
         if needed > bytes {
-            let mib = |n: usize| n.div_ceil(1 << 20);
+            let mib = |n: usize| n as f64 / f64::from(1 << 20);
             return Err(Error::limits(format!(
-                "a sequence of {longest} tokens takes {} MiB of the card, {} MiB of it may be used",
-                mib(needed),
-                bytes >> 20
+                "a sequence of {longest} tokens takes {:.1} MiB of the card, {:.1} MiB of it may be used",
+                mib(needed) + 0.05,
+                mib(bytes)
             ))
             .help("raise --vram, shorten what is run at a time (--context, --length), or use --device cpu"));
         }
@@ -125,6 +125,6 @@ mod tests {
             assert!(room.of(tokens) <= bytes && room.of(tokens + tokens / 100 + 2) > bytes, "{tokens} of {bytes}");
         }
         let error = room.tokens(8 << 20, 8).unwrap_err().to_string();
-        assert!(error.contains("takes 12 MiB") && error.contains("8 MiB"), "{error}");
+        assert!(error.contains("takes 11.4 MiB") && error.contains("8.0 MiB"), "{error}");
     }
 }

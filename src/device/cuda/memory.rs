@@ -126,3 +126,68 @@ impl Drop for Memory<'_> {
         blocks.give_back(self.runner.as_ref());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::device::cuda::Buffer;
+
+    /// Addresses that name nothing, and what was asked for.
+    #[derive(Default)]
+    struct Counter(Mutex<(u64, Vec<usize>, usize)>);
+
+    impl Runner for &Counter {
+        fn room(&self) -> Result<usize> {
+            Ok(10_000)
+        }
+        fn allocate(&self, bytes: usize) -> Result<u64> {
+            let mut all = self.0.lock().unwrap();
+            all.0 += 1;
+            all.1.push(bytes);
+            Ok(all.0)
+        }
+        fn free(&self, _: u64) {
+            self.0.lock().unwrap().2 += 1;
+        }
+        fn upload(&self, _: u64, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
+        fn download(&self, _: u64, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+        fn copy(&self, _: u64, _: u64, _: usize) -> Result<()> {
+            Ok(())
+        }
+        unsafe fn launch(&self, _: &Unit, _: &str, _: Shape, _: &[Arg]) -> Result<()> {
+            Ok(())
+        }
+        fn finish(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_was_freed_serves_what_comes_next_and_the_bound_holds() {
+        let counter = Counter::default();
+        let memory = Memory::new(&counter, Some(4096)).unwrap();
+        assert_eq!(memory.room().unwrap(), 4096);
+        drop(Buffer::new(&memory, 2000).unwrap());
+        let again = Buffer::new(&memory, 1900).unwrap();
+        assert_eq!((counter.0.lock().unwrap().1.clone(), memory.room().unwrap()), (vec![2048], 2048));
+        // Too large a block for this one: a new one.
+        drop(again);
+        let small = Buffer::new(&memory, 100).unwrap();
+        assert_eq!(counter.0.lock().unwrap().1, [2048, 256]);
+        // What is kept makes room.
+        let large = Buffer::new(&memory, 3000).unwrap();
+        assert_eq!((counter.0.lock().unwrap().2, memory.room().unwrap()), (1, 4096 - 256 - 3072));
+        let error = Buffer::new(&memory, 1000).err().unwrap().to_string();
+        assert!(error.contains("an array of 1000 bytes") && error.contains("768 are left"), "{error}");
+        drop((small, large, memory));
+        assert_eq!(counter.0.lock().unwrap().2, 3);
+        // No more than there is.
+        assert_eq!(Memory::new(&counter, Some(1 << 40)).unwrap().room().unwrap(), 10_000);
+    }
+}

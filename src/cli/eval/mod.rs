@@ -1,5 +1,7 @@
 //! `quant eval`
 
+mod report;
+
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
@@ -10,13 +12,13 @@ use super::gate::{self, GateArgs};
 use super::kv::{self, Matrix};
 use super::model::Model;
 use super::quality::{self, Row, facts};
-use super::report::{Reporter, markdown, table};
+use super::report::Reporter;
 use super::stress;
 use super::tasks::TaskArgs;
 use super::text::TextArgs;
-use super::{Common, Exit, html, model};
+use super::{Common, Exit, model};
 use crate::codec::kv::KvPolicy;
-use crate::container::output::{Output, publish, refuse_inputs};
+use crate::container::output::refuse_inputs;
 use crate::container::{Checkpoint, OpenOptions};
 use crate::convert::verify;
 use crate::device::{Worker, cpu};
@@ -30,6 +32,7 @@ use crate::eval::reference::{Cached, Conditions, Facts, Reference};
 use crate::eval::stats::{self, Chunk, summarize};
 use crate::eval::task::Task;
 use crate::eval::{self, Candidate};
+use report::{Files, Report, named, write};
 
 #[derive(Args)]
 pub struct Eval {
@@ -166,7 +169,8 @@ impl Eval {
         if let Some(judgement) = &judgement {
             report.json["gate"] = serde_json::json!(judgement);
         }
-        self.print(&report, reporter)?;
+        let [markdown, save, html] = [&self.markdown, &self.save, &self.html].map(Option::as_deref);
+        report.print(&Files { markdown, save, html }, reporter)?;
         let Some(judgement) = judgement else { return Ok(Exit::DONE) };
         if !reporter.json {
             reporter.text("")?;
@@ -433,64 +437,10 @@ impl Eval {
         report.ran_on(device);
         Ok(report)
     }
-
-    fn print(&self, report: &Report, reporter: &Reporter) -> Result<()> {
-        let header: Vec<&str> = report.header.iter().map(AsRef::as_ref).collect();
-        let right: Vec<usize> = (1..header.len()).collect();
-        if let Some(path) = &self.markdown {
-            let text = format!("{}\n{}\n", markdown(&header, &right, &report.cells), report.notes.join("  \n"));
-            write(path, &text)?;
-        }
-        if let Some(path) = &self.save {
-            write(path, &format!("{:#}\n", report.json))?;
-        }
-        if let Some(path) = &self.html {
-            html::page(path, &report.json)?;
-        }
-        if reporter.json {
-            return reporter.value(&report.json);
-        }
-        reporter.text(&table(&header, &right, report.cells.iter().cloned()))?;
-        reporter.text("")?;
-        for more in &report.more {
-            reporter.text(more)?;
-            reporter.text("")?;
-        }
-        report.notes.iter().try_for_each(|note| reporter.text(note))
-    }
-}
-
-/// What is printed: a table, or the JSON value of the same.
-struct Report {
-    header: Vec<Cow<'static, str>>,
-    cells: Vec<Vec<String>>,
-    /// Other tables, for the terminal alone.
-    more: Vec<String>,
-    notes: Vec<String>,
-    json: serde_json::Value,
-}
-
-impl Report {
-    fn ran_on(&mut self, device: &str) {
-        self.json["device"] = device.into();
-        if device != "cpu" {
-            self.notes.push(format!("computed on {device}"));
-        }
-    }
 }
 
 fn checkpoints(artifacts: &[Artifact]) -> Vec<(&str, &dyn Checkpoint)> {
     artifacts.iter().map(|(path, m)| (path.as_str(), m.checkpoint.as_ref())).collect()
-}
-
-fn named(header: &[&'static str]) -> Vec<Cow<'static, str>> {
-    header.iter().map(|name| Cow::Borrowed(*name)).collect()
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    let output = Output::create(path)?;
-    output.write_at(0, text.as_bytes())?;
-    publish(vec![output]).map(drop)
 }
 
 fn tokens(windows: &[Window]) -> u64 {
