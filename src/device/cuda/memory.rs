@@ -185,7 +185,8 @@ mod tests {
         assert_eq!((counter.0.lock().unwrap().2, memory.room().unwrap()), (1, 4096 - 256 - 3072));
         let error = Buffer::new(&memory, 1000).err().unwrap().to_string();
         assert!(error.contains("an array of 1000 bytes") && error.contains("768 are left"), "{error}");
-        drop((small, large, memory));
+        drop((small, large));
+        drop(memory);
         assert_eq!(counter.0.lock().unwrap().2, 3);
         // No more than there is.
         assert_eq!(Memory::new(&counter, Some(1 << 40)).unwrap().room().unwrap(), 10_000);
