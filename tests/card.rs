@@ -130,6 +130,24 @@ fn perplexity_and_divergence_are_the_cpu_s_in_every_family() {
 }
 
 #[test]
+fn a_reference_in_a_file_is_as_good_as_the_model() {
+    let Some(bench) = Bench::new(family(&FAMILIES[1]), FAMILIES[1].artifact) else { return };
+    let [source, text] = [bench.source(), bench.text("text.txt")];
+    let reports = [&["--device", "cpu"], &CARD].map(|device| {
+        let file = bench.text(&format!("{}.ref", &device[1][..3]));
+        let args = ["reference", &source, "--data", &text, "--context", "48", "--chunks", "3", "--quiet", "-o", &file];
+        let made = bench.card.quant(&[&args[..], device].concat(), "");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let artifact = bench.text("artifact");
+        let args = ["eval", &artifact, "--reference", &file, "--json", "--quiet"];
+        let out = bench.card.quant(&[&args[..], device].concat(), "");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()
+    });
+    same_figures("from a file", &reports[0], &reports[1]);
+}
+
+#[test]
 fn weights_of_every_kind_come_to_the_card() {
     // Blocks with kernels, blocks without, floats, parts with scales of their own, a scale of the whole matrix.
     for to in ["q4_k_m", "tq2_0", "f16", "gptq", "nvfp4a16", "exl2"] {

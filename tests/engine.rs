@@ -117,11 +117,8 @@ fn a_tap_hears_every_site_once_and_every_expert_its_tokens() {
         let engine = Engine::new(checkpoint.as_ref(), 50).unwrap();
         let (tokens, mut ear) = (tokens(50), Ear::default());
         let mut cache = engine.transient(50).unwrap();
-        let (on, mut sequences) = (OnCpu::default(), [Sequence { tokens: &tokens, cache: &mut cache }]);
-        let mut pass = engine.pass(&on, &mut ear);
-        let mut x = pass.embed(&sequences).unwrap();
-        (0..engine.layers()).for_each(|layer| pass.layer(layer, &mut sequences, &mut x).unwrap());
-        pass.finish(&sequences, &x).unwrap();
+        let mut sequences = [Sequence { tokens: &tokens, cache: &mut cache }];
+        engine.forward_on(&OnCpu::default(), &mut sequences, &mut ear).unwrap();
         let shared: Vec<_> = ear.0.iter().filter(|(site, _)| site.expert.is_none()).collect();
         assert_eq!(shared.len(), shape.layers * per_layer + 1);
         for (site, n) in &shared {

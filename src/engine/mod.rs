@@ -180,14 +180,19 @@ impl<'a> Engine<'a> {
     /// the layer where it first appears; those of the device.
     pub fn forward(&self, sequences: &mut [Sequence<'_>]) -> Result<Vec<f32>> {
         match self.worker {
-            Worker::Cpu => self.run(&OnCpu::default(), sequences),
-            Worker::Card(runner) => self.run(&OnCard::new(runner)?, sequences),
+            Worker::Cpu => self.states(&OnCpu::default(), sequences),
+            Worker::Card(runner) => self.states(&OnCard::new(runner)?, sequences),
         }
     }
 
-    fn run<O: Ops>(&self, on: &O, sequences: &mut [Sequence<'_>]) -> Result<Vec<f32>> {
-        let mut none = NoTap;
-        let mut pass = self.pass(on, &mut none);
+    fn states<O: Ops>(&self, on: &O, sequences: &mut [Sequence<'_>]) -> Result<Vec<f32>> {
+        let states = self.forward_on(on, sequences, &mut NoTap)?;
+        Ok(on.get(&states)?.into_owned())
+    }
+
+    /// The same where `on` computes, and leaves them; `tap` sees the input of every weight.
+    pub fn forward_on<O: Ops>(&self, on: &O, sequences: &mut [Sequence<'_>], tap: &mut dyn Tap<O>) -> Result<O::Rows> {
+        let mut pass = self.pass(on, tap);
         let mut x = pass.embed(sequences)?;
         for layer in 0..self.layers() {
             pass.layer(layer, sequences, &mut x)?;
@@ -195,11 +200,10 @@ impl<'a> Engine<'a> {
         for s in sequences.iter_mut() {
             s.cache.advance(s.tokens.len());
         }
-        let states = pass.finish(sequences, &x)?;
-        Ok(on.get(&states)?.into_owned())
+        pass.finish(sequences, &x)
     }
 
-    /// [`Engine::forward`] in steps, for those who stop between layers or listen: `tap` sees the input of every weight.
+    /// [`Engine::forward_on`] in steps, for those who stop between layers.
     pub fn pass<'p, O: Ops>(&'p self, on: &'p O, tap: &'p mut dyn Tap<O>) -> Pass<'p, 'a, O> {
         Pass::new(self, on, tap)
     }

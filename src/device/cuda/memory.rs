@@ -30,10 +30,11 @@ const STEP: usize = 256;
 pub const SLACK: usize = 8;
 
 impl<'r> Memory<'r> {
-    /// Without `limit`, what is free now.
+    /// Without `limit`, what is free now but for a little: compiled kernels take some too.
     pub fn new(runner: impl Runner + Send + 'r, limit: Option<usize>) -> Result<Memory<'r>> {
         let room = runner.room()?;
-        Ok(Memory { limit: limit.unwrap_or(room).min(room), runner: Box::new(runner), blocks: Mutex::default() })
+        let limit = limit.map_or(room - room / 16, |limit| limit.min(room));
+        Ok(Memory { limit, runner: Box::new(runner), blocks: Mutex::default() })
     }
 
     fn blocks(&self) -> MutexGuard<'_, Blocks> {
@@ -81,7 +82,15 @@ impl Runner for Memory<'_> {
                 if size > left.saturating_sub(blocks.kept) {
                     blocks.give_back(self.runner.as_ref());
                 }
-                (self.runner.allocate(size)?, size)
+                let at = match self.runner.allocate(size) {
+                    // Free, but in pieces that are too small.
+                    Err(_) if blocks.kept > 0 => {
+                        blocks.give_back(self.runner.as_ref());
+                        self.runner.allocate(size)?
+                    }
+                    at => at?,
+                };
+                (at, size)
             }
         };
         blocks.taken += size;
