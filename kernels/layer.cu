@@ -11,8 +11,33 @@ KERNEL rms_norm(const float *x, const float *gain, int n, float eps, float *out)
 
 FN i64 element() { return i64(blockIdx.x) * blockDim.x + threadIdx.x; }
 
+KERNEL fill(float *x, float value, i64 n) {
+    if (element() < n) x[element()] = value;
+}
+
 KERNEL add(float *x, const float *y, i64 n) {
     if (element() < n) x[element()] += y[element()];
+}
+
+KERNEL scale(float *x, float factor, i64 n) {
+    if (element() < n) x[element()] *= factor;
+}
+
+// The same to every row.
+KERNEL add_bias(float *x, const float *bias, int columns, i64 n) {
+    if (element() < n) x[element()] += bias[element() % columns];
+}
+
+// found = 1 where some element is infinite or no number; else it stays as it is.
+KERNEL find_not_finite(const float *x, u32 *found, i64 n) {
+    if (element() < n && (__float_as_uint(x[element()]) & 0x7f800000u) == 0x7f800000u) *found = 1;
+}
+
+KERNEL widen_f16(float *out, const u16 *x, i64 n) {
+    if (element() < n) out[element()] = half_to_float(x[element()]);
+}
+KERNEL widen_bf16(float *out, const u16 *x, i64 n) {
+    if (element() < n) out[element()] = bf16_to_float(x[element()]);
 }
 
 // gate = activation(gate) * up
@@ -53,4 +78,25 @@ KERNEL rope(float *x, const float *turns, i64 tokens, int heads, int head_dim, i
     float p = at[a], q = at[b];
     at[a] = p * turn[0] - q * turn[1];
     at[b] = p * turn[1] + q * turn[0];
+}
+
+// Rows of x, in any order: out[i] = x[rows[i]].
+KERNEL pick(float *out, const float *x, const u32 *rows, int columns, i64 n) {
+    i64 i = element();
+    if (i < n) out[i] = x[i64(rows[i / columns]) * columns + i % columns];
+}
+
+// out[rows[i]] += weights[i] * y[i]; no row comes twice.
+KERNEL scatter(const float *y, float *out, const u32 *rows, const float *weights, int columns, i64 n) {
+    i64 i = element();
+    if (i < n) out[i64(rows[i / columns]) * columns + i % columns] += y[i] * weights[i / columns];
+}
+
+// The product of every row of x with w, added up from the first column to the last.
+KERNEL dots(float *out, const float *x, const float *w, int columns, i64 rows) {
+    i64 row = element();
+    if (row >= rows) return;
+    float sum = -0.0f;
+    for (int i = 0; i < columns; i++) sum += w[i] * x[row * columns + i];
+    out[row] = sum;
 }

@@ -28,14 +28,15 @@ KERNEL moments_bf16(const u16 *x, const float *weights, i64 rows, int columns, d
     moments_of(x, weights, rows, columns, squares, sums, most);
 }
 
-// Adds `shares` rows to the first.
-KERNEL fold_moments(int shares, int columns, double *squares, double *sums, float *most) {
+// Adds `shares` rows to the totals.
+KERNEL fold_moments(int shares, int columns, const double *squares, const double *sums, const float *most, double *all_squares,
+                    double *all_sums, float *all_most) {
     int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= columns) return;
-    for (int n = 1; n < shares; n++) {
+    for (int n = 0; n < shares; n++) {
         i64 at = i64(n) * columns + column;
-        squares[column] += squares[at];
-        sums[column] += sums[at];
-        if (most[at] > most[column]) most[column] = most[at];
+        all_squares[column] += squares[at];
+        all_sums[column] += sums[at];
+        if (most[at] > all_most[column]) all_most[column] = most[at];
     }
 }

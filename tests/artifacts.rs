@@ -11,7 +11,9 @@ use common::model::{DENSE, MOE, ODD, Shape, model};
 use common::{quant_fails, quant_ok};
 use quant::calibrate::stats::Statistics;
 use quant::container::{Checkpoint, open};
+use quant::engine::ops::{Lent, OnCpu};
 use quant::engine::{Engine, Sequence, Site, Tap};
+use quant::error::Result;
 use quant::recipe;
 use serde_json::{Value, json};
 
@@ -854,15 +856,18 @@ fn bands_and_columns_that_make_no_sense() {
 #[test]
 fn caches_get_scales_from_statistics() {
     struct Largest(Vec<[f32; 2]>);
-    impl Tap for Largest {
-        fn input(&mut self, _: Site, _: &[f32], _: Option<&[f32]>) {}
+    impl Tap<OnCpu> for Largest {
+        fn input(&mut self, _: &OnCpu, _: Site, _: &Lent, _: Option<&[f32]>) -> Result<()> {
+            Ok(())
+        }
 
-        fn cached(&mut self, layer: u32, keys: &[f32], values: &[f32]) {
+        fn cached(&mut self, _: &OnCpu, layer: u32, keys: &Lent, values: &Lent) -> Result<()> {
             assert_eq!(keys.len(), values.len());
             self.0.resize(self.0.len().max(layer as usize + 1), [0.0; 2]);
             for (most, x) in self.0[layer as usize].iter_mut().zip([keys, values]) {
                 *most = x.iter().fold(*most, |most, x| most.max(x.abs()));
             }
+            Ok(())
         }
     }
     let dir = tempfile::tempdir().unwrap();
@@ -877,7 +882,8 @@ fn caches_get_scales_from_statistics() {
     let checkpoint = open(folder.path()).unwrap();
     let engine = Engine::new(checkpoint.as_ref(), tokens.len()).unwrap();
     let (mut cache, mut largest) = (engine.transient(tokens.len()).unwrap(), Largest(Vec::new()));
-    engine.forward(&mut [Sequence { tokens: &tokens, cache: &mut cache }], &mut largest).unwrap();
+    let mut sequences = [Sequence { tokens: &tokens, cache: &mut cache }];
+    engine.forward_on(&OnCpu::default(), &mut sequences, &mut largest).unwrap();
     assert_eq!(largest.0.len(), DENSE.layers);
 
     for (preset, names, shape) in [

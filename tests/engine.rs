@@ -9,7 +9,9 @@ use common::quant_ok;
 use quant::arch::Role;
 use quant::container::{Checkpoint, open};
 use quant::device::cpu;
-use quant::engine::{Engine, NoTap, Sequence, Site, Tap};
+use quant::engine::ops::{OnCpu, Ops};
+use quant::engine::{Engine, Sequence, Site, Tap};
+use quant::error::Result;
 
 const SHAPES: [(&str, Shape); 3] = [("dense", DENSE), ("odd", ODD), ("moe", MOE)];
 
@@ -21,7 +23,7 @@ fn tokens(n: usize) -> Vec<u32> {
 fn logits(checkpoint: &dyn Checkpoint, tokens: &[u32]) -> Vec<f32> {
     let engine = Engine::new(checkpoint, tokens.len()).unwrap();
     let mut cache = engine.transient(tokens.len()).unwrap();
-    let hidden = engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap).unwrap();
+    let hidden = engine.forward(&mut [Sequence { tokens, cache: &mut cache }]).unwrap();
     engine.head().unwrap().logits(&hidden)
 }
 
@@ -42,7 +44,7 @@ fn a_token_has_the_same_bits_in_any_batch_and_with_any_threads() {
                 let mut caches = [engine.transient(100).unwrap(), engine.transient(31).unwrap()];
                 let [a, b] = &mut caches;
                 let mut both = [Sequence { tokens: &long, cache: a }, Sequence { tokens: &short, cache: b }];
-                engine.forward(&mut both, &mut NoTap).unwrap()
+                engine.forward(&mut both).unwrap()
             })
         };
         let both = run(2);
@@ -54,13 +56,13 @@ fn a_token_has_the_same_bits_in_any_batch_and_with_any_threads() {
         let mut cache = engine.cache(100).unwrap();
         let mut parts = Vec::new();
         for part in [&long[..1], &long[1..40], &long[40..99], &long[99..]] {
-            parts.extend(engine.forward(&mut [Sequence { tokens: part, cache: &mut cache }], &mut NoTap).unwrap());
+            parts.extend(engine.forward(&mut [Sequence { tokens: part, cache: &mut cache }]).unwrap());
         }
         assert!(parts == both[..100 * hidden], "{name}: in parts");
         // From a shared prefix.
         cache.truncate(40);
         let mut branch = cache.clone();
-        let again = engine.forward(&mut [Sequence { tokens: &long[40..], cache: &mut branch }], &mut NoTap).unwrap();
+        let again = engine.forward(&mut [Sequence { tokens: &long[40..], cache: &mut branch }]).unwrap();
         assert!(again == both[40 * hidden..100 * hidden], "{name}: from a prefix");
     }
 }
@@ -99,10 +101,11 @@ fn decoding_to_f32_changes_nothing() {
 #[derive(Default)]
 struct Ear(Vec<(Site, usize)>);
 
-impl Tap for Ear {
-    fn input(&mut self, site: Site, x: &[f32], weights: Option<&[f32]>) {
+impl<O: Ops> Tap<O> for Ear {
+    fn input(&mut self, on: &O, site: Site, x: &O::Rows, weights: Option<&[f32]>) -> Result<()> {
         assert!(weights.is_none_or(|w| w.iter().all(|w| (0.0..=1.0).contains(w))));
-        self.0.push((site, x.len()));
+        self.0.push((site, on.len(x)));
+        Ok(())
     }
 }
 
@@ -114,7 +117,8 @@ fn a_tap_hears_every_site_once_and_every_expert_its_tokens() {
         let engine = Engine::new(checkpoint.as_ref(), 50).unwrap();
         let (tokens, mut ear) = (tokens(50), Ear::default());
         let mut cache = engine.transient(50).unwrap();
-        engine.forward(&mut [Sequence { tokens: &tokens, cache: &mut cache }], &mut ear).unwrap();
+        let mut sequences = [Sequence { tokens: &tokens, cache: &mut cache }];
+        engine.forward_on(&OnCpu::default(), &mut sequences, &mut ear).unwrap();
         let shared: Vec<_> = ear.0.iter().filter(|(site, _)| site.expert.is_none()).collect();
         assert_eq!(shared.len(), shape.layers * per_layer + 1);
         for (site, n) in &shared {
@@ -135,7 +139,7 @@ fn what_cannot_be_run_says_why() {
     let refused = |tokens: &[u32], positions: usize| {
         let mut cache = engine.transient(positions).unwrap();
         let sequence = Sequence { tokens, cache: &mut cache };
-        engine.forward(&mut [sequence], &mut NoTap).unwrap_err().to_string()
+        engine.forward(&mut [sequence]).unwrap_err().to_string()
     };
     let long = refused(&tokens(45), 20);
     assert!(long.contains("45 tokens are 25 more than the context of 20"), "{long}");
@@ -151,6 +155,6 @@ fn what_cannot_be_run_says_why() {
     let mut cache = engine.transient(20).unwrap();
     let tokens = tokens(5);
     let sequence = Sequence { tokens: &tokens, cache: &mut cache };
-    let error = engine.forward(&mut [sequence], &mut NoTap).unwrap_err().to_string();
+    let error = engine.forward(&mut [sequence]).unwrap_err().to_string();
     assert!(error.contains("layer 2"), "{error}");
 }

@@ -11,7 +11,7 @@ use quant::calibrate::stats::Statistics;
 use quant::container::{Checkpoint, open};
 use quant::convert::fold::Folds;
 use quant::convert::{self, Plan, fold};
-use quant::engine::{Engine, NoTap, Sequence};
+use quant::engine::{Engine, Sequence};
 use quant::recipe::Recipe;
 use serde_json::json;
 
@@ -68,7 +68,7 @@ fn logits(checkpoint: &dyn Checkpoint) -> Vec<f32> {
     let tokens: Vec<u32> = (0..60).map(|i| (i * 7919 + 13) % 256).collect();
     let engine = Engine::new(checkpoint, tokens.len()).unwrap();
     let mut cache = engine.transient(tokens.len()).unwrap();
-    let hidden = engine.forward(&mut [Sequence { tokens: &tokens, cache: &mut cache }], &mut NoTap).unwrap();
+    let hidden = engine.forward(&mut [Sequence { tokens: &tokens, cache: &mut cache }]).unwrap();
     engine.head().unwrap().logits(&hidden)
 }
 

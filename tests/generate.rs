@@ -13,7 +13,7 @@ use quant::device::cpu;
 use quant::engine::chat::{self, Message};
 use quant::engine::generate::{Stopped, generate};
 use quant::engine::sample::{Sampler, Sampling, argmax};
-use quant::engine::{Engine, NoTap, Sequence};
+use quant::engine::{Engine, Sequence};
 use serde_json::{Value, json};
 
 const SMALL: Shape = Shape { layers: 2, ..ODD };
@@ -46,7 +46,7 @@ fn greedy(checkpoint: &dyn Checkpoint, prompt: &[u32], n: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     for _ in 0..n {
         let mut cache = engine.transient(tokens.len()).unwrap();
-        let hidden = engine.forward(&mut [Sequence { tokens: &tokens, cache: &mut cache }], &mut NoTap).unwrap();
+        let hidden = engine.forward(&mut [Sequence { tokens: &tokens, cache: &mut cache }]).unwrap();
         let logits = head.logits(&hidden);
         tokens.push(argmax(&logits[logits.len() - engine.vocab()..]).unwrap());
     }

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
+use common::card::{FakeCard, build, compiler, program};
 use quant::device::cuda::selftest;
-use quant::device::cuda::source::{self, Unit};
+use quant::device::cuda::source::Unit;
 use quant::device::cuda::{Arg, Runner, Shape};
 use quant::error::{Error, Kind, Result};
 
@@ -30,6 +31,10 @@ const GUARD: usize = 64;
 const GUARD_BYTE: u8 = 0xa5;
 
 impl Runner for Host {
+    fn room(&self) -> Result<usize> {
+        Ok(usize::MAX)
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
         // What nobody wrote is no number.
         let mut block = vec![0xff; bytes + 2 * GUARD + 16];
@@ -88,58 +93,6 @@ impl Runner for Host {
     }
 }
 
-fn compiler() -> Option<String> {
-    let named = std::env::var("CXX").ok();
-    let known = named.into_iter().chain(["c++", "g++", "clang++"].map(str::to_owned));
-    known.into_iter().find(|c| Command::new(c).arg("--version").output().is_ok_and(|o| o.status.success()))
-}
-
-/// Everything as one C++ file: a namespace for each unit.
-fn program() -> String {
-    let host = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host/cuda.h")).unwrap();
-    let mut text = format!("{host}\n{}\n{}\n", source::prelude(), source::grid_files());
-    let mut table = String::new();
-    for (n, unit) in source::units().unwrap().iter().enumerate() {
-        let (define, undo) = match &unit.define {
-            Some((name, value)) => (format!("#define {name} {value}\n"), format!("#undef {name}\n")),
-            None => Default::default(),
-        };
-        text += &format!("{define}namespace unit{n} {{\n{}\n}}\n{undo}", unit.body());
-        for kernel in unit.kernels() {
-            table += &format!(
-                "    if (!strcmp(name, \"{}/{kernel}\")) return !host::launch(unit{n}::{kernel}, shape, args, reverse);\n",
-                unit.name()
-            );
-        }
-    }
-    format!(
-        "{text}\nextern \"C\" int quant_launch(const char *name, const unsigned *shape, void **args, int reverse) {{\n{table}    return 2;\n}}\n"
-    )
-}
-
-/// The library of this program, built once for each of its versions.
-fn build(compiler: &str, folder: &Path, text: &str) -> PathBuf {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let key = blake3::hash(format!("{compiler}\n{text}").as_bytes()).to_hex();
-    let library = folder.join(format!("kernels-{}.so", &key[..16]));
-    if library.exists() {
-        return library;
-    }
-    let half_built =
-        folder.join(format!("kernels-{}.{}.{:?}", &key[..16], std::process::id(), std::thread::current().id()));
-    let file = half_built.with_extension("cpp");
-    std::fs::write(&file, text).unwrap();
-    let flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing"];
-    let warnings = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-parameter"];
-    let out = Command::new(compiler).args(flags).args(warnings).arg("-o").arg(&half_built).arg(&file).output().unwrap();
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{compiler} does not compile the kernels:\n{}", &said[..said.len().min(6000)]);
-    assert!(!said.contains("warning"), "{said}");
-    std::fs::rename(&half_built, &library).unwrap();
-    library
-}
-
 fn host(reverse: bool) -> Option<Host> {
     let compiler = compiler()?;
     let library = build(&compiler, Path::new(env!("CARGO_TARGET_TMPDIR")), &program());
@@ -178,34 +131,6 @@ fn kernels_give_the_cpu_s_answers() {
             wrong.join("\n")
         );
         assert!(numbers > 100_000, "{numbers}");
-    }
-}
-
-/// A driver and an NVRTC that run the kernels on the host, where the loader finds them; `quant` in their company.
-struct FakeCard {
-    folder: tempfile::TempDir,
-    library: PathBuf,
-}
-
-impl FakeCard {
-    fn new() -> Option<FakeCard> {
-        let compiler = compiler()?;
-        let driver =
-            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host/driver.h")).unwrap();
-        let library = build(&compiler, Path::new(env!("CARGO_TARGET_TMPDIR")), &(program() + &driver));
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::copy(&library, folder.path().join("libcuda.so.1")).unwrap();
-        Some(FakeCard { folder, library })
-    }
-
-    fn quant(&self, args: &[&str], fails: &str) -> std::process::Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quant"));
-        command.args(args).env("LD_LIBRARY_PATH", self.folder.path()).env("QUANT_NVRTC", &self.library);
-        command.env("QUANT_CACHE", self.folder.path().join("cache")).env("HOST_CARD_FAILS", fails).env("NO_COLOR", "1");
-        let out = command.output().unwrap();
-        let stderr = String::from_utf8_lossy(&out.stderr);
-        assert!(matches!(out.status.code(), Some(0..=2)) && !stderr.contains("panicked"), "{args:?} {fails}: {stderr}");
-        out
     }
 }
 

@@ -9,7 +9,7 @@ use common::{quant_fails, quant_ok};
 use quant::codec::kv::{KV_FORMATS, KvPolicy};
 use quant::container::{Checkpoint, open};
 use quant::device::cpu;
-use quant::engine::{Engine, NoTap, Sequence};
+use quant::engine::{Engine, Sequence};
 use quant::eval::probe::{Item, Skill, Split};
 use quant::eval::protocol::Window;
 use quant::eval::reference::Reference;
@@ -31,7 +31,7 @@ fn states(checkpoint: &dyn Checkpoint, policy: &KvPolicy, tokens: &[u32], parts:
     let (mut out, mut from) = (Vec::new(), 0);
     for n in parts {
         let tokens = &tokens[from..from + n];
-        out.extend(engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap).unwrap());
+        out.extend(engine.forward(&mut [Sequence { tokens, cache: &mut cache }]).unwrap());
         from += n;
     }
     assert_eq!(cache.len(), tokens.len());

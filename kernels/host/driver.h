@@ -1,8 +1,10 @@
 // A driver and an NVRTC that run the kernels of this program on the host, for tests of everything between `quant` and a card. A
 // "CUBIN" is the name of its unit. Put behind the program, whose `quant_launch` finds kernels by name.
 //
-// HOST_CARD_FAILS=function:code lets one function fail.
+// HOST_CARD_FAILS=function:code lets one function fail, and function:code:n after n calls that did not. HOST_CARD_MEMORY is all the
+// bytes that it has.
 
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 #include <string>
@@ -10,12 +12,19 @@
 namespace card {
 
 static std::mutex lock;
-static const size_t MEMORY = size_t(8) << 30;
 static size_t used;
 
+static size_t memory() {
+    const char *bytes = getenv("HOST_CARD_MEMORY");
+    return bytes ? strtoull(bytes, nullptr, 10) : size_t(8) << 30;
+}
+
 static int fails(const char *name) {
+    static std::atomic<long> calls;
     const char *asked = getenv("HOST_CARD_FAILS"), *colon = asked ? strchr(asked, ':') : nullptr;
-    return colon && strlen(name) == size_t(colon - asked) && !strncmp(asked, name, colon - asked) ? atoi(colon + 1) : 0;
+    if (!colon || strlen(name) != size_t(colon - asked) || strncmp(asked, name, colon - asked)) return 0;
+    const char *after = strchr(colon + 1, ':');
+    return after && calls++ < atol(after + 1) ? 0 : atoi(colon + 1);
 }
 
 struct Program {
@@ -43,7 +52,7 @@ CALL(cuGetErrorString, int code, const char **text) *text = code == 2 ? "out of 
 CALL(cuDeviceGetCount, int *count) *count = 1; END
 CALL(cuDeviceGet, int *device, int index) *device = index + 7; END
 CALL(cuDeviceGetName, char *name, int size, int) snprintf(name, size, "the host"); END
-CALL(cuDeviceTotalMem_v2, size_t *bytes, int) *bytes = card::MEMORY; END
+CALL(cuDeviceTotalMem_v2, size_t *bytes, int) *bytes = card::memory(); END
 CALL(cuDeviceGetAttribute, int *value, int which, int device)
     if (device != 7) return 101;
     *value = which == 75 ? 9 : which == 76 ? 0 : 1;
@@ -52,12 +61,13 @@ CALL(cuDevicePrimaryCtxRetain, void **context, int) *context = &card::used; END
 CALL(cuDevicePrimaryCtxRelease_v2, int) END
 CALL(cuCtxSetCurrent, void *context) if (context != &card::used) return 201; END
 CALL(cuCtxSynchronize, void) END
-CALL(cuMemGetInfo_v2, size_t *free, size_t *total) *total = card::MEMORY; *free = card::MEMORY - card::used; END
+CALL(cuMemGetInfo_v2, size_t *free, size_t *total) *total = card::memory(); *free = card::memory() - card::used; END
 CALL(cuMemAlloc_v2, unsigned long long *at, size_t bytes)
+    std::lock_guard<std::mutex> guard(card::lock);
+    if (bytes > card::memory() - card::used) return 2;
     char *memory = static_cast<char *>(malloc(bytes + 16));
     if (!memory) return 2;
     memcpy(memory, &bytes, sizeof bytes);
-    std::lock_guard<std::mutex> guard(card::lock);
     card::used += bytes;
     memset(memory + 16, 0xff, bytes); // what nobody wrote is no number
     *at = reinterpret_cast<unsigned long long>(memory + 16);

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use super::overlay::{Overlay, Patch};
 use crate::container::Checkpoint;
 use crate::device::cpu::TokenScore;
+use crate::engine::ops::{Lent, OnCpu, Ops};
 use crate::engine::{Engine, KvCache, NoTap, Sequence};
 use crate::error::{At, Result};
 use crate::eval::protocol::Window;
@@ -29,7 +30,7 @@ const SIDES: usize = 8;
 /// A variant on its way: where it is, and its own final norm and head if it has any.
 struct Running {
     /// `[tokens][hidden]`
-    x: Vec<f32>,
+    x: Lent,
     /// Of the embedding, the final norm and the head, which are needed at the end.
     late: HashMap<usize, Patch>,
 }
@@ -88,42 +89,42 @@ impl Run<'_> {
 
     /// Runs some variants, given in the order in which they depart.
     fn pass(&self, variants: &[Variant], some: &[usize], progress: &dyn Fn(u64)) -> Result<Vec<f64>> {
-        let mut caches = self.caches(1)?;
-        let mut x = self.engine.pass(&mut NoTap).embed(&self.sequences(&mut caches))?;
+        let (on, mut caches) = (OnCpu::default(), self.caches(1)?);
+        let mut x = self.engine.pass(&on, &mut NoTap).embed(&self.sequences(&mut caches))?;
         let mut running: Vec<Running> = Vec::new();
         let starts = |stage: Stage| some.iter().copied().filter(move |v| self.departs(&variants[*v]) == stage);
         for v in starts(Stage::Embedding) {
-            running.push(self.start(v, &x, None).at(|| variants[v].name.clone())?);
+            running.push(self.start(v, &on, &x, None).at(|| variants[v].name.clone())?);
             progress(1);
         }
         for layer in 0..self.engine.layers() {
-            self.layer(layer, &mut running)?;
+            self.layer(layer, &on, &mut running)?;
             for v in starts(Stage::Layer(layer)) {
-                running.push(self.start(v, &x, Some(layer)).at(|| variants[v].name.clone())?);
+                running.push(self.start(v, &on, &x, Some(layer)).at(|| variants[v].name.clone())?);
                 progress(1);
             }
-            self.engine.pass(&mut NoTap).layer(layer, &mut self.sequences(&mut caches), &mut x)?;
+            self.engine.pass(&on, &mut NoTap).layer(layer, &mut self.sequences(&mut caches), &mut x)?;
         }
         for v in starts(Stage::End) {
             let late = (self.make)(v).at(|| variants[v].name.clone())?;
-            running.push(Running { x: x.clone(), late });
+            running.push(Running { x: on.put(&x)?, late });
             progress(1);
         }
-        self.compare(&x, running)
+        self.compare(&on, &x, running)
     }
 
     /// A variant behind the step in which it departs.
-    fn start(&self, variant: usize, before: &[f32], layer: Option<usize>) -> Result<Running> {
+    fn start(&self, variant: usize, on: &OnCpu, before: &[f32], layer: Option<usize>) -> Result<Running> {
         let mut caches = self.caches(1)?;
         let mut overlay = Overlay { base: self.base, patches: (self.make)(variant)? };
         let x = {
             let engine = Engine::new(&overlay, longest(self.windows))?;
             let mut none = NoTap;
-            let mut pass = engine.pass(&mut none);
+            let mut pass = engine.pass(on, &mut none);
             match layer {
                 None => pass.embed(&self.sequences(&mut caches))?,
                 Some(layer) => {
-                    let mut x = before.to_vec();
+                    let mut x = on.put(before)?;
                     pass.layer(layer, &mut self.sequences(&mut caches), &mut x)?;
                     x
                 }
@@ -134,14 +135,14 @@ impl Run<'_> {
     }
 
     /// The model's own layer, for variants that departed before it.
-    fn layer(&self, layer: usize, running: &mut [Running]) -> Result<()> {
+    fn layer(&self, layer: usize, on: &OnCpu, running: &mut [Running]) -> Result<()> {
         let tokens: usize = self.windows.iter().map(|w| w.tokens.len()).sum();
         let together = (BATCH / tokens.max(1)).max(1).min(running.len().max(1));
         let mut caches = self.caches(together)?;
         let mut none = NoTap;
-        let mut pass = self.engine.pass(&mut none);
+        let mut pass = self.engine.pass(on, &mut none);
         for some in running.chunks_mut(together) {
-            let mut x: Vec<f32> = some.iter().flat_map(|r| r.x.iter().copied()).collect();
+            let mut x = on.put(&some.iter().flat_map(|r| r.x.iter().copied()).collect::<Vec<f32>>())?;
             let mut sequences = self.sequences(&mut caches);
             sequences.truncate(some.len() * self.windows.len());
             pass.layer(layer, &mut sequences, &mut x)?;
@@ -152,19 +153,19 @@ impl Run<'_> {
     }
 
     /// Divergences, in the order given.
-    fn compare(&self, base: &[f32], mut running: Vec<Running>) -> Result<Vec<f64>> {
+    fn compare(&self, on: &OnCpu, base: &Lent, mut running: Vec<Running>) -> Result<Vec<f64>> {
         let late: Vec<HashMap<usize, Patch>> = running.iter_mut().map(|r| std::mem::take(&mut r.late)).collect();
         let overlays: Vec<Overlay<'_>> = late.into_iter().map(|patches| Overlay { base: self.base, patches }).collect();
         let targets = crate::eval::targets(self.windows);
         let head = self.engine.head()?;
-        let expected = self.scored(self.engine, base)?;
+        let expected = self.scored(self.engine, on, base)?;
         let reference = Side { name: "the reference", head: &head, hidden: &expected };
         let mut out = Vec::with_capacity(running.len());
         for (some, overlays) in running.chunks(SIDES).zip(overlays.chunks(SIDES)) {
             let engines = overlays.iter().map(|o| Engine::new(o, longest(self.windows))).collect::<Result<Vec<_>>>()?;
             let heads = engines.iter().map(Engine::head).collect::<Result<Vec<_>>>()?;
             let hidden: Vec<Vec<f32>> =
-                some.iter().zip(&engines).map(|(r, e)| self.scored(e, &r.x)).collect::<Result<_>>()?;
+                some.iter().zip(&engines).map(|(r, e)| self.scored(e, on, &r.x)).collect::<Result<_>>()?;
             let sides: Vec<Side<'_>> =
                 heads.iter().zip(&hidden).map(|(head, hidden)| Side { name: "a variant", head, hidden }).collect();
             let mean = |scores: Vec<TokenScore>| scores.iter().map(|s| s.kld).sum::<f64>() / scores.len().max(1) as f64;
@@ -174,9 +175,9 @@ impl Run<'_> {
     }
 
     /// Final hidden states of the scored positions.
-    fn scored(&self, engine: &Engine<'_>, x: &[f32]) -> Result<Vec<f32>> {
+    fn scored(&self, engine: &Engine<'_>, on: &OnCpu, x: &Lent) -> Result<Vec<f32>> {
         let mut caches = self.caches(1)?;
-        let all = engine.pass(&mut NoTap).finish(&self.sequences(&mut caches), x)?;
+        let all = engine.pass(on, &mut NoTap).finish(&self.sequences(&mut caches), x)?;
         Ok(crate::eval::scored(self.windows, &all, engine.hidden()))
     }
 

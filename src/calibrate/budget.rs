@@ -1,6 +1,8 @@
 //! How much memory a run takes, and how many tokens at a time fit into what is allowed.
 
 use super::layout::{Shape, triangle};
+use crate::device::Worker;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 
 /// Tokens that are run at a time where memory allows: enough that decoding weights and adding up Gram matrices in f64 cost
@@ -48,18 +50,37 @@ pub fn batch(sites: &[Shape], gram: bool, hidden: usize, longest: usize, memory:
     }
 }
 
+/// Of `batch` tokens, as many as a card has room for.
+///
+/// Errors: it has no room for a sequence of `longest` and one layer's sums.
+pub fn on_card(sites: &[Shape], gram: bool, engine: &Engine<'_>, longest: usize, batch: usize) -> Result<usize> {
+    let Worker::Card(runner) = engine.worker() else { return Ok(batch) };
+    let bytes = runner.room()?;
+    let mut room = engine.room(bytes)?;
+    let widest = sites.iter().map(|s| s.columns).max().unwrap_or(0);
+    let sums = sums(sites, gram).saturating_add(widest as u64 * SHARES);
+    room.fixed = room.fixed.saturating_add(usize::try_from(sums).unwrap_or(usize::MAX));
+    Ok(room.tokens(bytes, longest)?.min(batch))
+}
+
+/// Bytes a column of an expert's squares, sums and maxima, and of the shares that a card adds them up from.
+const COLUMN: u64 = 40;
+const SHARES: u64 = 64 * 20;
+
+/// Bytes of one layer's sums, the most that a layer takes.
+fn sums(sites: &[Shape], gram: bool) -> u64 {
+    let triangle = |s: &Shape| if gram { triangle(s.columns).unwrap_or(usize::MAX) as u64 } else { 0 };
+    let of = |s: &Shape| (s.columns as u64 * COLUMN).saturating_add(triangle(s).saturating_mul(8));
+    let layer = |s: &Shape| s.key.split('.').nth(1).map(str::to_owned);
+    let layers = sites.chunk_by(|a, b| layer(a) == layer(b));
+    layers.map(|part| part.iter().fold(0, |sum: u64, s| sum.saturating_add(of(s)))).max().unwrap_or(0)
+}
+
 /// Bytes at the most.
 fn needed(sites: &[Shape], gram: bool, hidden: usize, batch: usize) -> u64 {
     let widest = sites.iter().map(|s| s.columns).max().unwrap_or(0);
     let tokens = HIDDEN_VECTORS * hidden + (WIDE_VECTORS + usize::from(gram)) * widest;
-    let sums =
-        |s: &Shape| s.columns as u64 * 32 + if gram { triangle(s.columns).unwrap_or(usize::MAX) as u64 * 8 } else { 0 };
-    let layer = |s: &Shape| s.key.split('.').nth(1).map(str::to_owned);
-    let mut most = 0u64;
-    for part in sites.chunk_by(|a, b| layer(a) == layer(b)) {
-        most = most.max(part.iter().fold(0, |sum, s| sum.saturating_add(sums(s))));
-    }
-    most.saturating_add((batch as u64).saturating_mul(tokens as u64 * 4))
+    sums(sites, gram).saturating_add((batch as u64).saturating_mul(tokens as u64 * 4))
 }
 
 #[cfg(test)]
@@ -83,7 +104,7 @@ mod tests {
         assert_eq!(at(false, 1024 * 88_000 + 200_000).unwrap(), 1024);
         assert!(at(false, 99 * 88_000).is_err());
         // Two layers are never in memory together.
-        let grams = 8 * (1000 * 1001 / 2 + 4000 * 4001 / 2) + 5000 * 32;
+        let grams = 8 * (1000 * 1001 / 2 + 4000 * 4001 / 2) + 5000 * 40;
         assert_eq!(at(true, grams + 100 * 104_000).unwrap(), 100);
         assert!(at(true, grams).is_err());
     }

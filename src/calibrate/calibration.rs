@@ -23,25 +23,35 @@ pub struct Calibration<'a> {
     pub keep_tokens: bool,
     /// See [`budget::batch`].
     pub memory: Option<u64>,
+    /// What the file calls the card that it is made on.
+    pub card: Option<&'a str>,
     pub output: &'a Path,
 }
 
-impl Calibration<'_> {
+impl<'a> Calibration<'a> {
     /// Tokens times the steps that each goes through: what [`Event::Tokens`] add up to.
     pub fn steps(&self) -> u64 {
         let layers = self.checkpoint.family().map_or(0, |(_, spec)| u64::from(spec.layers));
         self.count(None) * (layers + 1)
     }
 
-    /// Runs in the caller's rayon pool, see [`Job::run`].
-    pub fn run(&self, event: &dyn Fn(Event)) -> Result<Statistics> {
-        let sequences = &self.draw.sequences;
-        let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
-        let engine = Engine::new(self.checkpoint, longest)?;
-        let about = self.about(&engine)?;
+    /// What runs it, on the CPU.
+    pub fn engine(&self) -> Result<Engine<'a>> {
+        Engine::new(self.checkpoint, self.longest())
+    }
+
+    /// Runs in the caller's rayon pool, see [`Job::run`]. The engine is [`Calibration::engine`], on any device.
+    pub fn run(&self, engine: &Engine<'_>, event: &dyn Fn(Event)) -> Result<Statistics> {
+        let about = self.about(engine)?;
         let memory = self.memory.map(|m| m.saturating_sub(budget::used()));
+        let longest = self.longest();
         let batch = budget::batch(&about.sites, self.gram, engine.hidden(), longest, memory)?;
-        Job { engine: &engine, sequences, about, batch, output: self.output }.run(event)
+        let batch = budget::on_card(&about.sites, self.gram, engine, longest, batch)?;
+        Job { engine, sequences: &self.draw.sequences, about, batch, output: self.output }.run(event)
+    }
+
+    fn longest(&self) -> usize {
+        self.draw.sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0)
     }
 
     fn count(&self, split: Option<Split>) -> u64 {
@@ -64,6 +74,7 @@ impl Calibration<'_> {
             shard: amount.shard,
             special_tokens: self.tokens.policy(amount.pack),
             tokens_hash: data::hash(&draw.sequences),
+            device: self.card.map(str::to_owned),
             kept: self.keep_tokens.then(|| draw.sequences.iter().map(|s| s.tokens.clone()).collect()),
         };
         Ok(About {

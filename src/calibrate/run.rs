@@ -13,7 +13,9 @@ use super::stats::{About, Statistics, is_expert};
 use super::write::Writer;
 use crate::arch::Role;
 use crate::container::Checkpoint;
-use crate::engine::{Engine, KvCache, Pass, Sequence as Running, Tap};
+use crate::device::Worker;
+use crate::engine::ops::{OnCard, OnCpu, Ops};
+use crate::engine::{Engine, KvCache, NoTap, Pass, Sequence as Running, Tap};
 use crate::error::{At, Result};
 
 pub struct Job<'a> {
@@ -36,7 +38,7 @@ pub enum Event {
 }
 
 /// What a batch goes through: a pass, its sequences, and which of all tokens they are.
-type Step<'s> = &'s mut dyn FnMut(&mut Pass<'_, '_>, &mut [Running<'_>], Range<usize>) -> Result<()>;
+type Step<'s, O> = &'s mut dyn FnMut(&mut Pass<'_, '_, O>, &mut [Running<'_>], Range<usize>) -> Result<()>;
 
 /// Sequences that run together.
 struct Batch {
@@ -87,6 +89,13 @@ impl Job<'_> {
     ///
     /// Errors: an activation that is not finite, with its site; what memory or disk cannot hold.
     pub fn run(&self, event: &dyn Fn(Event)) -> Result<Statistics> {
+        match self.engine.worker() {
+            Worker::Cpu => self.run_on(&OnCpu::default(), event),
+            Worker::Card(runner) => self.run_on(&OnCard::new(runner)?, event),
+        }
+    }
+
+    fn run_on<O: Ops>(&self, on: &O, event: &dyn Fn(Event)) -> Result<Statistics> {
         let writer = Writer::open(self.output, self.about.clone())?;
         let job = format!("{} {}", self.batch, layout::description(&self.about)?);
         let tokens = self.sequences.iter().map(|s| s.tokens.len()).sum();
@@ -97,7 +106,7 @@ impl Job<'_> {
             false => {
                 journal.start(&job)?;
                 writer.clear(self.output)?;
-                self.embed(&batches, journal.before(0))?;
+                self.embed(on, &batches, journal.before(0))?;
                 0
             }
         };
@@ -107,12 +116,10 @@ impl Job<'_> {
         }
         for layer in first..self.engine.layers() {
             let (before, after) = journal.around(layer);
-            self.step(&batches, &writer, event, &mut |pass, running, tokens| {
-                let mut x = pass.take(tokens.len() * self.engine.hidden());
-                x.copy_from_slice(before.read(tokens.clone()));
+            self.step(on, &batches, &writer, event, &mut |pass, running, tokens| {
+                let mut x = on.put(before.read(tokens.clone()))?;
                 pass.layer(layer, running, &mut x)?;
-                after.write(tokens, &x);
-                pass.give(x);
+                after.write(tokens, &on.get(&x)?);
                 Ok(())
             })?;
             let parts = self.digest(&writer, layer)?;
@@ -120,10 +127,8 @@ impl Job<'_> {
             journal.add(&Done { layer, states, parts })?;
         }
         let (last, _) = journal.around(self.engine.layers());
-        self.step(&batches, &writer, event, &mut |pass, running, tokens| {
-            let normed = pass.finish(running, last.read(tokens))?;
-            pass.give(normed);
-            Ok(())
+        self.step(on, &batches, &writer, event, &mut |pass, running, tokens| {
+            pass.finish(running, &on.put(last.read(tokens))?).map(drop)
         })?;
         writer.finish()?;
         drop(journal);
@@ -149,40 +154,48 @@ impl Job<'_> {
         writer.digest("", |s| self.about.sites[s.site].key.starts_with(&prefix))
     }
 
-    fn embed(&self, batches: &[Batch], out: &mut States) -> Result<()> {
-        let mut none = crate::engine::NoTap;
-        let mut pass = self.engine.pass(&mut none);
+    fn embed<O: Ops>(&self, on: &O, batches: &[Batch], out: &mut States) -> Result<()> {
+        let mut none = NoTap;
+        let mut pass = self.engine.pass(on, &mut none);
         for batch in batches {
             let mut caches = self.caches(batch)?;
             let x = pass.embed(&self.running(batch, &mut caches))?;
-            out.write(batch.tokens.clone(), &x);
+            out.write(batch.tokens.clone(), &on.get(&x)?);
         }
         Ok(())
     }
 
     /// Sends all batches through `run` and writes what is heard meanwhile, one split after the other.
-    fn step(&self, batches: &[Batch], writer: &Writer, event: &dyn Fn(Event), run: Step<'_>) -> Result<()> {
+    fn step<O: Ops>(
+        &self,
+        on: &O,
+        batches: &[Batch],
+        writer: &Writer,
+        event: &dyn Fn(Event),
+        run: Step<'_, O>,
+    ) -> Result<()> {
         for split in Split::ALL {
-            let mut collector = Collector::new(&self.about.sites, self.about.gram);
-            let outcome = self.pass(batches.iter().filter(|b| b.split == split), &mut collector, event, run);
-            // It knows the site, the pass only the layer.
-            collector.check()?;
+            let mut collector = Collector::new(on, &self.about.sites, self.about.gram);
+            let outcome = self.pass(on, batches.iter().filter(|b| b.split == split), &mut collector, event, run);
+            // Of what is not finite it knows the site, the pass only the layer.
+            collector.finish(&mut |site, sums| match outcome {
+                Ok(()) => write(writer, site, split, sums).at(|| self.about.sites[site].key.clone()),
+                Err(_) => Ok(()),
+            })?;
             outcome?;
-            for (site, sums) in collector.take()? {
-                write(writer, site, split, &sums).at(|| self.about.sites[site].key.clone())?;
-            }
         }
         Ok(())
     }
 
-    fn pass<'b>(
+    fn pass<'b, O: Ops>(
         &self,
+        on: &O,
         batches: impl Iterator<Item = &'b Batch>,
-        tap: &mut dyn Tap,
+        tap: &mut dyn Tap<O>,
         event: &dyn Fn(Event),
-        run: Step<'_>,
+        run: Step<'_, O>,
     ) -> Result<()> {
-        let mut pass = self.engine.pass(tap);
+        let mut pass = self.engine.pass(on, tap);
         for batch in batches {
             let mut caches = self.caches(batch)?;
             run(&mut pass, &mut self.running(batch, &mut caches), batch.tokens.clone())?;

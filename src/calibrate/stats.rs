@@ -148,6 +148,9 @@ pub struct Run {
     pub special_tokens: String,
     /// BLAKE3 of the sequences.
     pub tokens_hash: String,
+    /// The card that ran them, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// The sequences themselves, if they were to be kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<Vec<Vec<u32>>>,

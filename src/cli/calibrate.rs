@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::device::DeviceArgs;
 use super::report::Reporter;
 use super::size::Size;
 use super::{Common, model, statistics_report};
@@ -63,6 +64,8 @@ pub struct Calibrate {
     /// Allocate at most so much; text and weights are mapped and do not count
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// The file to write
     #[arg(short, long, value_name = "STATS", required = true)]
     output: Option<PathBuf>,
@@ -178,11 +181,15 @@ impl Calibrate {
             gram: self.gram,
             keep_tokens: self.keep_tokens,
             memory: self.memory.map(|m| m.0),
+            card: None,
             output,
         };
+        let place = self.device.open(None)?;
         let bar = reporter.tokens("calibrate", calibration.steps());
         let (statistics, sites) = cpu::pool(common.threads())?.install(|| {
-            let statistics = calibration.run(&|event| match event {
+            let (engine, device) = place.choose(|worker| calibration.engine()?.on(worker))?;
+            let calibration = Calibration { card: (device != "cpu").then_some(device), ..calibration };
+            let statistics = calibration.run(&engine, &|event| match event {
                 Event::Tokens(n) => bar.advance(n),
                 Event::Resumed { layers } => {
                     reporter.note(&format!("going on after layer {} of a run that was stopped", layers - 1));

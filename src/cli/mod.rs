@@ -4,6 +4,7 @@ mod allocate;
 mod blame;
 mod calibrate;
 mod convert;
+mod device;
 mod devices;
 mod eval;
 mod gate;

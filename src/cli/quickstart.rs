@@ -130,11 +130,12 @@ fn calibrate(model: &Model, items_each: u16, folder: &Path, threads: usize, repo
         gram: true,
         keep_tokens: false,
         memory: None,
+        card: None,
         output: &folder.join("statistics.safetensors"),
     };
     let bar = reporter.tokens("calibrate", calibration.steps());
     let statistics = cpu::pool(threads)?.install(|| {
-        calibration.run(&|event| {
+        calibration.run(&calibration.engine()?, &|event| {
             if let Event::Tokens(n) = event {
                 bar.advance(n);
             }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::device::DeviceArgs;
 use super::quality::facts;
 use super::report::Reporter;
 use super::size::Size;
@@ -26,6 +27,8 @@ pub struct Reference {
     output: PathBuf,
     #[command(flatten)]
     text: TextArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 impl Reference {
@@ -36,18 +39,20 @@ impl Reference {
         let (windows, conditions) = self.text.prepare(model.checkpoint.as_ref())?;
         let facts = facts(&model.name, model.checkpoint.as_ref());
         let scored: usize = windows.iter().map(|w| w.scored.len()).sum();
-        let bytes = cpu::pool(common.threads())?.install(|| {
-            let engine = Engine::new(model.checkpoint.as_ref(), eval::longest(&windows))?;
+        let place = self.device.open(None)?;
+        let (bytes, device) = cpu::pool(common.threads())?.install(|| {
+            let engine = |worker| Engine::new(model.checkpoint.as_ref(), eval::longest(&windows))?.on(worker);
+            let (engine, device) = place.choose(engine)?;
             let bar = reporter.tokens("reference", windows.iter().map(|w| w.tokens.len() as u64).sum());
             let written = reference::write(&self.output, &engine, &windows, &conditions, &facts, &|n| bar.advance(n))?;
             bar.finish();
-            Ok::<_, Error>(written)
+            Ok::<_, Error>((written, device))
         })?;
         let states = scored as u64 * model.checkpoint.family().map_or(0, |(_, s)| u64::from(s.hidden)) * 4;
         let per_token = states as f64 / scored.max(1) as f64;
         if reporter.json {
             let value = json!({"path": self.output, "bytes": bytes, "scored": scored, "bytes_per_token": per_token,
-                "conditions": conditions, "reference": facts});
+                "conditions": conditions, "reference": facts, "device": device});
             return reporter.value(&value).map(|()| true);
         }
         let line = format!(

@@ -76,8 +76,9 @@ fn in_words(run: &Run) -> String {
         true => format!("; the text had {missing} tokens less than {rows} rows of {length}"),
         false => String::new(),
     };
+    let card = run.device.as_ref().map_or_else(String::new, |card| format!(", computed on {card}"));
     format!(
-        "{tokens} tokens in {sequences} sequences of at most {length}{shard}, {held_out_tokens} of them held out, seed {seed}{short}\n{}",
+        "{tokens} tokens in {sequences} sequences of at most {length}{shard}, {held_out_tokens} of them held out, seed {seed}{short}{card}\n{}",
         run.special_tokens
     )
 }

@@ -1,6 +1,7 @@
 //! A feed-forward layer of experts: a router chooses a few for every token.
 
-use super::layer::{Feed, Linear, activate};
+use super::layer::{Feed, Linear};
+use super::ops::Ops;
 use super::pass::Pass;
 use super::tap::Site;
 use crate::arch::Role;
@@ -32,32 +33,23 @@ pub struct Shared {
     pub weigh: Option<Vec<f32>>,
 }
 
-/// A token's place in an expert's batch, and the router's weight.
-type Visit = (usize, f32);
+/// The tokens that come to an expert, and the router's weight of each.
+#[derive(Clone, Default)]
+struct Visits {
+    tokens: Vec<u32>,
+    weights: Vec<f32>,
+}
 
 impl Experts {
-    pub fn run(&self, pass: &mut Pass<'_, '_>, layer: u32, x: &[f32]) -> Result<Vec<f32>> {
+    pub fn run<O: Ops>(&self, pass: &mut Pass<'_, '_, O>, layer: u32, x: &O::Rows) -> Result<O::Rows> {
         let hidden = pass.engine.hidden();
-        pass.tap.input(Site { layer: Some(layer), reader: Role::FfnGateInp, expert: None }, x, None);
-        let mut scores = self.router.product(pass, x)?;
-        let experts = self.router.rows.len();
-        let mut visits: Vec<Vec<Visit>> = vec![Vec::new(); experts];
-        for (token, scores) in scores.chunks_exact_mut(experts).enumerate() {
-            for (expert, weight) in self.choose(scores) {
-                visits[expert].push((token, weight));
-            }
-        }
-        pass.give(std::mem::take(&mut scores));
-        let mut out = pass.take(x.len());
-        out.fill(0.0);
-        for (expert, visits) in visits.iter().enumerate().filter(|(_, v)| !v.is_empty()) {
-            let result = self.expert(pass, layer, expert, visits, x)?;
-            for ((token, weight), y) in visits.iter().zip(result.chunks_exact(hidden)) {
-                for (o, y) in out[token * hidden..][..hidden].iter_mut().zip(y) {
-                    *o += y * weight;
-                }
-            }
-            pass.give(result);
+        pass.hear(Site { layer: Some(layer), reader: Role::FfnGateInp, expert: None }, x, None)?;
+        let visits = self.route(pass, x)?;
+        let mut out = pass.on.zeros(pass.on.len(x))?;
+        for (expert, Visits { tokens, weights }) in visits.iter().enumerate().filter(|(_, v)| !v.tokens.is_empty()) {
+            let inputs = pass.on.pick(x, hidden, tokens)?;
+            let result = self.expert(pass, layer, expert, weights, &inputs)?;
+            pass.on.scatter(&mut out, hidden, tokens, weights, &result)?;
         }
         if let Some(shared) = &self.shared {
             shared.add(pass, layer, x, &mut out)?;
@@ -65,8 +57,23 @@ impl Experts {
         Ok(out)
     }
 
+    /// Of each expert.
+    fn route<O: Ops>(&self, pass: &Pass<'_, '_, O>, x: &O::Rows) -> Result<Vec<Visits>> {
+        let scores = self.router.product(pass, x)?;
+        let mut scores = pass.on.get(&scores)?.into_owned();
+        let experts = self.router.rows.len();
+        let mut visits = vec![Visits::default(); experts];
+        for (token, scores) in (0..).zip(scores.chunks_exact_mut(experts)) {
+            for (expert, weight) in self.choose(scores) {
+                visits[expert].tokens.push(token);
+                visits[expert].weights.push(weight);
+            }
+        }
+        Ok(visits)
+    }
+
     /// The experts of a token and their weights, from the router's scores; ties go to the lower number.
-    fn choose(&self, scores: &mut [f32]) -> Vec<Visit> {
+    fn choose(&self, scores: &mut [f32]) -> Vec<(usize, f32)> {
         let sum = cpu::softmax(scores);
         let mut order: Vec<usize> = (0..scores.len()).collect();
         order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
@@ -76,52 +83,41 @@ impl Experts {
         order.into_iter().map(|e| (e, scores[e] / total)).collect()
     }
 
-    fn expert(
+    fn expert<O: Ops>(
         &self,
-        pass: &mut Pass<'_, '_>,
+        pass: &mut Pass<'_, '_, O>,
         layer: u32,
         expert: usize,
-        visits: &[Visit],
-        x: &[f32],
-    ) -> Result<Vec<f32>> {
-        let hidden = pass.engine.hidden();
-        let mut inputs = pass.take(visits.len() * hidden);
-        for ((t, _), input) in visits.iter().zip(inputs.chunks_exact_mut(hidden)) {
-            input.copy_from_slice(&x[t * hidden..][..hidden]);
-        }
-        let weights: Vec<f32> = visits.iter().map(|(_, w)| *w).collect();
+        weights: &[f32],
+        inputs: &O::Rows,
+    ) -> Result<O::Rows> {
         let site = |reader| Site { layer: Some(layer), reader, expert: Some(expert as u32) };
-        let product = |stack: &Stack, x: &[f32], pass: &mut Pass<'_, '_>| -> Result<Vec<f32>> {
-            let weight = pass.engine.checkpoint.read(stack.tensor, expert)?;
-            let rows = weight.packed.dims.rows;
-            let bias = stack.bias.as_ref().map(|all| &all[expert * rows..][..rows]);
-            let mut out = pass.take(visits.len() * rows);
-            pass.engine.product(&weight, 0..rows, bias, x, &mut out);
-            Ok(out)
-        };
-        pass.tap.input(site(Role::FfnGateExps), &inputs, Some(&weights));
-        let mut inner = product(&self.gate, &inputs, pass)?;
-        let up = product(&self.up, &inputs, pass)?;
-        activate(pass.engine.arch.runtime.activation, &mut inner, &up);
-        pass.tap.input(site(Role::FfnDownExps), &inner, Some(&weights));
-        let out = product(&self.down, &inner, pass)?;
-        [inputs, inner, up].into_iter().for_each(|used| pass.give(used));
-        Ok(out)
+        pass.hear(site(Role::FfnGateExps), inputs, Some(weights))?;
+        let mut inner = self.gate.product(pass, expert, inputs)?;
+        pass.on.gate(pass.engine.arch.runtime.activation, &mut inner, &self.up.product(pass, expert, inputs)?)?;
+        pass.hear(site(Role::FfnDownExps), &inner, Some(weights))?;
+        self.down.product(pass, expert, &inner)
+    }
+}
+
+impl Stack {
+    fn product<O: Ops>(&self, pass: &Pass<'_, '_, O>, expert: usize, x: &O::Rows) -> Result<O::Rows> {
+        let weight = pass.engine.checkpoint.read(self.tensor, expert)?;
+        let rows = weight.packed.dims.rows;
+        let bias = self.bias.as_ref().map(|all| &all[expert * rows..][..rows]);
+        pass.product(&weight, 0..rows, bias, x)
     }
 }
 
 impl Shared {
-    fn add(&self, pass: &mut Pass<'_, '_>, layer: u32, x: &[f32], out: &mut [f32]) -> Result<()> {
+    fn add<O: Ops>(&self, pass: &mut Pass<'_, '_, O>, layer: u32, x: &O::Rows, out: &mut O::Rows) -> Result<()> {
         let hidden = pass.engine.hidden();
-        let shared = self.feed.run(pass, layer, x)?;
-        for ((out, y), x) in out.chunks_exact_mut(hidden).zip(shared.chunks_exact(hidden)).zip(x.chunks_exact(hidden)) {
-            let weight = self.weigh.as_ref().map_or(1.0, |w| {
-                let score: f32 = w.iter().zip(x).map(|(w, x)| w * x).sum();
-                1.0 / (1.0 + (-score).exp())
-            });
-            out.iter_mut().zip(y).for_each(|(o, y)| *o += y * weight);
-        }
-        pass.give(shared);
-        Ok(())
+        let y = self.feed.run(pass, layer, x)?;
+        let tokens: Vec<u32> = (0..(pass.on.len(x) / hidden) as u32).collect();
+        let weights = match &self.weigh {
+            Some(weigh) => pass.on.dots(x, weigh)?.into_iter().map(|score| 1.0 / (1.0 + (-score).exp())).collect(),
+            None => vec![1.0; tokens.len()],
+        };
+        pass.on.scatter(out, hidden, &tokens, &weights, &y)
     }
 }

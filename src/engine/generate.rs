@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::sample::{Sampler, greediest};
-use super::{Engine, KvCache, NoTap, Sequence};
+use super::{Engine, KvCache, Sequence};
 use crate::error::{Error, Result};
 
 /// Tokens of the prompt that are run at a time, so that memory does not grow with its length.
@@ -47,14 +47,14 @@ pub fn generate(
     let head = engine.head()?;
     let mut hidden = Vec::new();
     for tokens in prompt.chunks(BATCH) {
-        hidden = engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap)?;
+        hidden = engine.forward(&mut [Sequence { tokens, cache: &mut cache }])?;
     }
     let prompt_time = start.elapsed();
     let (mut tokens, mut stopped) = (Vec::new(), Stopped::Length);
     while tokens.len() < limit {
         if let Some(last) = tokens.last() {
             let tokens = std::slice::from_ref(last);
-            hidden = engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap)?;
+            hidden = engine.forward(&mut [Sequence { tokens, cache: &mut cache }])?;
         }
         let last = hidden.len().checked_sub(engine.hidden()).ok_or_else(|| Error::request("the prompt is empty"))?;
         let token = sampler.next(&head.logits(&hidden[last..]))?;
@@ -107,7 +107,7 @@ fn front(engine: &Engine<'_>, asks: &[Ask<'_>]) -> Result<Option<KvCache>> {
     }
     let mut cache = engine.cache(asks.iter().map(Ask::positions).max().unwrap_or(0))?;
     for tokens in first.prompt[..shared].chunks(BATCH) {
-        engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap)?;
+        engine.forward(&mut [Sequence { tokens, cache: &mut cache }])?;
     }
     Ok(Some(cache))
 }
@@ -140,7 +140,7 @@ pub fn greedy(
                     .zip(&tokens)
                     .map(|(r, token)| Sequence { tokens: std::slice::from_ref(token), cache: &mut r.cache })
                     .collect();
-                engine.forward(&mut sequences, &mut NoTap)?
+                engine.forward(&mut sequences)?
             }
         };
         for (index, ask) in waiting.by_ref().take(SIDE_BY_SIDE - running.len()) {
@@ -150,7 +150,7 @@ pub fn greedy(
             };
             let mut states = Vec::new();
             for tokens in ask.prompt[read..].chunks(BATCH) {
-                states = engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap)?;
+                states = engine.forward(&mut [Sequence { tokens, cache: &mut cache }])?;
             }
             let last =
                 states.len().checked_sub(engine.hidden()).ok_or_else(|| Error::request("the prompt is empty"))?;

@@ -6,26 +6,28 @@ mod experts;
 pub mod generate;
 mod layer;
 mod load;
+pub mod ops;
 mod pass;
+mod room;
 mod rope;
 pub mod sample;
 mod tap;
 pub mod utf8;
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::arch::{Arch, ModelSpec};
+use crate::codec::Activations;
 use crate::codec::kv::{KvPolicy, KvShape};
-use crate::codec::{Activations, served};
 use crate::container::{Checkpoint, Weight};
-use crate::device::cpu;
 pub use crate::device::cpu::KvCache;
+use crate::device::{Worker, cpu};
 use crate::error::{Error, Result};
 use layer::Layer;
 use load::Loader;
+use ops::{OnCard, OnCpu, Ops};
 pub use pass::Pass;
 use rope::{Angles, Pairing};
 pub use tap::{NoTap, Site, Tap};
@@ -48,6 +50,7 @@ pub struct Engine<'a> {
     activations: Activations,
     /// How its caches keep keys and values.
     kv: KvPolicy,
+    worker: Worker<'a>,
 }
 
 /// New tokens of one sequence, and what came before them.
@@ -61,6 +64,8 @@ pub struct Head<'a> {
     pub weight: Weight<'a>,
     /// Logits are bounded by its tanh.
     pub softcap: Option<f32>,
+    /// Where logits are compared.
+    pub worker: Worker<'a>,
 }
 
 impl<'a> Engine<'a> {
@@ -97,6 +102,7 @@ impl<'a> Engine<'a> {
             positions,
             activations: Activations::Plain,
             kv: KvPolicy::default(),
+            worker: Worker::Cpu,
         })
     }
 
@@ -121,16 +127,9 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// `x` times rows of a weight, `[tokens][rows]`.
-    fn product(&self, weight: &Weight<'_>, rows: Range<usize>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
-        let cols = weight.packed.dims.cols;
-        if self.activations != Activations::Plain {
-            let mut rounded = x.to_vec();
-            if served::round_inputs(weight.codec, self.activations, weight.inputs, cols, &mut rounded) {
-                return cpu::linear(weight, rows, bias, &rounded, out);
-            }
-        }
-        cpu::linear(weight, rows, bias, x, out);
+    /// Where it runs.
+    pub fn worker(&self) -> Worker<'a> {
+        self.worker
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -166,7 +165,7 @@ impl<'a> Engine<'a> {
 
     pub fn head(&self) -> Result<Head<'a>> {
         let weight = self.checkpoint.read(self.head, 0)?;
-        Ok(Head { weight, softcap: self.spec.final_softcap.filter(|c| *c > 0.0) })
+        Ok(Head { weight, softcap: self.spec.final_softcap.filter(|c| *c > 0.0), worker: self.worker })
     }
 
     /// Transformer layers.
@@ -175,12 +174,25 @@ impl<'a> Engine<'a> {
     }
 
     /// Runs new tokens of several sequences and returns their final hidden states, normed: `[tokens][hidden]`, in order.
-    /// Runs in the caller's rayon pool. `tap` sees the input of every weight.
+    /// Runs in the caller's rayon pool.
     ///
     /// Errors: a token outside the vocabulary; more tokens than the cache has room for; an activation that is not finite, with
-    /// the layer where it first appears.
-    pub fn forward(&self, sequences: &mut [Sequence<'_>], tap: &mut dyn Tap) -> Result<Vec<f32>> {
-        let mut pass = self.pass(tap);
+    /// the layer where it first appears; those of the device.
+    pub fn forward(&self, sequences: &mut [Sequence<'_>]) -> Result<Vec<f32>> {
+        match self.worker {
+            Worker::Cpu => self.states(&OnCpu::default(), sequences),
+            Worker::Card(runner) => self.states(&OnCard::new(runner)?, sequences),
+        }
+    }
+
+    fn states<O: Ops>(&self, on: &O, sequences: &mut [Sequence<'_>]) -> Result<Vec<f32>> {
+        let states = self.forward_on(on, sequences, &mut NoTap)?;
+        Ok(on.get(&states)?.into_owned())
+    }
+
+    /// The same where `on` computes, and leaves them; `tap` sees the input of every weight.
+    pub fn forward_on<O: Ops>(&self, on: &O, sequences: &mut [Sequence<'_>], tap: &mut dyn Tap<O>) -> Result<O::Rows> {
+        let mut pass = self.pass(on, tap);
         let mut x = pass.embed(sequences)?;
         for layer in 0..self.layers() {
             pass.layer(layer, sequences, &mut x)?;
@@ -191,9 +203,9 @@ impl<'a> Engine<'a> {
         pass.finish(sequences, &x)
     }
 
-    /// [`Engine::forward`] in steps, for those who stop between layers.
-    pub fn pass<'p>(&'p self, tap: &'p mut dyn Tap) -> Pass<'p, 'a> {
-        Pass::new(self, tap)
+    /// [`Engine::forward_on`] in steps, for those who stop between layers.
+    pub fn pass<'p, O: Ops>(&'p self, on: &'p O, tap: &'p mut dyn Tap<O>) -> Pass<'p, 'a, O> {
+        Pass::new(self, on, tap)
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
@@ -213,25 +225,7 @@ impl<'a> Engine<'a> {
             weight.codec.decode(&weight.packed, at..at + 1, row);
             row.iter_mut().for_each(|x| *x *= scale);
         });
-        self.check(&x, tokens, || "the embedding".to_owned())?;
         Ok(x)
-    }
-
-    fn check(&self, x: &[f32], tokens: &[u32], place: impl Fn() -> String) -> Result<()> {
-        if x.par_chunks(1 << 14).all(cpu::is_finite) {
-            return Ok(());
-        }
-        let at = x.iter().position(|x| !x.is_finite()).unwrap_or(0) / self.hidden().max(1);
-        let token = tokens.get(at).copied().unwrap_or_default();
-        Err(Error::input(format!("{} is not finite at position {at} of the batch (token {token})", place()))
-            .help("run `quant verify` on the file: it names weights that are not numbers"))
-    }
-
-    /// Norms every row of `x` into `out`.
-    fn norm_rows(&self, x: &[f32], gain: &[f32], out: &mut [f32]) {
-        let eps = self.spec.rms_eps;
-        let n = gain.len();
-        out.par_chunks_exact_mut(n).zip(x.par_chunks_exact(n)).for_each(|(out, x)| cpu::rms_norm(x, gain, eps, out));
     }
 }
 

@@ -1,29 +1,38 @@
 //! One pass through the layers: what all of them are handed.
 
+use std::ops::Range;
+
+use super::ops::Ops;
 use super::tap::{Site, Tap};
 use super::{Engine, Sequence};
 use crate::arch::Role;
+use crate::codec::{Activations, served};
+use crate::container::Weight;
 use crate::error::{At, Error, Result};
 
 /// Steps of a forward pass. Each may be taken for other sequences than the one before: a layer at a time over more text than
 /// fits into memory at once.
-pub struct Pass<'a, 'e> {
+pub struct Pass<'a, 'e, O: Ops> {
     pub(super) engine: &'a Engine<'e>,
-    pub(super) tap: &'a mut dyn Tap,
-    spare: Vec<Vec<f32>>,
+    /// Where it is computed.
+    pub on: &'a O,
+    tap: &'a mut dyn Tap<O>,
 }
 
-impl<'a, 'e> Pass<'a, 'e> {
-    pub(super) fn new(engine: &'a Engine<'e>, tap: &'a mut dyn Tap) -> Self {
-        Pass { engine, tap, spare: Vec::new() }
+impl<'a, 'e, O: Ops> Pass<'a, 'e, O> {
+    pub(super) fn new(engine: &'a Engine<'e>, on: &'a O, tap: &'a mut dyn Tap<O>) -> Self {
+        Pass { engine, on, tap }
     }
 
     /// Hidden states in front of the first layer, `[tokens][hidden]`, of the tokens of all sequences.
     ///
     /// Errors: a token outside the vocabulary; more tokens than the cache has room for; an embedding that is not finite.
-    pub fn embed(&mut self, sequences: &[Sequence<'_>]) -> Result<Vec<f32>> {
+    pub fn embed(&mut self, sequences: &[Sequence<'_>]) -> Result<O::Rows> {
         self.check_room(sequences)?;
-        self.engine.embed(&tokens(sequences))
+        let tokens = tokens(sequences);
+        let x = self.on.put(&self.engine.embed(&tokens)?)?;
+        self.check(&x, &tokens, || "the embedding".to_owned())?;
+        Ok(x)
     }
 
     /// Runs `x` through a layer. The caches take its keys and values, but do not advance: that is up to the caller, when
@@ -33,25 +42,24 @@ impl<'a, 'e> Pass<'a, 'e> {
     ///
     /// # Panics
     /// If there is no such layer, or `x` is not `[tokens][hidden]`.
-    pub fn layer(&mut self, layer: usize, sequences: &mut [Sequence<'_>], x: &mut [f32]) -> Result<()> {
+    pub fn layer(&mut self, layer: usize, sequences: &mut [Sequence<'_>], x: &mut O::Rows) -> Result<()> {
         self.check_room(sequences)?;
         let tokens = tokens(sequences);
-        assert_eq!(x.len(), tokens.len() * self.engine.hidden());
+        assert_eq!(self.on.len(x), tokens.len() * self.engine.hidden());
         let engine = self.engine;
         let layer = &engine.layers[layer];
         let number = layer.number;
         layer.run(self, sequences, x).at(|| format!("layer {number}"))?;
-        engine.check(x, &tokens, || format!("the output of layer {number}"))
+        self.check(x, &tokens, || format!("the output of layer {number}"))
     }
 
     /// Final hidden states, normed, from those behind the last layer.
     ///
     /// Errors: one that is not finite.
-    pub fn finish(&mut self, sequences: &[Sequence<'_>], x: &[f32]) -> Result<Vec<f32>> {
-        let mut out = self.take(x.len());
-        self.engine.norm_rows(x, &self.engine.output_norm, &mut out);
-        self.tap.input(Site { layer: None, reader: Role::Output, expert: None }, &out, None);
-        self.engine.check(&out, &tokens(sequences), || "the final norm".to_owned())?;
+    pub fn finish(&mut self, sequences: &[Sequence<'_>], x: &O::Rows) -> Result<O::Rows> {
+        let out = self.norm(x, &self.engine.output_norm)?;
+        self.hear(Site { layer: None, reader: Role::Output, expert: None }, &out, None)?;
+        self.check(&out, &tokens(sequences), || "the final norm".to_owned())?;
         Ok(out)
     }
 
@@ -69,19 +77,54 @@ impl<'a, 'e> Pass<'a, 'e> {
         Ok(())
     }
 
-    /// `n` values that mean nothing: all of them must be written. What a layer gave back serves the next: a large vector that
-    /// is new costs the system as much as some of what is computed in it.
-    pub fn take(&mut self, n: usize) -> Vec<f32> {
-        let capacity = |i: &usize| self.spare[*i].capacity();
-        let fits = (0..self.spare.len()).filter(|i| capacity(i) >= n).min_by_key(capacity);
-        let mut out = fits.map_or_else(Vec::new, |i| self.spare.swap_remove(i));
-        out.resize(n, 0.0);
-        out
+    fn check(&self, x: &O::Rows, tokens: &[u32], place: impl Fn() -> String) -> Result<()> {
+        if self.on.is_finite(x)? {
+            return Ok(());
+        }
+        let x = self.on.get(x)?;
+        let at = x.iter().position(|x| !x.is_finite()).unwrap_or(0) / self.engine.hidden().max(1);
+        let token = tokens.get(at).copied().unwrap_or_default();
+        Err(Error::input(format!("{} is not finite at position {at} of the batch (token {token})", place()))
+            .help("run `quant verify` on the file: it names weights that are not numbers"))
     }
 
-    /// Hands a vector that [`Pass::take`] gave back.
-    pub fn give(&mut self, used: Vec<f32>) {
-        self.spare.push(used);
+    pub(super) fn hear(&mut self, site: Site, x: &O::Rows, weights: Option<&[f32]>) -> Result<()> {
+        self.tap.input(self.on, site, x, weights)
+    }
+
+    pub(super) fn hear_cached(&mut self, layer: u32, keys: &O::Rows, values: &O::Rows) -> Result<()> {
+        self.tap.cached(self.on, layer, keys, values)
+    }
+
+    /// `x` times rows of a weight, `[tokens][rows]`.
+    pub(super) fn product(
+        &self,
+        weight: &Weight<'_>,
+        rows: Range<usize>,
+        bias: Option<&[f32]>,
+        x: &O::Rows,
+    ) -> Result<O::Rows> {
+        let (on, activations) = (self.on, self.engine.activations);
+        if activations != Activations::Plain {
+            let mut rounded = on.get(x)?.into_owned();
+            let cols = weight.packed.dims.cols;
+            if served::round_inputs(weight.codec, activations, weight.inputs, cols, &mut rounded) {
+                return on.product(weight, rows, bias, &on.put(&rounded)?);
+            }
+        }
+        on.product(weight, rows, bias, x)
+    }
+
+    pub(super) fn norm(&self, x: &O::Rows, gain: &[f32]) -> Result<O::Rows> {
+        self.on.norm(x, gain, self.engine.spec.rms_eps)
+    }
+
+    /// `x += norm(out)`, or without a norm `x += out`.
+    pub(super) fn join(&self, x: &mut O::Rows, gain: Option<&[f32]>, out: O::Rows) -> Result<()> {
+        match gain {
+            Some(gain) => self.on.add(x, &self.norm(&out, gain)?),
+            None => self.on.add(x, &out),
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 /// Cosine and sine of every position and pair.
 #[derive(Debug)]
 pub struct Angles {
-    /// `[position][pair]` of (cosine, sine), times the scaling's magnitude.
-    turns: Vec<(f32, f32)>,
+    /// `[position][pair]` of cosine and sine, times the scaling's magnitude.
+    turns: Vec<[f32; 2]>,
     pairs: usize,
 }
 
@@ -49,11 +49,20 @@ impl Angles {
         let row = |position: usize| {
             let angle = move |rate: &f64| {
                 let (sin, cos) = (position as f64 * rate).sin_cos();
-                ((cos * magnitude) as f32, (sin * magnitude) as f32)
+                [(cos * magnitude) as f32, (sin * magnitude) as f32]
             };
             rates.iter().map(angle).collect::<Vec<_>>()
         };
         Ok(Angles { turns: (0..positions).into_par_iter().flat_map_iter(row).collect(), pairs })
+    }
+
+    pub fn pairs(&self) -> usize {
+        self.pairs
+    }
+
+    /// Of the first so many positions: `[position][pair]` of cosine and sine.
+    pub fn first(&self, positions: usize) -> &[[f32; 2]] {
+        &self.turns[..positions * self.pairs]
     }
 
     /// Turns every head of `x`, `[tokens][heads * head_dim]`, whose first row stands at `position`.
@@ -61,7 +70,7 @@ impl Angles {
         x.par_chunks_mut(row).enumerate().for_each(|(t, x)| {
             let turns = &self.turns[(position + t) * self.pairs..][..self.pairs];
             for head in x.chunks_exact_mut(head_dim) {
-                for (i, (cos, sin)) in turns.iter().enumerate() {
+                for (i, [cos, sin]) in turns.iter().enumerate() {
                     let (a, b) = match pairing {
                         Pairing::Neighbours => (2 * i, 2 * i + 1),
                         Pairing::Halves => (i, i + self.pairs),

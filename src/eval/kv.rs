@@ -14,7 +14,7 @@ use crate::codec::Codec;
 use crate::codec::ggml::simple::Q4_0;
 use crate::codec::kv::{KvPolicy, KvShape};
 use crate::device::cpu::TokenScore;
-use crate::engine::{Engine, NoTap, Sequence};
+use crate::engine::{Engine, Sequence};
 use crate::error::{At, Result};
 
 /// A line of the matrix.
@@ -70,7 +70,7 @@ pub fn decode_gap(engine: &Engine<'_>, window: &Window) -> Result<f64> {
     let mut one_by_one = Vec::with_capacity(window.tokens.len() * hidden);
     for token in &window.tokens {
         let tokens = std::slice::from_ref(token);
-        one_by_one.extend(engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap)?);
+        one_by_one.extend(engine.forward(&mut [Sequence { tokens, cache: &mut cache }])?);
     }
     let one_by_one = &one_by_one[window.scored.start * hidden..window.scored.end * hidden];
     let side = |hidden| Side { name: "the model", head: &head, hidden };
@@ -101,7 +101,7 @@ pub const SINK: f64 = 3.0;
 pub fn keys(engine: &Engine<'_>, window: &Window) -> Result<Vec<Keys>> {
     let tokens = &window.tokens[..window.tokens.len().min(256)];
     let mut cache = engine.cache(tokens.len())?;
-    engine.forward(&mut [Sequence { tokens, cache: &mut cache }], &mut NoTap)?;
+    engine.forward(&mut [Sequence { tokens, cache: &mut cache }])?;
     let shape = engine.kv_shape();
     let head = |layer: usize, head: usize| {
         let key = cache.full_key(layer, head)?;

@@ -24,7 +24,7 @@ use half::bf16;
 
 use crate::container::{Checkpoint, tokenizer};
 use crate::device::cpu::TokenScore;
-use crate::engine::{Engine, KvCache, NoTap, Sequence};
+use crate::engine::{Engine, KvCache, Sequence};
 use crate::error::{At, Error, Result};
 use crate::metadata::{Array, Metadata, Value};
 use protocol::Window;
@@ -33,6 +33,8 @@ use score::{Side, compare, likelihoods};
 
 /// Tokens that are run at a time: enough that decoding weights costs little beside multiplying them.
 pub const BATCH: usize = 2048;
+/// The same on a card, to which weights have a longer way.
+const CARD_BATCH: usize = 16_384;
 
 /// A model to be compared, and what messages call it.
 pub struct Candidate<'a> {
@@ -50,7 +52,12 @@ pub fn run(
 ) -> Result<Vec<Vec<Vec<TokenScore>>>> {
     let heads = candidates.iter().map(|c| c.engine.head().at(|| c.name.clone())).collect::<Result<Vec<_>>>()?;
     let mut out = vec![Vec::with_capacity(windows.len()); candidates.len()];
-    for range in batches(windows) {
+    let live = match &*reference {
+        Reference::Live(engine) => Some(engine.as_ref()),
+        Reference::Cached(_) => None,
+    };
+    let most = together(candidates.iter().map(|c| &c.engine).chain(live))?;
+    for range in batches(windows, most) {
         let batch = &windows[range.clone()];
         let count = batch.iter().map(|w| w.tokens.len() as u64).sum();
         let expected = reference.hidden(windows, range).at(|| "the reference")?;
@@ -86,7 +93,7 @@ pub fn divergence(reference: &dyn Checkpoint, model: &dyn Checkpoint, windows: &
 pub fn alone(model: &Candidate<'_>, windows: &[Window], progress: &dyn Fn(u64)) -> Result<Vec<Vec<f64>>> {
     let head = model.engine.head()?;
     let mut out = Vec::with_capacity(windows.len());
-    for range in batches(windows) {
+    for range in batches(windows, together([&model.engine])?) {
         let batch = &windows[range];
         let hidden = states(&model.engine, batch)?;
         let nll = likelihoods(&Side { name: &model.name, head: &head, hidden: &hidden }, &targets(batch))?;
@@ -107,7 +114,7 @@ pub struct Noise {
 
 /// Measures [`Noise`] on the first batch of windows.
 pub fn noise(engine: &Engine<'_>, windows: &[Window]) -> Result<Noise> {
-    let range = batches(windows).next().unwrap_or(0..0);
+    let range = batches(windows, together([engine])?).next().unwrap_or(0..0);
     let batch = &windows[range];
     let head = engine.head()?;
     let together = states(engine, batch)?;
@@ -123,12 +130,20 @@ pub fn noise(engine: &Engine<'_>, windows: &[Window]) -> Result<Noise> {
     Ok(Noise { batch_kld: klds(0).fold(0.0, f64::max), bf16_kld: klds(1).sum::<f64>() / count })
 }
 
-/// Ranges of windows with at most [`BATCH`] tokens, or one window.
-pub(crate) fn batches(windows: &[Window]) -> impl Iterator<Item = Range<usize>> + '_ {
+/// Tokens that all of these run at a time.
+pub(crate) fn together<'e, 'a: 'e>(engines: impl IntoIterator<Item = &'e Engine<'a>>) -> Result<usize> {
+    engines.into_iter().try_fold(usize::MAX, |least, engine| {
+        let most = engine.most_tokens()?.map_or(BATCH, |most| most.min(CARD_BATCH));
+        Ok(least.min(most))
+    })
+}
+
+/// Ranges of windows with at most so many tokens, or one window.
+pub(crate) fn batches(windows: &[Window], most: usize) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut from = 0;
     std::iter::from_fn(move || {
         let (start, mut tokens) = (from, 0);
-        while from < windows.len() && (from == start || tokens + windows[from].tokens.len() <= BATCH) {
+        while from < windows.len() && (from == start || tokens + windows[from].tokens.len() <= most) {
             tokens += windows[from].tokens.len();
             from += 1;
         }
@@ -142,7 +157,7 @@ pub fn states(engine: &Engine<'_>, windows: &[Window]) -> Result<Vec<f32>> {
     let mut caches = caches.collect::<Result<Vec<KvCache>>>()?;
     let mut sequences: Vec<Sequence<'_>> =
         windows.iter().zip(&mut caches).map(|(w, cache)| Sequence { tokens: &w.tokens, cache }).collect();
-    let all = engine.forward(&mut sequences, &mut NoTap)?;
+    let all = engine.forward(&mut sequences)?;
     Ok(scored(windows, &all, engine.hidden()))
 }
 

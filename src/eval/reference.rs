@@ -15,6 +15,7 @@ use super::states;
 use crate::codec::{self, Codec};
 use crate::container::output::{Output, publish};
 use crate::container::{Weight, map};
+use crate::device::Worker;
 use crate::engine::{Engine, Head};
 use crate::error::{At, Error, Result};
 use crate::tensor::{Dims, Packed};
@@ -166,7 +167,8 @@ impl Cached {
     pub fn head(&self) -> Head<'_> {
         let parts = self.parts.iter().map(|p| self.map[p.clone()].into()).collect();
         let packed = Packed { dims: self.dims, parts };
-        Head { weight: Weight { codec: self.codec, packed, scale: self.scale, inputs: None }, softcap: self.softcap }
+        let weight = Weight { codec: self.codec, packed, scale: self.scale, inputs: None };
+        Head { weight, softcap: self.softcap, worker: Worker::Cpu }
     }
 }
 
@@ -224,7 +226,7 @@ pub fn write(
     output.reserve(total)?;
     output.write_at(0, &header)?;
     let mut at = header.len() as u64;
-    for range in super::batches(windows) {
+    for range in super::batches(windows, super::together([engine])?) {
         let hidden = states(engine, &windows[range.clone()])?;
         let bytes: Vec<u8> = hidden.iter().flat_map(|x| x.to_le_bytes()).collect();
         output.write_at(at, &bytes)?;

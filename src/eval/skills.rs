@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::probe::Item;
 use super::protocol::Window;
 use super::score::{Side, predictions};
-use super::{Candidate, batches, states, targets};
+use super::{Candidate, batches, states, targets, together};
 use crate::container::Checkpoint;
 use crate::container::tokenizer::leading_bos;
 use crate::error::{Error, Result};
@@ -86,7 +86,7 @@ pub fn windows(checkpoint: &dyn Checkpoint, items: &[Item], scored: Scored) -> R
 pub fn right(model: &Candidate<'_>, windows: &[Window], progress: &dyn Fn(u64)) -> Result<Vec<bool>> {
     let head = model.engine.head()?;
     let mut out = Vec::with_capacity(windows.len());
-    for range in batches(windows) {
+    for range in batches(windows, together([&model.engine])?) {
         let batch = &windows[range];
         let hidden = states(&model.engine, batch)?;
         let found = predictions(&Side { name: &model.name, head: &head, hidden: &hidden }, &targets(batch))?;

@@ -1,6 +1,8 @@
 //! What the tests share: models to convert, and the binary that does it.
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod card;
+pub mod family;
 pub mod folder;
 pub mod model;
 

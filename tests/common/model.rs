@@ -23,7 +23,7 @@ pub const ODD: Shape = Shape { hidden: 96, inter: 160, heads: 3, kv_heads: 3, ti
 pub const MOE: Shape = Shape { layers: 2, experts: 4, ..DENSE };
 
 /// Reproducible, roughly normal, with a few outliers.
-fn noise(name: &str, n: usize, scale: f32) -> Vec<f32> {
+pub fn noise(name: &str, n: usize, scale: f32) -> Vec<f32> {
     let mut state =
         name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let mut uniform = move || {
@@ -126,11 +126,15 @@ fn tokenizer() -> Value {
 /// The model in a temporary folder of its own.
 pub fn model(shape: &Shape) -> Folder {
     let folder = Folder::of(config(shape), tensors(shape));
+    put_tokenizer(&folder);
+    folder.write();
+    folder
+}
+
+pub fn put_tokenizer(folder: &Folder) {
     folder.put("tokenizer.json", tokenizer().to_string());
     let template = "{% for m in messages %}{{ m['content'].strip() }}{% endfor %}";
     let settings = json!({"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|begin|>", "eos_token": "<|end|>",
         "add_bos_token": true, "chat_template": template});
     folder.put("tokenizer_config.json", settings.to_string());
-    folder.write();
-    folder
 }

@@ -35,6 +35,10 @@ impl Gram {
         &self.upper
     }
 
+    pub fn into_upper(self) -> Vec<f64> {
+        self.upper
+    }
+
     /// Adds rows `[rows][columns]`. The bits of the result depend on how rows are divided among calls, not on threads.
     pub fn add(&mut self, x: &[f32], weights: Option<&[f32]>, scratch: &mut GramScratch) {
         let n = self.columns.max(1);

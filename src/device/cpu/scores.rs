@@ -60,6 +60,15 @@ impl Scores {
         Scores(positions.map(position).collect())
     }
 
+    /// The models of both, which were held to one reference.
+    pub fn beside(mut self, other: Scores) -> Scores {
+        for (a, b) in self.0.iter_mut().zip(other.0) {
+            a.models.extend(b.models);
+            a.gaps.extend(b.gaps);
+        }
+        self
+    }
+
     /// Takes in the logits of tokens `first..first + n` at `position`; of `target` they hold the logit if it is among them.
     pub fn add(&mut self, position: usize, first: usize, target: u32, reference: &[f32], models: &[&[f32]]) {
         let at = &mut self.0[position];

@@ -124,7 +124,7 @@ fn solve(runner: &dyn Runner, n: usize) -> Result<Speed> {
 fn linear(runner: &dyn Runner, n: usize) -> Result<Speed> {
     let (x, w) = (Buffer::zeros(runner, n * n * 4)?, Buffer::zeros(runner, n * n * 2)?);
     let out = Buffer::new(runner, n * n * 4)?;
-    let seconds = fastest(runner, || ops::linear_into::<bf16>(&x, &w, [n, n, n], &out))?;
+    let seconds = fastest(runner, || ops::linear::<bf16>(&x, &w, [n, n, n], &out, n))?;
     let (bytes, flops) = ((n * n * 10) as f64, 2.0 * (n as f64).powi(3));
     Ok(Speed {
         op: "linear",
@@ -139,18 +139,20 @@ fn linear(runner: &dyn Runner, n: usize) -> Result<Speed> {
 fn gram(runner: &dyn Runner, n: usize) -> Result<Speed> {
     let rows = GRAM_ROWS.min(n);
     let (gram, x) = (ops::Gram::new(runner, n)?, Buffer::zeros(runner, rows * n * 2)?);
-    let seconds = fastest(runner, || gram.add_rows::<bf16>(&x, rows, None))?;
+    let seconds = fastest(runner, || gram.add::<bf16>(&x, rows, None))?;
     let (bytes, flops) = ((rows * n * 2 + n * n * 8) as f64, rows as f64 * (n * n) as f64);
     Ok(Speed { op: "gram", of: "bf16, exact".to_owned(), shape: format!("{rows} x {n}"), seconds, bytes, flops })
 }
 
-/// With the way to the card and back.
 fn attention(runner: &dyn Runner, tokens: usize) -> Result<Speed> {
     let of = Attention { heads: 8, kv_heads: 2, head_dim: 128, scale: 0.1, softcap: None, window: None, sinks: None };
     let (q, kv) = (wave(tokens * of.heads * of.head_dim), wave(tokens * of.kv_heads * of.head_dim));
-    let seconds = fastest(runner, || ops::attention(runner, &of, 0, &q, &kv, &kv).map(drop))?;
+    let (q, kv) = (Buffer::of(runner, &q)?, Buffer::of(runner, &kv)?);
+    let out = Buffer::new(runner, q.bytes())?;
+    let heads = ops::Heads { q: q.part(0..q.bytes()), k: kv.part(0..kv.bytes()), v: kv.part(0..kv.bytes()) };
+    let seconds = fastest(runner, || ops::attention(&of, 0, &heads, &out))?;
     let (t, width) = (tokens as f64, (of.heads * of.head_dim) as f64);
-    let shape = format!("{tokens} tokens, 8 heads of 128, from and to the host");
+    let shape = format!("{tokens} tokens, 8 heads of 128");
     Ok(Speed {
         op: "attention",
         of: "causal".to_owned(),

@@ -104,6 +104,10 @@ impl Card {
 }
 
 impl Runner for Card {
+    fn room(&self) -> Result<usize> {
+        self.memory().map(|(free, _)| free)
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.enter()?;
         let mut at = 0;

@@ -9,6 +9,7 @@ mod cache;
 mod card;
 pub mod driver;
 mod library;
+pub mod memory;
 pub mod nvrtc;
 pub mod ops;
 pub mod runner;
@@ -17,5 +18,6 @@ pub mod source;
 
 pub use card::Card;
 pub use driver::{CardInfo, Driver};
+pub use memory::Memory;
 pub use nvrtc::Nvrtc;
-pub use runner::{Arg, Buffer, Runner, Shape};
+pub use runner::{Arg, Buffer, Runner, Shape, View};

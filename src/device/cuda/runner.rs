@@ -1,12 +1,16 @@
 //! What runs kernels, and the memory that they see.
 
 use std::ffi::c_void;
+use std::ops::{Deref, Range};
 
 use super::source::Unit;
 use crate::error::{Error, Result};
 
 /// A device that kernels run on: a card behind its driver; in tests the host, whose compiler reads the same sources.
 pub trait Runner: Sync {
+    /// Bytes that can still be allocated.
+    fn room(&self) -> Result<usize>;
+
     fn allocate(&self, bytes: usize) -> Result<u64>;
 
     fn free(&self, at: u64);
@@ -93,28 +97,23 @@ impl Arg {
     }
 }
 
-/// Memory of a device, freed when it goes.
-pub struct Buffer<'r> {
+/// Some of a device's memory, that of a [`Buffer`].
+pub struct View<'r> {
     runner: &'r dyn Runner,
     at: u64,
     bytes: usize,
 }
 
-impl<'r> Buffer<'r> {
-    /// Room that holds anything.
-    pub fn new(runner: &'r dyn Runner, bytes: usize) -> Result<Buffer<'r>> {
-        Ok(Buffer { runner, at: runner.allocate(bytes.max(1))?, bytes })
+impl<'r> View<'r> {
+    /// These of its bytes.
+    pub fn part(&self, bytes: Range<usize>) -> View<'_> {
+        assert!(bytes.start <= bytes.end && bytes.end <= self.bytes);
+        View { runner: self.runner, at: self.at + bytes.start as u64, bytes: bytes.len() }
     }
 
-    pub fn zeros(runner: &'r dyn Runner, bytes: usize) -> Result<Buffer<'r>> {
-        Buffer::of(runner, &vec![0u8; bytes])
-    }
-
-    pub fn of<T: bytemuck::Pod>(runner: &'r dyn Runner, values: &[T]) -> Result<Buffer<'r>> {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        let out = Buffer::new(runner, bytes.len())?;
-        out.runner.upload(out.at, bytes)?;
-        Ok(out)
+    /// These of its rows, of `columns` values in single precision.
+    pub fn rows(&self, rows: Range<usize>, columns: usize) -> View<'_> {
+        self.part(rows.start * columns * 4..rows.end * columns * 4)
     }
 
     /// The first `n` values.
@@ -134,12 +133,52 @@ impl<'r> Buffer<'r> {
         self.bytes
     }
 
+    /// Values in single precision.
+    pub fn singles(&self) -> usize {
+        self.bytes / 4
+    }
+
     pub fn address(&self) -> u64 {
         self.at
     }
 
     pub fn arg(&self) -> Arg {
         Arg::Address(self.at)
+    }
+}
+
+/// Memory of a device, freed when it goes.
+pub struct Buffer<'r>(View<'r>);
+
+impl<'r> Buffer<'r> {
+    /// Room that holds anything.
+    pub fn new(runner: &'r dyn Runner, bytes: usize) -> Result<Buffer<'r>> {
+        Ok(Buffer(View { runner, at: runner.allocate(bytes.max(1))?, bytes }))
+    }
+
+    /// Room for `n` values in single precision.
+    pub fn singles(runner: &'r dyn Runner, n: usize) -> Result<Buffer<'r>> {
+        let bytes = n.checked_mul(4).ok_or_else(|| Error::limits(format!("{n} numbers are more than memory holds")))?;
+        Buffer::new(runner, bytes)
+    }
+
+    pub fn zeros(runner: &'r dyn Runner, bytes: usize) -> Result<Buffer<'r>> {
+        Buffer::of(runner, &vec![0u8; bytes])
+    }
+
+    pub fn of<T: bytemuck::Pod>(runner: &'r dyn Runner, values: &[T]) -> Result<Buffer<'r>> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let out = Buffer::new(runner, bytes.len())?;
+        out.runner.upload(out.at, bytes)?;
+        Ok(out)
+    }
+}
+
+impl<'r> Deref for Buffer<'r> {
+    type Target = View<'r>;
+
+    fn deref(&self) -> &View<'r> {
+        &self.0
     }
 }
 

@@ -1,7 +1,7 @@
 //! Texts that begin alike, run so that the common beginning is read once.
 
 use super::{Prepared, Subject};
-use crate::engine::{KvCache, NoTap, Sequence};
+use crate::engine::{KvCache, Sequence};
 use crate::error::Result;
 use crate::eval::protocol::Window;
 use crate::eval::score::{Side, predictions};
@@ -79,7 +79,7 @@ fn together(subject: &Subject<'_>, batch: &[Prepared<'_>]) -> Result<Vec<Vec<Vec
         if sequences.is_empty() {
             continue;
         }
-        let states = engine.forward(&mut sequences, &mut NoTap)?;
+        let states = engine.forward(&mut sequences)?;
         let mut from = 0;
         for (i, tokens) in whose {
             let until = from + tokens * engine.hidden();

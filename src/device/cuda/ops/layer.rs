@@ -1,117 +1,173 @@
-//! A layer's operations beside its products, and the statistics of what comes out of the last.
+//! A layer's operations beside its products, on what lies in a device's memory.
+
+use safetensors::Dtype;
 
 use super::int;
 use crate::arch::Activation;
-use crate::device::cpu::{Attention, Running, Scores, TokenScore};
-use crate::device::cuda::runner::{Arg, Buffer, Runner, Shape};
+use crate::device::cpu::Attention;
+use crate::device::cuda::runner::{Arg, Buffer, Shape, View};
 use crate::device::cuda::source::Unit;
 use crate::error::Result;
 
-/// An operation between products on rows of `x`: the kernel of `layer.cu`, its other arrays and numbers.
-fn elementwise(runner: &dyn Runner, kernel: &str, x: &[f32], rest: &[Rest<'_>]) -> Result<Vec<f32>> {
-    let at = Buffer::of(runner, x)?;
-    let arrays: Vec<Option<Buffer<'_>>> = rest
-        .iter()
-        .map(|r| if let Rest::Array(a) = r { Buffer::of(runner, a).map(Some) } else { Ok(None) })
-        .collect::<Result<_>>()?;
-    let mut args = vec![at.arg()];
-    for (rest, array) in rest.iter().zip(&arrays) {
-        args.push(match (rest, array) {
-            (_, Some(array)) => array.arg(),
-            (Rest::Number(x), _) => Arg::Float(*x),
-            (Rest::Array(_), None) => Arg::Address(0),
-        });
+/// Runs a kernel of `layer.cu` with a thread for each of `n`: its first array, its other arguments, `n`.
+///
+/// # Safety
+/// `rest` are what stands between these in the kernel's list, and with `n` threads it stays within the memory that they name.
+unsafe fn each(kernel: &str, first: &View<'_>, rest: &[Arg], n: usize) -> Result<()> {
+    if n == 0 {
+        return Ok(());
     }
-    args.push(Arg::Long(x.len() as i64));
-    // SAFETY: each thread has an element of `x` and, in arrays as long, its own.
-    unsafe { runner.launch(&Unit::of("layer")?, kernel, Shape::each(x.len() as u64)?, &args)? };
-    at.read(x.len())
+    let args: Vec<Arg> = [first.arg()].into_iter().chain(rest.iter().copied()).chain([Arg::Long(n as i64)]).collect();
+    // SAFETY: the caller's word.
+    unsafe { first.runner().launch(&Unit::of("layer")?, kernel, Shape::each(n as u64)?, &args) }
 }
 
-enum Rest<'a> {
-    /// As long as `x`.
-    Array(&'a [f32]),
-    Number(f32),
+pub fn fill(x: &View<'_>, value: f32) -> Result<()> {
+    // SAFETY: a thread has an element of `x`.
+    unsafe { each("fill", x, &[Arg::Float(value)], x.singles()) }
 }
 
-/// `x + y`
-pub fn add(runner: &dyn Runner, x: &[f32], y: &[f32]) -> Result<Vec<f32>> {
-    assert!(x.len() == y.len());
-    elementwise(runner, "add", x, &[Rest::Array(y)])
+/// `x += y`
+pub fn add(x: &View<'_>, y: &View<'_>) -> Result<()> {
+    assert!(x.singles() == y.singles());
+    // SAFETY: a thread has an element of both.
+    unsafe { each("add", x, &[y.arg()], x.singles()) }
 }
 
-/// `activation(gate) * up`
-pub fn gate(runner: &dyn Runner, activation: Activation, gate: &[f32], up: &[f32]) -> Result<Vec<f32>> {
-    assert!(gate.len() == up.len());
+/// `x *= factor`
+pub fn scale(x: &View<'_>, factor: f32) -> Result<()> {
+    // SAFETY: a thread has an element of `x`.
+    unsafe { each("scale", x, &[Arg::Float(factor)], x.singles()) }
+}
+
+/// Adds `bias` to every row of `x`.
+pub fn add_bias(x: &View<'_>, bias: &View<'_>) -> Result<()> {
+    assert!(x.singles().is_multiple_of(bias.singles().max(1)));
+    // SAFETY: a thread has an element of `x`, and `bias` one of each column.
+    unsafe { each("add_bias", x, &[bias.arg(), Arg::Int(int(bias.singles())?)], x.singles()) }
+}
+
+/// `gate = activation(gate) * up`
+pub fn gate(activation: Activation, gate: &View<'_>, up: &View<'_>) -> Result<()> {
+    assert!(gate.singles() == up.singles());
     let kernel = match activation {
         Activation::Silu => "silu",
         Activation::Gelu => "gelu",
         Activation::ClampedSilu => "clamped_silu",
     };
-    elementwise(runner, kernel, gate, &[Rest::Array(up)])
+    // SAFETY: a thread has an element of both.
+    unsafe { each(kernel, gate, &[up.arg()], gate.singles()) }
 }
 
 /// `cap * tanh(x / cap)`
-pub fn softcap(runner: &dyn Runner, x: &[f32], cap: f32) -> Result<Vec<f32>> {
-    elementwise(runner, "softcap", x, &[Rest::Number(cap)])
+pub fn softcap(x: &View<'_>, cap: f32) -> Result<()> {
+    // SAFETY: a thread has an element of `x`.
+    unsafe { each("softcap", x, &[Arg::Float(cap)], x.singles()) }
 }
 
-/// Rows of `gain.len()`, each divided by the root of its mean square.
-pub fn rms_norm(runner: &dyn Runner, x: &[f32], gain: &[f32], eps: f32) -> Result<Vec<f32>> {
-    let rows = x.len() / gain.len();
-    assert!(rows * gain.len() == x.len());
-    let (at, gain_at, out) = (Buffer::of(runner, x)?, Buffer::of(runner, gain)?, Buffer::new(runner, size_of_val(x))?);
-    let args = [at.arg(), gain_at.arg(), Arg::Int(int(gain.len())?), Arg::Float(eps), out.arg()];
+/// Whether no element is infinite or NaN. Waits for all that came before.
+pub fn is_finite(x: &View<'_>) -> Result<bool> {
+    let found = Buffer::of(x.runner(), &[0u32])?;
+    // SAFETY: a thread has an element of `x`; `found` is one number.
+    unsafe { each("find_not_finite", x, &[found.arg()], x.singles())? };
+    Ok(found.read::<u32>(1)? == [0])
+}
+
+/// Numbers of 16 bits to single precision. `false`: another type than these.
+pub fn widen(dtype: Dtype, x: &View<'_>, out: &View<'_>) -> Result<bool> {
+    let kernel = match dtype {
+        Dtype::F16 => "widen_f16",
+        Dtype::BF16 => "widen_bf16",
+        _ => return Ok(false),
+    };
+    assert!(x.bytes() >= out.singles() * 2);
+    // SAFETY: a thread has an element of both.
+    unsafe { each(kernel, out, &[x.arg()], out.singles()) }.map(|()| true)
+}
+
+/// `out[i] = x[places[i]]`, rows of `columns`.
+pub fn pick(x: &View<'_>, places: &[u32], columns: usize, out: &View<'_>) -> Result<()> {
+    let rows = x.singles() / columns.max(1);
+    assert!(out.singles() == places.len() * columns && places.iter().all(|p| (*p as usize) < rows));
+    let places = Buffer::of(x.runner(), places)?;
+    // SAFETY: a thread has an element of `out`; its row of `x` is there, by the assert.
+    unsafe { each("pick", out, &[x.arg(), places.arg(), Arg::Int(int(columns)?)], out.singles()) }
+}
+
+/// `out[places[i]] += weights[i] y[i]`, rows of `columns`. No place comes twice.
+pub fn scatter(y: &View<'_>, places: &[u32], weights: &[f32], columns: usize, out: &View<'_>) -> Result<()> {
+    let rows = out.singles() / columns.max(1);
+    assert!(y.singles() == places.len() * columns && weights.len() == places.len());
+    assert!(places.iter().all(|p| (*p as usize) < rows));
+    let (places, weights) = (Buffer::of(y.runner(), places)?, Buffer::of(y.runner(), weights)?);
+    let args = [out.arg(), places.arg(), weights.arg(), Arg::Int(int(columns)?)];
+    // SAFETY: a thread has an element of `y`; its row of `out` is there, by the assert.
+    unsafe { each("scatter", y, &args, y.singles()) }
+}
+
+/// The product of every row of `x` with `w`, added up from the first column to the last.
+pub fn dots(x: &View<'_>, w: &View<'_>, out: &View<'_>) -> Result<()> {
+    let columns = w.singles();
+    assert!(x.singles() == out.singles() * columns);
+    // SAFETY: a thread has a row of `x` and an element of `out`.
+    unsafe { each("dots", out, &[x.arg(), w.arg(), Arg::Int(int(columns)?)], out.singles()) }
+}
+
+/// Rows of `gain`'s length, each divided by the root of its mean square.
+pub fn rms_norm(x: &View<'_>, gain: &View<'_>, eps: f32, out: &View<'_>) -> Result<()> {
+    let n = gain.singles();
+    let rows = x.singles() / n.max(1);
+    assert!(rows * n == x.singles() && out.singles() == x.singles());
+    if rows == 0 {
+        return Ok(());
+    }
+    let args = [x.arg(), gain.arg(), Arg::Int(int(n)?), Arg::Float(eps), out.arg()];
+    let shape = Shape::new([rows as u64, 1], [256, 1])?;
     // SAFETY: a block has a row of `x` and of `out`.
-    unsafe { runner.launch(&Unit::of("layer")?, "rms_norm", Shape::new([rows as u64, 1], [256, 1])?, &args)? };
-    out.read(x.len())
+    unsafe { x.runner().launch(&Unit::of("layer")?, "rms_norm", shape, &args) }
 }
 
-/// Turns every head of `x`, `[tokens][heads * head_dim]`, by cosines and sines `turns`, `[tokens][pairs]`.
-pub fn rope(
-    runner: &dyn Runner,
-    x: &[f32],
-    turns: &[[f32; 2]],
-    tokens: usize,
-    head_dim: usize,
-    halves: bool,
-) -> Result<Vec<f32>> {
-    let (pairs, heads) = (turns.len() / tokens, x.len() / tokens / head_dim);
-    assert!(pairs * tokens == turns.len() && heads * head_dim * tokens == x.len() && 2 * pairs <= head_dim);
-    let (at, turns) = (Buffer::of(runner, x)?, Buffer::of(runner, turns.as_flattened())?);
+/// Turns every head of `x`, `[tokens][heads * head_dim]`, by cosines and sines `turns`, `[tokens][pairs][2]`.
+pub fn rope(x: &View<'_>, turns: &View<'_>, tokens: usize, head_dim: usize, halves: bool) -> Result<()> {
+    let (pairs, heads) = (turns.singles() / 2 / tokens.max(1), x.singles() / tokens.max(1) / head_dim.max(1));
+    assert!(2 * pairs * tokens == turns.singles() && heads * head_dim * tokens == x.singles() && 2 * pairs <= head_dim);
+    let n = tokens * heads * pairs;
+    if n == 0 {
+        return Ok(());
+    }
     let sizes = [int(heads)?, int(head_dim)?, int(pairs)?, i32::from(halves)].map(Arg::Int);
-    let args = [at.arg(), turns.arg(), Arg::Long(tokens as i64), sizes[0], sizes[1], sizes[2], sizes[3]];
-    let shape = Shape::each((tokens * heads * pairs) as u64)?;
+    let args = [x.arg(), turns.arg(), Arg::Long(tokens as i64), sizes[0], sizes[1], sizes[2], sizes[3]];
     // SAFETY: a thread has a pair of a head; `turns` has `pairs` for each token.
-    unsafe { runner.launch(&Unit::of("layer")?, "rope", shape, &args)? };
-    at.read(x.len())
+    unsafe { x.runner().launch(&Unit::of("layer")?, "rope", Shape::each(n as u64)?, &args) }
 }
 
 /// Queries that a block of threads takes, and its warps: as in `attention.cu`.
 const QUERIES: usize = 8;
 const WARPS: u32 = 4;
 
-/// [`cpu::Attention`](crate::device::cpu::Attention) of queries `[tokens][heads][head_dim]`, the first at position `first`, over keys
-/// and values `[first + tokens][kv_heads][head_dim]`.
-pub fn attention(
-    runner: &dyn Runner,
-    of: &Attention,
-    first: usize,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-) -> Result<Vec<f32>> {
-    let tokens = q.len() / (of.heads * of.head_dim);
+/// Queries `[tokens][heads][head_dim]`, keys and values `[positions][kv_heads][head_dim]` from the first on.
+pub struct Heads<'v> {
+    pub q: View<'v>,
+    pub k: View<'v>,
+    pub v: View<'v>,
+}
+
+/// [`cpu::Attention`](crate::device::cpu::Attention) of queries of which the first stands at position `first`; `out` is as they are.
+pub fn attention(of: &Attention, first: usize, heads: &Heads<'_>, out: &View<'_>) -> Result<()> {
+    let (runner, Heads { q, k, v }) = (out.runner(), heads);
+    let tokens = q.singles() / (of.heads * of.head_dim);
     let positions = (first + tokens) * of.kv_heads * of.head_dim;
-    assert!(tokens * of.heads * of.head_dim == q.len() && k.len() >= positions && v.len() >= positions);
+    assert!(tokens * of.heads * of.head_dim == q.singles() && out.singles() == q.singles());
+    assert!(k.singles() >= positions && v.singles() >= positions);
     assert!(of.sinks.as_ref().is_none_or(|sinks| sinks.len() == of.heads));
+    if tokens == 0 {
+        return Ok(());
+    }
     let sinks = of.sinks.as_ref().map(|sinks| Buffer::of(runner, sinks)).transpose()?;
-    let [query, key, value] = [Buffer::of(runner, q)?, Buffer::of(runner, k)?, Buffer::of(runner, v)?];
-    let out = Buffer::new(runner, size_of_val(q))?;
     let args = [
-        query.arg(),
-        key.arg(),
-        value.arg(),
+        q.arg(),
+        k.arg(),
+        v.arg(),
         Arg::Int(int(tokens)?),
         Arg::Int(int(first)?),
         Arg::Int(int(of.heads)?),
@@ -119,43 +175,11 @@ pub fn attention(
         Arg::Float(of.scale),
         Arg::Float(of.softcap.unwrap_or(0.0)),
         Arg::Int(int(of.window.unwrap_or(0))?),
-        sinks.as_ref().map_or(Arg::Address(0), Buffer::arg),
+        sinks.as_ref().map_or(Arg::Address(0), |sinks| sinks.arg()),
         out.arg(),
     ];
     let shape = Shape::new([tokens.div_ceil(QUERIES) as u64, of.heads as u64], [32, WARPS])?;
-    // SAFETY: a block has QUERIES tokens of one head, and each head its sink; keys and values reach to the last token's position, by the assert.
-    unsafe { runner.launch(&Unit::of_head_dim(of.head_dim)?, "attention", shape, &args)? };
-    out.read(q.len())
-}
-
-/// What two models' logits `[positions][vocab]` say, gathered `part` tokens of the vocabulary at a time.
-pub fn scores(
-    runner: &dyn Runner,
-    reference: &[f32],
-    model: &[f32],
-    targets: &[u32],
-    part: usize,
-) -> Result<Vec<TokenScore>> {
-    let (positions, vocab) = (targets.len(), reference.len() / targets.len().max(1));
-    assert!(reference.len() == model.len() && positions * vocab == reference.len());
-    let none = vec![Running::NONE; positions];
-    let (kept, other) = (Buffer::of(runner, &none)?, Buffer::of(runner, &none)?);
-    let gaps = Buffer::zeros(runner, positions * 8)?;
-    let aims = Buffer::of(runner, targets)?;
-    let unit = Unit::of("scores")?;
-    for first in (0..vocab).step_by(part.max(1)) {
-        let n = part.min(vocab - first);
-        let columns =
-            |x: &[f32]| -> Vec<f32> { x.chunks_exact(vocab).flat_map(|row| &row[first..first + n]).copied().collect() };
-        let (p, q) = (Buffer::of(runner, &columns(reference))?, Buffer::of(runner, &columns(model))?);
-        let (n, first) = (Arg::Int(int(n)?), Arg::Int(int(first)?));
-        let args = [p.arg(), q.arg(), n, first, aims.arg(), kept.arg(), other.arg(), gaps.arg()];
-        // SAFETY: a block has a position: `n` logits of each model, and a place in what is gathered.
-        unsafe { runner.launch(&unit, "scores", Shape::new([positions as u64, 1], [256, 1])?, &args)? };
-    }
-    let (kept, other, gaps) = (kept.read(positions)?, other.read(positions)?, gaps.read(positions)?);
-    let gathered = Scores::gathered(
-        kept.into_iter().zip(other).zip(gaps).map(|((p, q), gap): ((Running, Running), f64)| (p, q, gap)),
-    );
-    Ok(gathered.finish(0).collect())
+    // SAFETY: a block has QUERIES tokens of one head, and each head its sink; keys and values reach to the last token's position, by the
+    // asserts.
+    unsafe { runner.launch(&Unit::of_head_dim(of.head_dim)?, "attention", shape, &args) }
 }

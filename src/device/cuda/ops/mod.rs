@@ -1,19 +1,26 @@
 //! The CPU's operations, on a device: the same arguments, the same answers. What each promises against the CPU is in `selftest`.
 
 mod layer;
+mod scores;
+mod sums;
+pub mod weight;
 
 use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::runner::{Arg, Buffer, Runner, Shape, Stored};
+use super::runner::{Arg, Buffer, Runner, Shape, Stored, View};
 use super::source::Unit;
 use crate::codec::grid::{Levels, Scale};
 use crate::codec::{Codec, Facts};
-use crate::device::cpu::{Feedback, GRAM_ROWS, SOLVE_BLOCK, Scales};
+use crate::device::cpu::{Feedback, SOLVE_BLOCK, Scales};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
-pub use layer::{add, attention, gate, rms_norm, rope, scores, softcap};
+pub use layer::{
+    Heads, add, add_bias, attention, dots, fill, gate, is_finite, pick, rms_norm, rope, scale, scatter, softcap, widen,
+};
+pub use scores::Scores;
+pub use sums::{Gram, Moments, Totals};
 
 /// How numbers lie on a device: f32 or bf16.
 pub trait Element: bytemuck::Pod {
@@ -138,7 +145,7 @@ pub fn encode(
         // SAFETY: `w` has `rows` rows, `means` a number for each.
         unsafe { runner.launch(&unit, "row_squares", Shape::each(rows as u64)?, &args)? };
     }
-    let given = importance.as_ref().map_or(Arg::Address(0), Buffer::arg);
+    let given = importance.as_ref().map_or(Arg::Address(0), |i| i.arg());
     let args = [w.arg(), Arg::Long(blocks as i64), cols, given, means.arg(), out.arg()];
     let shape = Shape::new([(blocks as u64).div_ceil(64), 1], [64, 1])?;
     // SAFETY: `w` has `blocks` blocks of weights, in rows of `cols`; `out` has room for as many.
@@ -229,103 +236,17 @@ impl<'r> Shares<'r> {
     }
 }
 
-/// `out[t][n] = sum over k of x[t][k] w[n][k]`, in the order of the CPU's sums.
-pub fn linear<T: Element>(runner: &dyn Runner, x: &[f32], w: &[T], depth: usize) -> Result<Vec<f32>> {
-    let (tokens, rows) = (x.len() / depth, w.len() / depth);
-    assert!(tokens * depth == x.len() && rows * depth == w.len());
-    let (x, w) = (Buffer::of(runner, x)?, Buffer::of(runner, w)?);
-    let out = Buffer::new(runner, tokens * rows * 4)?;
-    linear_into::<T>(&x, &w, [tokens, rows, depth], &out)?;
-    out.read(tokens * rows)
-}
-
-/// The same in a device's memory; sizes are tokens, rows and depth.
-pub fn linear_into<'r, T: Element>(x: &Buffer<'r>, w: &Buffer<'r>, sizes: [usize; 3], out: &Buffer<'r>) -> Result<()> {
+/// `out[t][n] = sum over k of x[t][k] w[n][k]`, in the order of the CPU's sums. Sizes are tokens, rows and depth; from one row of `out`
+/// to the next it is `stride` values.
+pub fn linear<T: Element>(x: &View<'_>, w: &View<'_>, sizes: [usize; 3], out: &View<'_>, stride: usize) -> Result<()> {
     let [tokens, rows, depth] = sizes;
-    assert!(
-        x.bytes() >= tokens * depth * 4
-            && w.bytes() >= rows * depth * size_of::<T>()
-            && out.bytes() >= tokens * rows * 4
-    );
-    let [t, n, k] = [int(tokens)?, int(rows)?, int(depth)?].map(Arg::Int);
-    let kernel = format!("linear_{}", T::NAME);
-    // SAFETY: the buffers have the sizes, by the assert.
-    unsafe {
-        x.runner().launch(&Unit::of("product")?, &kernel, tiles(tokens, rows)?, &[x.arg(), w.arg(), t, n, k, out.arg()])
+    if tokens * rows == 0 {
+        return Ok(());
     }
-}
-
-/// [`cpu::Gram`](crate::device::cpu::Gram), kept on a device.
-pub struct Gram<'r> {
-    upper: Buffer<'r>,
-    columns: usize,
-}
-
-impl<'r> Gram<'r> {
-    pub fn new(runner: &'r dyn Runner, columns: usize) -> Result<Gram<'r>> {
-        let bytes = columns.checked_mul(columns + 1).and_then(|n| n.checked_mul(4));
-        let bytes = bytes.ok_or_else(|| Error::limits(format!("a Gram matrix of {columns} columns is too large")))?;
-        Ok(Gram { upper: Buffer::zeros(runner, bytes)?, columns })
-    }
-
-    /// Adds rows `[rows][columns]`, with a weight each or without.
-    pub fn add<T: Element>(&self, x: &[T], weights: Option<&[f32]>) -> Result<()> {
-        let (runner, columns) = (self.upper.runner(), self.columns);
-        for (n, x) in x.chunks((GRAM_ROWS * columns).max(1)).enumerate() {
-            let rows = x.len() / columns;
-            let weights = weights.map(|w| Buffer::of(runner, &w[n * GRAM_ROWS..][..rows])).transpose()?;
-            self.add_rows::<T>(&Buffer::of(runner, x)?, rows, weights.as_ref())?;
-        }
-        Ok(())
-    }
-
-    /// At most [`GRAM_ROWS`], in a device's memory.
-    pub fn add_rows<T: Element>(&self, x: &Buffer<'r>, rows: usize, weights: Option<&Buffer<'r>>) -> Result<()> {
-        assert!(rows <= GRAM_ROWS && x.bytes() >= rows * self.columns * size_of::<T>());
-        assert!(weights.is_none_or(|w| w.bytes() >= rows * 4));
-        let given = weights.map_or(Arg::Address(0), Buffer::arg);
-        let args = [x.arg(), given, Arg::Int(int(rows)?), Arg::Int(int(self.columns)?), self.upper.arg()];
-        let shape = tiles(self.columns, self.columns)?;
-        let kernel = format!("gram_{}", T::NAME);
-        // SAFETY: `x` and `weights` have the rows, by the asserts; `upper` is the triangle of `columns`.
-        unsafe { self.upper.runner().launch(&Unit::of("gram")?, &kernel, shape, &args) }
-    }
-
-    /// The upper triangle, row after row.
-    pub fn upper(&self) -> Result<Vec<f64>> {
-        self.upper.read(self.columns * (self.columns + 1) / 2)
-    }
-}
-
-/// Sums of squares and of values, and the largest magnitude, of each column of `x`, `[rows][columns]`. Weights multiply the sums.
-pub struct Moments {
-    pub squares: Vec<f64>,
-    pub sums: Vec<f64>,
-    pub most: Vec<f32>,
-}
-
-/// Rows that one share of the sums has at least.
-const SHARE: usize = 64;
-
-pub fn moments<T: Element>(runner: &dyn Runner, x: &[T], columns: usize, weights: Option<&[f32]>) -> Result<Moments> {
-    let rows = x.len().checked_div(columns).unwrap_or(0);
-    assert!(rows * columns == x.len() && weights.is_none_or(|w| w.len() == rows));
-    let shares = rows.div_ceil(SHARE).clamp(1, 64);
-    let x = Buffer::of(runner, x)?;
-    let weights = weights.map(|w| Buffer::of(runner, w)).transpose()?;
-    let wide = shares * columns * 8;
-    let (squares, sums, most) =
-        (Buffer::new(runner, wide)?, Buffer::new(runner, wide)?, Buffer::new(runner, wide / 2)?);
-    let unit = Unit::of("moments")?;
-    let across = Arg::Int(int(columns)?);
-    let blocks = (columns as u64).div_ceil(256).max(1);
-    let given = weights.as_ref().map_or(Arg::Address(0), Buffer::arg);
-    let args = [x.arg(), given, Arg::Long(rows as i64), across, squares.arg(), sums.arg(), most.arg()];
-    let shape = Shape::new([blocks, shares as u64], [256, 1])?;
-    // SAFETY: `x` has `rows` rows, `weights` as many values, the others `shares` rows.
-    unsafe { runner.launch(&unit, &format!("moments_{}", T::NAME), shape, &args)? };
-    let args = [Arg::Int(int(shares)?), across, squares.arg(), sums.arg(), most.arg()];
-    // SAFETY: they have `shares` rows.
-    unsafe { runner.launch(&unit, "fold_moments", Shape::new([blocks, 1], [256, 1])?, &args)? };
-    Ok(Moments { squares: squares.read(columns)?, sums: sums.read(columns)?, most: most.read(columns)? })
+    assert!(x.singles() >= tokens * depth && w.bytes() >= rows * depth * size_of::<T>());
+    assert!(stride >= rows && out.singles() >= (tokens - 1) * stride + rows);
+    let [t, n, k, stride] = [int(tokens)?, int(rows)?, int(depth)?, int(stride)?].map(Arg::Int);
+    let (kernel, args) = (format!("linear_{}", T::NAME), [x.arg(), w.arg(), t, n, k, stride, out.arg()]);
+    // SAFETY: the buffers have the sizes, by the asserts.
+    unsafe { x.runner().launch(&Unit::of("product")?, &kernel, tiles(tokens, rows)?, &args) }
 }

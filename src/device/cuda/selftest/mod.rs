@@ -1,17 +1,17 @@
 //! Every operation of a device against the CPU's: what `quant selftest` prints, and what tests run with the host in a card's place.
 
+mod layer;
+
 use half::bf16;
 
 use super::ops;
-use super::runner::Runner;
+use super::runner::{Buffer, Runner};
 use super::source;
-use crate::arch::Activation;
 use crate::codec::grid::{Levels, Scale};
-use crate::codec::kv::{KvPolicy, KvShape};
 use crate::codec::{self, Codec, DeviceGrid, float};
 use crate::container::Weight;
 use crate::device::check::{Check, Difference, bytes, noise};
-use crate::device::cpu::{self, Attention, Feedback, KvCache, Scales};
+use crate::device::cpu::{self, Feedback, Scales};
 use crate::error::Result;
 use crate::tensor::{Dims, Packed};
 
@@ -29,9 +29,7 @@ pub fn checks() -> Vec<Check<On>> {
     }
     solve(&mut out);
     sums(&mut out);
-    layer(&mut out);
-    attention(&mut out);
-    scores(&mut out);
+    layer::checks(&mut out);
     out
 }
 
@@ -170,6 +168,17 @@ fn solve(out: &mut Vec<Check<On>>) {
     }
 }
 
+/// As two products beside each other: what fills a matrix part by part.
+fn product<T: ops::Element>(runner: &On, x: &[f32], w: &[T], depth: usize, expected: &[f32]) -> Result<Difference> {
+    let (tokens, rows) = (x.len() / depth, w.len() / depth);
+    let (x, w, out) = (Buffer::of(runner, x)?, Buffer::of(runner, w)?, Buffer::singles(runner, expected.len())?);
+    for part in [0..rows / 2, rows / 2..rows] {
+        let w = w.part(part.start * depth * size_of::<T>()..part.end * depth * size_of::<T>());
+        ops::linear::<T>(&x, &w, [tokens, part.len(), depth], &out.part(part.start * 4..out.bytes()), rows)?;
+    }
+    Ok(Difference::singles(&out.read(expected.len())?, expected))
+}
+
 /// Products, Gram matrices and moments.
 fn sums(out: &mut Vec<Check<On>>) {
     for (tokens, rows, depth) in [(1, 3, 8), (70, 65, 513), (33, 130, 300)] {
@@ -186,11 +195,11 @@ fn sums(out: &mut Vec<Check<On>>) {
         };
         out.push(Check::new(("linear", "exact"), &shape, "f32", 0.0, move |runner: &On| {
             let (x, w, expected) = matrices();
-            Ok(Difference::singles(&ops::linear(runner, &x, &w, depth)?, &expected))
+            product(runner, &x, &w, depth, &expected)
         }));
         out.push(Check::new(("linear", "exact"), &shape, "bf16", 0.0, move |runner: &On| {
             let (x, w, expected) = matrices();
-            Ok(Difference::singles(&ops::linear(runner, &x, &narrow(&w), depth)?, &expected))
+            product(runner, &x, &narrow(&w), depth, &expected)
         }));
     }
     for (rows, columns, weighted) in
@@ -210,9 +219,10 @@ fn sums(out: &mut Vec<Check<On>>) {
                     gram
                 });
                 let gram = ops::Gram::new(runner, columns)?;
+                let weights = weights.map(|w| Buffer::of(runner, &w)).transpose()?;
                 match name {
-                    0 => gram.add(&x, weights.as_deref())?,
-                    _ => gram.add(&narrow(&x), weights.as_deref())?,
+                    0 => gram.add::<f32>(&*Buffer::of(runner, &x)?, rows, weights.as_deref())?,
+                    _ => gram.add::<bf16>(&*Buffer::of(runner, &narrow(&x))?, rows, weights.as_deref())?,
                 }
                 Ok(Difference::of(gram.upper()?, expected.iter().flat_map(|g| g.upper()).copied()))
             }));
@@ -231,125 +241,19 @@ fn sums(out: &mut Vec<Check<On>>) {
                         squares.fill(0.0);
                         cpu::weighted_squares(&x, weights, &mut squares);
                     }
-                    let got = match name {
-                        0 => ops::moments(runner, &x, columns, weights.as_deref())?,
-                        _ => ops::moments(runner, &narrow(&x), columns, weights.as_deref())?,
-                    };
+                    let got = ops::Moments::new(runner, columns)?;
+                    let weights = weights.map(|w| Buffer::of(runner, &w)).transpose()?;
+                    match name {
+                        0 => got.add::<f32>(&*Buffer::of(runner, &x)?, rows, weights.as_deref())?,
+                        _ => got.add::<bf16>(&*Buffer::of(runner, &narrow(&x))?, rows, weights.as_deref())?,
+                    }
+                    let got = got.totals()?;
                     let singles = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-                    let sums = if weighted { Difference::default() } else { Difference::of(got.sums, sums) };
+                    let sums = if weights.is_some() { Difference::default() } else { Difference::of(got.sums, sums) };
                     let most = Difference::of(singles(&got.most), singles(&most));
                     Ok(Difference::of(got.squares, squares).and(sums).and(most))
                 },
             ));
         }
     }
-}
-
-fn layer(out: &mut Vec<Check<On>>) {
-    let n = 3000;
-    let shape = format!("{n}");
-    out.push(Check::new(("add", ""), &shape, "f32", 0.0, move |runner: &On| {
-        let (x, y) = (noise(n, 1), noise(n, 2));
-        let mut expected = x.clone();
-        cpu::add(&mut expected, &y);
-        Ok(Difference::singles(&ops::add(runner, &x, &y)?, &expected))
-    }));
-    for activation in [Activation::Silu, Activation::Gelu, Activation::ClampedSilu] {
-        out.push(Check::new(("gate", &format!("{activation:?}")), &shape, "f32", 0.0, move |runner: &On| {
-            let (gate, up): (Vec<f32>, _) = (noise(n, 1).iter().map(|x| x * 120.0 * x * x).collect(), noise(n, 2));
-            let mut expected = gate.clone();
-            cpu::gate(activation, &mut expected, &up);
-            Ok(Difference::singles(&ops::gate(runner, activation, &gate, &up)?, &expected))
-        }));
-    }
-    out.push(Check::new(("softcap", ""), &shape, "f32", 0.0, move |runner: &On| {
-        let x: Vec<f32> = noise(n, 3).iter().map(|x| x * 100.0).collect();
-        let mut expected = x.clone();
-        cpu::softcap(&mut expected, 30.0);
-        Ok(Difference::singles(&ops::softcap(runner, &x, 30.0)?, &expected))
-    }));
-    for columns in [1, 100, 2048] {
-        out.push(Check::new(("rms_norm", ""), &format!("5 x {columns}"), "f32", 1e-6, move |runner: &On| {
-            let (x, gain) = (noise(5 * columns, 4), noise(columns, 5));
-            let mut expected = vec![0.0; x.len()];
-            for (x, out) in x.chunks_exact(columns).zip(expected.chunks_exact_mut(columns)) {
-                cpu::rms_norm(x, &gain, 1e-6, out);
-            }
-            Ok(Difference::singles(&ops::rms_norm(runner, &x, &gain, 1e-6)?, &expected))
-        }));
-    }
-    for halves in [false, true] {
-        let (tokens, heads, head_dim, pairs) = (7, 3, 48, 20);
-        let of = if halves { "halves" } else { "neighbours" };
-        out.push(Check::new(
-            ("rope", of),
-            &format!("{tokens} x {heads} x {head_dim}"),
-            "f32",
-            0.0,
-            move |runner: &On| {
-                let x = noise(tokens * heads * head_dim, 6);
-                let turns: Vec<[f32; 2]> = noise(tokens * pairs, 7).iter().map(|a| [a.cos(), a.sin()]).collect();
-                let mut expected = x.clone();
-                for (n, head) in expected.chunks_exact_mut(head_dim).enumerate() {
-                    for (i, [cos, sin]) in turns[n / heads * pairs..][..pairs].iter().enumerate() {
-                        let (a, b) = if halves { (i, i + pairs) } else { (2 * i, 2 * i + 1) };
-                        (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
-                    }
-                }
-                Ok(Difference::singles(&ops::rope(runner, &x, &turns, tokens, head_dim, halves)?, &expected))
-            },
-        ));
-    }
-}
-
-fn attention(out: &mut Vec<Check<On>>) {
-    for &head_dim in source::HEAD_DIMS {
-        for (first, tokens, window, softcap, sinks) in [
-            (0, 21, None, None, None),
-            (37, 11, Some(30), Some(5.0), None),
-            (5, 1, Some(3), None, None),
-            (3, 9, None, None, Some(vec![-2.0, 0.0, 1.0, 8.0])),
-        ] {
-            let mut of = window.map_or("causal".to_owned(), |w| format!("window {w}"));
-            of += if softcap.is_some() { ", softcap" } else { "" };
-            of += if sinks.is_some() { ", sinks" } else { "" };
-            let a = Attention { heads: 4, kv_heads: 2, head_dim, scale: 0.3, softcap, window, sinks };
-            let shape = format!("{tokens} after {first}, heads of {head_dim}");
-            out.push(Check::new(("attention", &of), &shape, "f32", 2e-6, move |runner: &On| {
-                let all = first + tokens;
-                let (q, k, v) =
-                    (noise(tokens * 4 * head_dim, 1), noise(all * 2 * head_dim, 2), noise(all * 2 * head_dim, 3));
-                let shape = KvShape { layers: 1, heads: 2, head_dim };
-                let mut cache = KvCache::new(&KvPolicy::default(), shape, 1, all)?;
-                let (before, now) = (..first * 2 * head_dim, first * 2 * head_dim..);
-                let mut unused = vec![0.0; first * 4 * head_dim];
-                let asked = unused.clone();
-                cache.attend(&a, 0, &asked, &k[before], &v[before], &|_, _| {}, &mut unused)?;
-                cache.advance(first);
-                let mut expected = vec![0.0; q.len()];
-                cache.attend(&a, 0, &q, &k[now.clone()], &v[now], &|_, _| {}, &mut expected)?;
-                Ok(Difference::singles(&ops::attention(runner, &a, first, &q, &k, &v)?, &expected))
-            }));
-        }
-    }
-}
-
-fn scores(out: &mut Vec<Check<On>>) {
-    let (positions, vocab, part) = (3, 1000, 384);
-    let shape = format!("{positions} x {vocab}, {part} at a time");
-    out.push(Check::new(("scores", "NLL, KLD, same top"), &shape, "f32", 1e-7, move |runner: &On| {
-        let p: Vec<f32> = noise(positions * vocab, 1).iter().map(|x| x * 9.0).collect();
-        let q: Vec<f32> = p.iter().zip(noise(positions * vocab, 2)).map(|(p, n)| p + n * 0.3).collect();
-        let targets = [0, 613, 999];
-        let mut all = cpu::Scores::new(positions, 1);
-        for first in (0..vocab).step_by(part) {
-            for (n, target) in targets.iter().enumerate() {
-                let row = n * vocab + first..n * vocab + vocab.min(first + part);
-                all.add(n, first, *target, &p[row.clone()], &[&q[row]]);
-            }
-        }
-        let numbers = |s: cpu::TokenScore| [s.nll_ref, s.nll, s.kld, f64::from(u8::from(s.same_top))];
-        let got = ops::scores(runner, &p, &q, &targets, part)?;
-        Ok(Difference::of(got.into_iter().flat_map(numbers), all.finish(0).flat_map(numbers)))
-    }));
 }

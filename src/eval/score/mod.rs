@@ -1,8 +1,11 @@
 //! Compares models on text: hidden states of the reference and of every artifact, then their logits side by side.
 
+mod card;
+
 use rayon::prelude::*;
 
 use crate::container::Weight;
+use crate::device::Worker;
 use crate::device::cpu::{self, Panels, Scores, TokenScore};
 use crate::engine::Head;
 use crate::error::{Error, Result};
@@ -73,6 +76,13 @@ fn gather(reference: &Side<'_>, models: &[Side<'_>], targets: &[u32]) -> Result<
     let vocab = reference.head.weight.packed.dims.rows;
     if let Some(bad) = targets.iter().find(|t| **t as usize >= vocab) {
         return Err(Error::input(format!("token {bad} is not among the {vocab} of the model")));
+    }
+    let card = [reference].into_iter().chain(models).find_map(|side| match side.head.worker {
+        Worker::Card(runner) => Some(runner),
+        Worker::Cpu => None,
+    });
+    if let Some(runner) = card {
+        return card::gather(runner, reference, models, targets);
     }
     let step = vocab.div_ceil(RANGES).next_multiple_of(ROWS);
     let parts: Vec<Scores> = (0..vocab.div_ceil(step))

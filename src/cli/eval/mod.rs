@@ -1,24 +1,27 @@
 //! `quant eval`
 
+mod report;
+
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::device::{DeviceArgs, Place};
 use super::gate::{self, GateArgs};
 use super::kv::{self, Matrix};
 use super::model::Model;
 use super::quality::{self, Row, facts};
-use super::report::{Reporter, markdown, table};
+use super::report::Reporter;
 use super::stress;
 use super::tasks::TaskArgs;
 use super::text::TextArgs;
-use super::{Common, Exit, html, model};
+use super::{Common, Exit, model};
 use crate::codec::kv::KvPolicy;
-use crate::container::output::{Output, publish, refuse_inputs};
+use crate::container::output::refuse_inputs;
 use crate::container::{Checkpoint, OpenOptions};
 use crate::convert::verify;
-use crate::device::cpu;
+use crate::device::{Worker, cpu};
 use crate::engine::Engine;
 use crate::error::{At, Error, Result};
 use crate::eval::gate::Early;
@@ -29,6 +32,7 @@ use crate::eval::reference::{Cached, Conditions, Facts, Reference};
 use crate::eval::stats::{self, Chunk, summarize};
 use crate::eval::task::Task;
 use crate::eval::{self, Candidate};
+use report::{Files, Report, named, write};
 
 #[derive(Args)]
 pub struct Eval {
@@ -43,6 +47,8 @@ pub struct Eval {
     /// What is judged: the weights alone, or the model as runtimes serve it, activations rounded where its files say so
     #[arg(long, value_name = "WHICH", value_parser = ["plain", "as-served"], default_value = "plain")]
     activations: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     tasks: TaskArgs,
     /// Ask the tasks alone: no text is read
@@ -149,11 +155,12 @@ impl Eval {
                 Error::request("a reference file cannot be asked").help("--until-decided needs the model itself")
             );
         }
+        let place = self.device.open(self.needs_the_cpu())?;
         let mut report = match (&source, &caches) {
             _ if self.no_text => self.no_text(&artifacts, source.as_ref())?,
             (_, Some(caches)) => self.caches(&artifacts, caches, common, reporter)?,
-            (Some(source), _) => self.paired(&artifacts, source, common, reporter)?,
-            (None, None) => self.alone(&artifacts, common, reporter)?,
+            (Some(source), _) => self.paired(&artifacts, source, &place, common, reporter)?,
+            (None, None) => self.alone(&artifacts, &place, common, reporter)?,
         };
         if self.tasks.wanted() {
             self.ask(&tasks, early.as_ref(), &artifacts, source.as_ref(), &mut report, common, reporter)?;
@@ -162,7 +169,8 @@ impl Eval {
         if let Some(judgement) = &judgement {
             report.json["gate"] = serde_json::json!(judgement);
         }
-        self.print(&report, reporter)?;
+        let [markdown, save, html] = [&self.markdown, &self.save, &self.html].map(Option::as_deref);
+        report.print(&Files { markdown, save, html }, reporter)?;
         let Some(judgement) = judgement else { return Ok(Exit::DONE) };
         if !reporter.json {
             reporter.text("")?;
@@ -171,15 +179,30 @@ impl Eval {
         Ok(gate::exit(&judgement))
     }
 
+    /// What is asked for that no card does.
+    fn needs_the_cpu(&self) -> Option<&'static str> {
+        let all = [
+            (self.kv.is_some(), "quantized caches (--kv)"),
+            (self.tasks.wanted(), "tasks (--suite)"),
+            (self.stress.is_some(), "text that models write (--stress)"),
+        ];
+        all.into_iter().find(|(asked, _)| *asked).map(|(_, what)| what)
+    }
+
     fn engine<'a>(&self, checkpoint: &'a dyn Checkpoint, positions: usize) -> Result<Engine<'a>> {
         let engine = Engine::new(checkpoint, positions)?;
         Ok(if self.activations == "as-served" { engine.as_served() } else { engine })
     }
 
-    fn candidates<'a>(&self, artifacts: &'a [Artifact], positions: usize) -> Result<Vec<Candidate<'a>>> {
+    fn candidates<'a>(
+        &self,
+        artifacts: &'a [Artifact],
+        positions: usize,
+        worker: Worker<'a>,
+    ) -> Result<Vec<Candidate<'a>>> {
         let candidate = |(path, artifact): &'a Artifact| {
-            let engine = self.engine(artifact.checkpoint.as_ref(), positions).at(|| path.clone())?;
-            Ok(Candidate { name: path.clone(), engine })
+            let engine = self.engine(artifact.checkpoint.as_ref(), positions).and_then(|e| e.on(worker));
+            Ok(Candidate { name: path.clone(), engine: engine.at(|| path.clone())? })
         };
         artifacts.iter().map(candidate).collect()
     }
@@ -286,7 +309,14 @@ impl Eval {
     }
 
     /// Against the reference, token by token.
-    fn paired(&self, artifacts: &[Artifact], source: &Source, common: &Common, reporter: &Reporter) -> Result<Report> {
+    fn paired(
+        &self,
+        artifacts: &[Artifact],
+        source: &Source,
+        place: &Place,
+        common: &Common,
+        reporter: &Reporter,
+    ) -> Result<Report> {
         if (self.weights || self.stress.is_some() || self.short_context.is_some()) && matches!(source, Source::File(_))
         {
             return Err(Error::request("a reference file has no weights to compare or to run")
@@ -296,13 +326,17 @@ impl Eval {
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the reference's")?;
         let again = self.short_context.map(|short| long::windows(&windows, short, conditions.bos)).transpose()?;
         let again: Option<Vec<Window>> = again.map(|parts| parts.concat());
-        let (scores, short, noise) = cpu::pool(common.threads())?.install(|| {
+        let (scores, short, noise, device) = cpu::pool(common.threads())?.install(|| {
             let positions = eval::longest(&windows);
-            let candidates = self.candidates(artifacts, positions)?;
-            let mut reference = match source {
-                Source::File(cached) => Reference::Cached(cached),
-                Source::Model(m) => Reference::Live(Box::new(Engine::new(m.checkpoint.as_ref(), positions)?)),
-            };
+            let ((candidates, mut reference), device) = place.choose(|worker| {
+                let reference = match source {
+                    Source::File(cached) => Reference::Cached(cached),
+                    Source::Model(m) => {
+                        Reference::Live(Box::new(Engine::new(m.checkpoint.as_ref(), positions)?.on(worker)?))
+                    }
+                };
+                Ok((self.candidates(artifacts, positions, worker)?, reference))
+            })?;
             let noise = match &reference {
                 Reference::Live(engine) => Some(eval::noise(engine, &windows)?),
                 Reference::Cached(_) => None,
@@ -313,7 +347,7 @@ impl Eval {
             let scores = run(&windows)?;
             let short = again.as_deref().map(run).transpose()?;
             bar.finish();
-            Ok::<_, Error>((scores, short, noise))
+            Ok::<_, Error>((scores, short, noise, device))
         })?;
 
         let mut rows = Vec::new();
@@ -354,6 +388,7 @@ impl Eval {
             notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, noise),
             json: quality::to_json(&rows, &conditions, path, &reference_facts, noise),
         };
+        report.ran_on(device);
         if let (Some(count), Source::Model(m)) = (self.stress, source) {
             let (reference, artifacts) = (m.checkpoint.as_ref(), checkpoints(artifacts));
             let found = stress::run(reference, &artifacts, &windows, count as usize, common.threads(), reporter)?;
@@ -365,12 +400,13 @@ impl Eval {
     }
 
     /// Perplexity alone, artifact by artifact.
-    fn alone(&self, artifacts: &[Artifact], common: &Common, reporter: &Reporter) -> Result<Report> {
+    fn alone(&self, artifacts: &[Artifact], place: &Place, common: &Common, reporter: &Reporter) -> Result<Report> {
         let Some((_, first)) = artifacts.first() else { return Err(Error::request("there is no artifact")) };
         let (windows, conditions) = self.text.prepare(first.checkpoint.as_ref())?;
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the first artifact's")?;
-        let mut rows = cpu::pool(common.threads())?.install(|| {
-            let candidates = self.candidates(artifacts, eval::longest(&windows))?;
+        let (mut rows, device) = cpu::pool(common.threads())?.install(|| {
+            let positions = eval::longest(&windows);
+            let (candidates, device) = place.choose(|worker| self.candidates(artifacts, positions, worker))?;
             let bar = reporter.tokens("evaluate", tokens(&windows) * candidates.len() as u64);
             let mut rows = Vec::new();
             for ((path, artifact), candidate) in artifacts.iter().zip(&candidates) {
@@ -388,66 +424,23 @@ impl Eval {
                 });
             }
             bar.finish();
-            Ok::<_, Error>(rows)
+            Ok::<_, Error>((rows, device))
         })?;
         rows.sort_by(|a, b| a.figures.perplexity.value.total_cmp(&b.figures.perplexity.value));
-        Ok(Report {
+        let mut report = Report {
             header: named(quality::HEADER_ALONE),
             cells: quality::cells_alone(&rows),
             more: Vec::new(),
             notes: quality::notes(rows.first().map(|r| (r.figures.tokens, r.figures.chunks)), &conditions, None),
             json: quality::to_json_alone(&rows, &conditions),
-        })
+        };
+        report.ran_on(device);
+        Ok(report)
     }
-
-    fn print(&self, report: &Report, reporter: &Reporter) -> Result<()> {
-        let header: Vec<&str> = report.header.iter().map(AsRef::as_ref).collect();
-        let right: Vec<usize> = (1..header.len()).collect();
-        if let Some(path) = &self.markdown {
-            let text = format!("{}\n{}\n", markdown(&header, &right, &report.cells), report.notes.join("  \n"));
-            write(path, &text)?;
-        }
-        if let Some(path) = &self.save {
-            write(path, &format!("{:#}\n", report.json))?;
-        }
-        if let Some(path) = &self.html {
-            html::page(path, &report.json)?;
-        }
-        if reporter.json {
-            return reporter.value(&report.json);
-        }
-        reporter.text(&table(&header, &right, report.cells.iter().cloned()))?;
-        reporter.text("")?;
-        for more in &report.more {
-            reporter.text(more)?;
-            reporter.text("")?;
-        }
-        report.notes.iter().try_for_each(|note| reporter.text(note))
-    }
-}
-
-/// What is printed: a table, or the JSON value of the same.
-struct Report {
-    header: Vec<Cow<'static, str>>,
-    cells: Vec<Vec<String>>,
-    /// Other tables, for the terminal alone.
-    more: Vec<String>,
-    notes: Vec<String>,
-    json: serde_json::Value,
 }
 
 fn checkpoints(artifacts: &[Artifact]) -> Vec<(&str, &dyn Checkpoint)> {
     artifacts.iter().map(|(path, m)| (path.as_str(), m.checkpoint.as_ref())).collect()
-}
-
-fn named(header: &[&'static str]) -> Vec<Cow<'static, str>> {
-    header.iter().map(|name| Cow::Borrowed(*name)).collect()
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    let output = Output::create(path)?;
-    output.write_at(0, text.as_bytes())?;
-    publish(vec![output]).map(drop)
 }
 
 fn tokens(windows: &[Window]) -> u64 {

@@ -1,0 +1,67 @@
+//! `--device` and `--vram` of commands that run models.
+
+use clap::Args;
+
+use super::size::Size;
+use crate::device::cuda::Memory;
+use crate::device::{Device, Worker};
+use crate::error::{Error, Result};
+
+#[derive(Args)]
+pub struct DeviceArgs {
+    /// Where models run: cpu, cuda:N, or auto for a card if there is one that can do what is asked
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: Device,
+    /// Allocate at most so much of the card's memory, beside what its driver takes; text goes through in smaller batches, larger weights
+    /// in parts [default: all that is free]
+    #[arg(long, value_name = "SIZE")]
+    vram: Option<Size>,
+}
+
+/// The device that was asked for, opened.
+pub struct Place {
+    asked: Device,
+    card: Option<(Memory<'static>, String)>,
+}
+
+impl DeviceArgs {
+    /// `refused`: what among the other arguments no card does.
+    ///
+    /// Errors: a card was asked for by name, and cannot be had or cannot do it.
+    pub fn open(&self, refused: Option<&str>) -> Result<Place> {
+        let asked = self.device;
+        match (asked, refused) {
+            (Device::Cpu, _) if self.vram.is_some() => {
+                return Err(Error::request("--vram bounds a card's memory, and models run on the CPU")
+                    .help("pass --device cuda:0 too"));
+            }
+            (Device::Cuda(_), Some(what)) => {
+                return Err(Error::unsupported(format!("no card runs {what}")).help("use --device cpu, or auto"));
+            }
+            (Device::Auto, Some(_)) => return Ok(Place { asked, card: None }),
+            _ => {}
+        }
+        let limit = self.vram.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX));
+        let card = asked.open()?.map(|card| {
+            let name = format!("cuda:{} ({})", card.info.index, card.info.name);
+            Memory::new(card, limit).map(|memory| (memory, name))
+        });
+        match card.transpose() {
+            Err(_) if asked == Device::Auto => Ok(Place { asked, card: None }),
+            card => Ok(Place { asked, card: card? }),
+        }
+    }
+}
+
+impl Place {
+    /// What `build` makes for the device, and the device's name: the CPU's too where the card cannot and `auto` was asked for.
+    pub fn choose<'a, T>(&'a self, build: impl Fn(Worker<'a>) -> Result<T>) -> Result<(T, &'a str)> {
+        if let Some((memory, name)) = &self.card {
+            match build(Worker::Card(memory)) {
+                Err(_) if self.asked == Device::Auto => {}
+                made => return Ok((made?, name)),
+            }
+        }
+        Ok((build(Worker::Cpu)?, "cpu"))
+    }
+}

@@ -1,0 +1,99 @@
+//! Statistics of activations, kept on a device from one batch to the next.
+
+use super::{Element, fill, int, tiles};
+use crate::device::cpu::GRAM_ROWS;
+use crate::device::cuda::runner::{Arg, Buffer, Runner, Shape, View};
+use crate::device::cuda::source::Unit;
+use crate::error::{Error, Result};
+
+/// [`cpu::Gram`](crate::device::cpu::Gram).
+pub struct Gram<'r> {
+    upper: Buffer<'r>,
+    columns: usize,
+}
+
+impl<'r> Gram<'r> {
+    pub fn new(runner: &'r dyn Runner, columns: usize) -> Result<Gram<'r>> {
+        let bytes = columns.checked_mul(columns + 1).and_then(|n| n.checked_mul(4));
+        let bytes = bytes.ok_or_else(|| Error::limits(format!("a Gram matrix of {columns} columns is too large")))?;
+        let upper = Buffer::new(runner, bytes)?;
+        fill(&upper, 0.0)?;
+        Ok(Gram { upper, columns })
+    }
+
+    /// Adds rows `[rows][columns]`, with a weight each or without.
+    pub fn add<T: Element>(&self, x: &View<'_>, rows: usize, weights: Option<&View<'_>>) -> Result<()> {
+        let row = self.columns * size_of::<T>();
+        assert!(x.bytes() >= rows * row && weights.is_none_or(|w| w.singles() >= rows));
+        let kernel = format!("gram_{}", T::NAME);
+        for from in (0..rows).step_by(GRAM_ROWS) {
+            let until = rows.min(from + GRAM_ROWS);
+            let x = x.part(from * row..until * row);
+            let weights = weights.map_or(Arg::Address(0), |w| w.rows(from..until, 1).arg());
+            let args = [x.arg(), weights, Arg::Int(int(until - from)?), Arg::Int(int(self.columns)?), self.upper.arg()];
+            let shape = tiles(self.columns, self.columns)?;
+            // SAFETY: `x` and `weights` have the rows, by the asserts; `upper` is the triangle of `columns`.
+            unsafe { x.runner().launch(&Unit::of("gram")?, &kernel, shape, &args)? };
+        }
+        Ok(())
+    }
+
+    /// The upper triangle, row after row.
+    pub fn upper(&self) -> Result<Vec<f64>> {
+        self.upper.read(self.columns * (self.columns + 1) / 2)
+    }
+}
+
+/// Sums of squares and of values, and the largest magnitude, of each column of `[rows][columns]`. Weights multiply the sums.
+pub struct Moments<'r> {
+    squares: Buffer<'r>,
+    sums: Buffer<'r>,
+    most: Buffer<'r>,
+    columns: usize,
+}
+
+/// [`Moments`] on the host.
+pub struct Totals {
+    pub squares: Vec<f64>,
+    pub sums: Vec<f64>,
+    pub most: Vec<f32>,
+}
+
+/// Rows that one share of the sums has at least, and shares at the most.
+const SHARE: usize = 64;
+const SHARES: usize = 64;
+
+impl<'r> Moments<'r> {
+    pub fn new(runner: &'r dyn Runner, columns: usize) -> Result<Moments<'r>> {
+        let wide = columns * 8;
+        let [squares, sums, most] = [wide, wide, wide / 2].map(|bytes| Buffer::zeros(runner, bytes));
+        let [squares, sums, most] = [squares?, sums?, most?];
+        Ok(Moments { squares, sums, most, columns })
+    }
+
+    pub fn add<T: Element>(&self, x: &View<'_>, rows: usize, weights: Option<&View<'_>>) -> Result<()> {
+        let (runner, columns) = (x.runner(), self.columns);
+        assert!(x.bytes() >= rows * columns * size_of::<T>() && weights.is_none_or(|w| w.singles() >= rows));
+        let shares = rows.div_ceil(SHARE).clamp(1, SHARES);
+        let wide = shares * columns * 8;
+        let parts = [Buffer::new(runner, wide)?, Buffer::new(runner, wide)?, Buffer::new(runner, wide / 2)?];
+        let [squares, sums, most] = parts.each_ref().map(|part| part.arg());
+        let unit = Unit::of("moments")?;
+        let across = Arg::Int(int(columns)?);
+        let blocks = (columns as u64).div_ceil(256).max(1);
+        let given = weights.map_or(Arg::Address(0), |w| w.arg());
+        let args = [x.arg(), given, Arg::Long(rows as i64), across, squares, sums, most];
+        let shape = Shape::new([blocks, shares as u64], [256, 1])?;
+        // SAFETY: `x` has `rows` rows, `weights` as many values, the others `shares` rows.
+        unsafe { runner.launch(&unit, &format!("moments_{}", T::NAME), shape, &args)? };
+        let [all_squares, all_sums, all_most] = [self.squares.arg(), self.sums.arg(), self.most.arg()];
+        let args = [Arg::Int(int(shares)?), across, squares, sums, most, all_squares, all_sums, all_most];
+        // SAFETY: they have `shares` rows, the totals one.
+        unsafe { runner.launch(&unit, "fold_moments", Shape::new([blocks, 1], [256, 1])?, &args) }
+    }
+
+    pub fn totals(&self) -> Result<Totals> {
+        let n = self.columns;
+        Ok(Totals { squares: self.squares.read(n)?, sums: self.sums.read(n)?, most: self.most.read(n)? })
+    }
+}
