@@ -24,6 +24,9 @@ pub struct Streamed<'r, 'w> {
 /// The most that decoded rows take. Of less memory a smaller part is enough.
 const PART: usize = 64 << 20;
 
+/// Rows that the CPU decodes at a time.
+const TOGETHER: usize = 32;
+
 /// Bytes that decoded rows may take where `room` are free.
 pub fn part(room: usize) -> usize {
     PART.min(room / 16)
@@ -84,7 +87,9 @@ impl<'r, 'w> Streamed<'r, 'w> {
         }
         // A format without kernels.
         let mut wide = vec![0.0; dims.len()];
-        wide.par_chunks_mut(dims.cols.max(1)).zip(rows).for_each(|(out, row)| codec.decode(packed, row..row + 1, out));
+        let parts =
+            wide.par_chunks_mut((TOGETHER * dims.cols).max(1)).zip(rows.clone().into_par_iter().step_by(TOGETHER));
+        parts.for_each(|(out, from)| codec.decode(packed, from..rows.end.min(from + TOGETHER), out));
         Buffer::of(self.runner, &wide)
     }
 }
