@@ -23,6 +23,12 @@ impl Dims {
     }
 }
 
+/// A shape as GGUF has it: a matrix of one row is a vector there.
+pub fn without_leading_ones(shape: &[usize]) -> &[usize] {
+    let ones = shape.iter().take_while(|d| **d == 1).count();
+    &shape[ones.min(shape.len().saturating_sub(1))..]
+}
+
 /// One stored piece of a weight: its codes, its scales ... in the order of [`crate::codec::Codec::layout`].
 pub type Bytes<'a> = Cow<'a, [u8]>;
 

@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
+use common::family::{FAMILIES, family};
 use common::model::{DENSE, MOE, ODD, Shape, model};
 use common::{quant_fails, quant_ok};
 use quant::container::open;
@@ -230,4 +231,18 @@ fn usage_errors_exit_with_two_and_say_what_is_known() {
     assert_eq!(out.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&out.stderr).contains("q4_k_m"));
     assert_eq!(common::quant(&["convert"]).status.code(), Some(2));
+}
+
+/// A shared expert's gate is a matrix of one row in a folder, and a vector in GGUF.
+#[test]
+fn every_family_goes_to_gguf_and_is_found_again() {
+    for of in FAMILIES {
+        let (folder, dir) = (family(of), tempfile::tempdir().unwrap());
+        let out = dir.path().join("m.gguf");
+        convert(folder.path(), "q8_0", &out, &[]);
+        let [source, out] = [folder.path(), out.as_path()].map(|p| p.to_str().unwrap());
+        quant_ok(&["verify", out, "--source", source, "--quiet"]);
+        let back = dir.path().join("back");
+        convert(Path::new(out), "hf-bf16", &back, &["--allow-requantize"]);
+    }
 }

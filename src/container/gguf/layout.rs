@@ -8,6 +8,7 @@ use super::{ALIGNMENT, KEY_ALIGNMENT, MAX_DIMS, MAX_NAME, Slot, encode, padded, 
 use crate::codec::Codec;
 use crate::error::{At, Error, Result};
 use crate::metadata::{Metadata, Value};
+use crate::tensor::without_leading_ones;
 
 /// A tensor to be written.
 #[derive(Clone, Debug)]
@@ -130,11 +131,6 @@ fn store(tensor: &TensorSpec) -> Result<Stored> {
     let type_id = codec.block().and_then(|b| b.ggml);
     let type_id = type_id.ok_or_else(|| Error::request(format!("GGUF has no type for {}", codec.name())))?;
     Ok(Stored { type_id, bytes: stored_bytes(codec, &tensor.shape)? })
-}
-
-fn without_leading_ones(shape: &[usize]) -> &[usize] {
-    let ones = shape.iter().take_while(|d| **d == 1).count();
-    &shape[ones.min(shape.len().saturating_sub(1))..]
 }
 
 fn advance(offset: usize, bytes: usize, alignment: usize) -> Result<usize> {
