@@ -242,7 +242,5 @@ fn every_family_goes_to_gguf_and_is_found_again() {
         convert(folder.path(), "q8_0", &out, &[]);
         let [source, out] = [folder.path(), out.as_path()].map(|p| p.to_str().unwrap());
         quant_ok(&["verify", out, "--source", source, "--quiet"]);
-        let back = dir.path().join("back");
-        convert(Path::new(out), "hf-bf16", &back, &["--allow-requantize"]);
     }
 }
