@@ -73,7 +73,7 @@ pub static METHODS: &[Method] = &[
     },
     Method {
         name: "awq",
-        about: "active columns are scaled up before rounding, and folded away (Lin et al. 2023), on `imatrix`",
+        about: "active columns are scaled up before rounding, and folded away; ranges cut where the output gains (Lin et al. 2023)",
         needs: Needs::Gram,
         folds: true,
         feedback: false,
