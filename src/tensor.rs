@@ -29,6 +29,11 @@ pub fn without_leading_ones(shape: &[usize]) -> &[usize] {
     &shape[ones.min(shape.len().saturating_sub(1))..]
 }
 
+/// One shape, in a container that keeps leading ones or in one that does not.
+pub fn same_shape(a: &[usize], b: &[usize]) -> bool {
+    without_leading_ones(a) == without_leading_ones(b)
+}
+
 /// One stored piece of a weight: its codes, its scales ... in the order of [`crate::codec::Codec::layout`].
 pub type Bytes<'a> = Cow<'a, [u8]>;
 

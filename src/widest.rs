@@ -1,4 +1,5 @@
-//! Loops that compilers vectorize, compiled once for each kind of CPU.
+//! Loops that compilers vectorize, compiled once for each kind of CPU. Rust neither fuses nor reorders by itself, so all give the same
+//! bits.
 
 /// Compiles a function for the widest registers at hand: `$body` must be `#[inline(always)]`.
 macro_rules! widest {

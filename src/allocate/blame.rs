@@ -8,7 +8,7 @@ use crate::arch::{Role, RowOrder};
 use crate::codec::float;
 use crate::container::{Checkpoint, Tensor};
 use crate::error::{At, Error, Result};
-use crate::tensor::without_leading_ones;
+use crate::tensor::same_shape;
 
 /// An artifact beside its model.
 pub struct Pair<'a> {
@@ -31,7 +31,7 @@ impl<'a> Pair<'a> {
             // What is computed from the configuration need not be stored, and a tied head may be.
             let Some(other) = own.get(t.name.as_str()) else { continue };
             let shape = &artifact.tensors()[*other].shape;
-            if without_leading_ones(&t.shape) != without_leading_ones(shape) {
+            if !same_shape(&t.shape, shape) {
                 return Err(Error::input(format!("it has shape {shape:?}, in the reference {:?}", t.shape))
                     .at(&t.name)
                     .help("compare artifacts with the model that they were made from"));

@@ -139,10 +139,10 @@ fn solve(
     gram: Option<&Gram<'_>>,
     judge: Option<&Array2<f32>>,
 ) -> Result<Solution> {
-    let mut matrix = Matrix::open(job, at)?;
+    let matrix = Matrix::open(job, at)?;
     // Feedback makes good more than a cut does.
-    matrix.clip = gram.filter(|g| matches!(feedback, Ok(None)) && g.columns() == matrix.cols());
-    let matrix = matrix;
+    let clip = gram.filter(|g| matches!(feedback, Ok(None)) && g.columns() == matrix.cols());
+    let matrix = Matrix { clip, ..matrix };
     let (t, dims) = (matrix.tensor, matrix.weight.packed.dims);
     let place = || place(t);
     let scaled = matrix.columns().is_some();

@@ -8,7 +8,7 @@ use super::{Plan, Progress, each_unit, units_of};
 use crate::codec::Codec;
 use crate::container::{Checkpoint, LeftOut, Tensor, hf, tokenizer};
 use crate::error::{At, Error, Result};
-use crate::tensor::{Dims, without_leading_ones};
+use crate::tensor::{Dims, same_shape};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -70,7 +70,7 @@ pub fn structure(artifact: &dyn Checkpoint, plan: &Plan) -> Result<()> {
     for p in &plan.tensors {
         let planned = format!("planned {} {:?} as {}", p.spec.name, p.spec.shape, p.spec.codec.name());
         match found.get(p.spec.name.as_str()) {
-            Some(t) if same(&t.shape, &p.spec.shape) && alike(t.codec, p.spec.codec, t.dims()) => {}
+            Some(t) if same_shape(&t.shape, &p.spec.shape) && alike(t.codec, p.spec.codec, t.dims()) => {}
             Some(t) => {
                 return Err(Error::input(format!("{planned}, found {:?} as {}", t.shape, t.codec.name())));
             }
@@ -83,11 +83,6 @@ pub fn structure(artifact: &dyn Checkpoint, plan: &Plan) -> Result<()> {
         Some(extra) => Err(Error::input(format!("{} was not planned", extra.name))),
         None => Ok(()),
     }
-}
-
-/// One shape, in a container that keeps leading ones or in one that does not.
-fn same(a: &[usize], b: &[usize]) -> bool {
-    without_leading_ones(a) == without_leading_ones(b)
 }
 
 /// One format under two names: of a small matrix, unlike shares may be the same columns.
@@ -179,7 +174,7 @@ fn accounted(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<Strin
     for t in source.tensors() {
         let found = artifact.find(&t.name).map(|i| &artifact.tensors()[i]);
         let found = found.ok_or_else(|| Error::input(format!("{} ({}) is missing", t.name, t.source)))?;
-        if !same(&found.shape, &t.shape) {
+        if !same_shape(&found.shape, &t.shape) {
             return Err(Error::input(format!("{} is {:?}, its source {:?}", t.name, found.shape, t.shape)));
         }
     }

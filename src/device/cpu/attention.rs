@@ -262,7 +262,7 @@ impl Block<'_> {
     }
 }
 
-simd::widest! {
+crate::widest::widest! {
     fn scale(x: &mut [f32], factor: f32) = scale_body;
 }
 

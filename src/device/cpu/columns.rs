@@ -1,9 +1,9 @@
 //! The column solver: codes chosen one column after the other, each seeing the errors of those before it.
 
 use super::kernel::{Kernel, Tile, WIDTH};
-use super::simd::widest;
 use crate::codec::fp8;
 use crate::codec::grid::{Levels, Scale};
+use crate::widest::widest;
 
 /// Rows that are solved side by side, one in each lane.
 const LANES: usize = 16;

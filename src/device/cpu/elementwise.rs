@@ -1,7 +1,8 @@
 //! What happens between products.
 
-use super::simd::{self, exp, widest};
+use super::simd::{self, exp};
 use crate::arch::Activation;
+use crate::widest::widest;
 
 widest! {
     /// `out = x / sqrt(mean(x^2) + eps) * gain`, one row.

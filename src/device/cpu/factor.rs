@@ -1,9 +1,8 @@
 //! Cholesky factorization, f64. Our own because codes depend on its bits: they must not change with threads or instruction sets.
 
+use crate::widest::widest;
 use ndarray::Array2;
 use rayon::prelude::*;
-
-use super::simd::widest;
 
 /// Columns that are finished together.
 const BLOCK: usize = 64;

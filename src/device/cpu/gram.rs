@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::kernel::{DEPTH, Kernel, Tile, WIDTH};
-use super::simd::widest;
+use crate::widest::widest;
 
 /// Panels of a block: its side is 128, so that a block of sums and the terms it is made of stay in the second-level cache.
 const BLOCK: usize = 4;

@@ -1,7 +1,8 @@
 //! Softmax statistics of logits that are never all in memory: a block of the vocabulary at a time, for a reference and the
 //! models compared with it, straight from their hidden states.
 
-use super::simd::{self, LANES, exp, widest};
+use super::simd::{self, LANES, exp};
+use crate::widest::widest;
 
 /// What one token's logits say, gathered block by block. Sums are f64: divergences of 1e-6 are differences of numbers near 10.
 #[repr(C)]

@@ -1,6 +1,4 @@
-//! Loops that compilers vectorize, compiled once for each kind of CPU. Only fused multiply-adds and exact steps, so all agree.
-
-pub(super) use crate::widest::widest;
+//! What loops for the widest registers are made of: only fused multiply-adds and exact steps, so that all CPUs agree.
 
 /// Lanes of sums that are kept apart, so that vectors of any width add in the same order.
 pub const LANES: usize = 16;

@@ -33,7 +33,7 @@ impl Library {
         let found = unsafe { self.inner.get::<T>(format!("{name}\0").as_bytes()) };
         found.map(|symbol| *symbol).map_err(|_| {
             Error::new(Kind::Device, format!("{} has no {name}", self.path.display()))
-                .help("it is damaged, a stub, or of a version before CUDA 12: install the driver anew")
+                .help("it is damaged, or of a version before CUDA 12: install it anew")
         })
     }
 }
