@@ -110,6 +110,76 @@ fn divergences_are_kept_and_fused_weights_are_alike() {
     }
 }
 
+/// exllamav2's count of a weight's bits. Source: `conversion/qparams.py` (total_bits).
+fn exllamav2_bits(bands: &Value, rows: u64, cols: u64) -> u64 {
+    let (mut left, mut bits) = (cols, 32 * cols);
+    for (width, share) in bands["bits"].as_array().unwrap().iter().zip(bands["bits_prop"].as_array().unwrap()) {
+        let width = width.as_u64().unwrap();
+        let group = bands["group_size"][width.to_string()].as_u64().unwrap();
+        let groups = ((cols as f64 * share.as_f64().unwrap()).min(left as f64) / group as f64).ceil() as u64;
+        let columns = left.min(groups * group);
+        left -= columns;
+        bits += columns * rows * width + groups * (16 + 32 + 4 * rows);
+    }
+    bits
+}
+
+#[test]
+fn exllamav2_reads_our_measurements_and_we_read_its_own() {
+    let bench = Bench::new();
+    let few = "extends = \"exl2\"\noffers = '^exl2-(8b5g32\\+[34]b10\\+[23]b|[2346]b)-g32$'\n";
+    fs::write(bench.file("bands.toml"), few).unwrap();
+    let with = |out: &str, goal: [&str; 2], measurement: &str| {
+        let mut args = bench.args(&bench.path("bands.toml"), out, goal);
+        args.extend(["--measurement".to_owned(), bench.path(measurement)]);
+        args
+    };
+    let ours = bench.made(&with("ours", ["--target-bpw", "4"], "m.json"));
+    assert!(ours["allocation"]["predicted_kld"].as_f64().unwrap() > 0.0, "{ours}");
+    let file: Value = serde_json::from_str(&fs::read_to_string(bench.file("m.json")).unwrap()).unwrap();
+    let halves = file["measurement"].as_object().unwrap();
+    assert_eq!(halves.len(), 12, "two halves of six layers");
+    for (half, mixes) in halves {
+        let mixes = mixes.as_array().unwrap();
+        let errors: Vec<f64> = mixes.iter().map(|m| 1.0 - m["accuracy"].as_f64().unwrap()).collect();
+        assert!(mixes.len() > 4 && errors.windows(2).all(|e| e[0] > e[1] && e[1] > 0.0), "{half}: {errors:?}");
+    }
+    let mix = &halves["model.layers.3.mlp"][2];
+    let of = |weight: &str, rows, cols| exllamav2_bits(&mix[weight], rows, cols);
+    let all = of("gate_proj", 512, 256) + of("up_proj", 512, 256) + of("down_proj", 256, 512);
+    assert_eq!(mix["total_bits"].as_u64().unwrap(), all, "{mix}");
+
+    // What exllamav2 would have written: nothing but that.
+    let theirs = |change: &dyn Fn(&mut Value)| {
+        let mut theirs = serde_json::json!({"measurement": file["measurement"], "last_module_idx": 14});
+        change(&mut theirs["measurement"]);
+        fs::write(bench.file("theirs.json"), theirs.to_string()).unwrap();
+    };
+    theirs(&|_| ());
+    let made = bench.made(&with("theirs", ["--target-bpw", "4"], "theirs.json"));
+    assert!(made["bpw"].as_f64().unwrap() <= 4.0, "{made}");
+    let found = &made["allocation"];
+    assert!(found["predicted_kld"].is_null() && found["search_seconds"].as_f64().unwrap() < 1.0, "{found}");
+    let (kld, own) = (found["kld"].as_f64().unwrap(), ours["allocation"]["kld"].as_f64().unwrap());
+    assert!(kld < 1.5 * own, "the same errors, in coarser steps: {kld} {own}");
+    assert!(fs::read_to_string(bench.file("theirs.toml")).unwrap().contains("a measurement of exllamav2"));
+
+    let fails = |goal: [&str; 2], message: &str| {
+        let said = quant_fails(&strs(&with("never", goal, "theirs.json")));
+        assert!(said.contains(message), "{message}: {said}");
+    };
+    fails(["--max-kld", "0.01"], "no divergences");
+    theirs(&|m| m["model.layers.2.mlp"][0]["up_proj"]["bits"] = serde_json::json!([7]));
+    fails(["--target-bpw", "4"], "bands of [7] bits");
+    theirs(&|m| m["model.layers.2.mlp"][0]["total_bits"] = serde_json::json!(1_000_000_000));
+    fails(["--target-bpw", "4"], "another model");
+    theirs(&|m| m["model.layers.2.mlp"][0]["accuracy"] = Value::Null);
+    fails(["--target-bpw", "4"], "model.layers.2.mlp");
+    theirs(&|m| drop(m.as_object_mut().unwrap().remove("model.layers.5.self_attn")));
+    fails(["--target-bpw", "4"], "not measured");
+    assert!(!bench.file("never").exists());
+}
+
 #[test]
 fn goals_that_cannot_be_reached() {
     let bench = Bench::new();

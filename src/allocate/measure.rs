@@ -7,8 +7,8 @@ use ndarray::Array2;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::choices::{Choices, Combination, Format, Group};
 use super::damage::{Variant, damages};
-use super::knapsack::Item;
 use super::overlay::Patch;
 use crate::arch::Role;
 use crate::calibrate::imatrix::Imatrix;
@@ -117,35 +117,26 @@ impl Measurement {
         }
     }
 
-    /// Withdraws offers of fewer bytes than a weight has already, by name.
-    pub fn at_least(&mut self, bytes: &HashMap<String, u64>) {
-        for weight in &mut self.weights {
-            if let Some(least) = bytes.get(&weight.name) {
-                let widest = weight.offers.iter().map(|o| o.bytes).max().unwrap_or(0);
-                weight.offers.retain(|o| o.bytes >= widest.min(*least));
-            }
-        }
-    }
-
     /// What there is to choose from. `alike`: weights that must have one format, by name.
-    pub fn items(&self, alike: &dyn Fn(&str) -> String) -> (Vec<Item>, Vec<Vec<&str>>) {
-        let mut groups: BTreeMap<String, Vec<&Measured>> = BTreeMap::new();
-        self.weights.iter().for_each(|w| groups.entry(alike(&w.name)).or_default().push(w));
-        let mut items = Vec::new();
-        let mut codecs = Vec::new();
-        for (name, members) in groups {
-            let mut options: Vec<(&str, u64, f64)> = Vec::new();
-            for offer in &members[0].offers {
-                let same = members.iter().map(|m| m.offers.iter().find(|o| o.codec == offer.codec));
-                if let Some(same) = same.collect::<Option<Vec<_>>>() {
-                    let (bytes, kld) = (same.iter().map(|o| o.bytes).sum(), same.iter().map(|o| o.kld).sum());
-                    options.push((&offer.codec, bytes, kld));
-                }
-            }
-            codecs.push(options.iter().map(|o| o.0).collect());
-            items.push(Item { name, options: options.into_iter().map(|(_, bytes, kld)| (bytes, kld)).collect() });
-        }
-        (items, codecs)
+    pub fn choices(&self, alike: &dyn Fn(&str) -> String) -> Choices {
+        let mut together: BTreeMap<String, Vec<&Measured>> = BTreeMap::new();
+        self.weights.iter().for_each(|w| together.entry(alike(&w.name)).or_default().push(w));
+        let group = |(name, members): (String, Vec<&Measured>)| {
+            let combination = |offer: &Offer| {
+                let same = members.iter().map(|m| Some((m, m.offers.iter().find(|o| o.codec == offer.codec)?)));
+                let same: Vec<(&&Measured, &Offer)> = same.collect::<Option<_>>()?;
+                let format = |(m, o): &(&&Measured, &Offer)| Format {
+                    weight: m.name.clone(),
+                    codec: o.codec.clone(),
+                    bytes: o.bytes,
+                };
+                let loss = same.iter().map(|(_, o)| o.kld).sum();
+                Some(Combination { formats: same.iter().map(format).collect(), loss })
+            };
+            Group { name, combinations: members[0].offers.iter().filter_map(combination).collect() }
+        };
+        let groups = together.into_iter().map(group).collect();
+        Choices { groups, by: format!("measuring {} scored tokens", self.tokens), divergences: true }
     }
 }
 
@@ -276,18 +267,18 @@ impl Weigher<'_> {
         };
         let offers = ladder.par_iter().map(|codec| {
             let rounded = loss(*codec, None)?;
-            let is_grid = codec.grid().is_some() || codec.joint().is_some();
-            let fed = match feedback.filter(|f| is_grid && f.order.len() == dims.cols) {
+            let fed = match feedback.filter(|f| f.order.len() == dims.cols && takes_feedback(*codec)) {
                 Some(f) => loss(*codec, Some(f))?,
                 None => rounded,
             };
             let bytes = codec.bytes(dims).at(place)? * t.planes();
             Ok((*codec, bytes as u64, rounded.min(fed)))
         });
-        Ok(Cost { tensor, offers: offers.collect::<Result<_>>()?, run_with, run_error: loss(run_with, None)? })
+        let run_error = loss(run_with, feedback.filter(|_| takes_feedback(run_with)))?;
+        Ok(Cost { tensor, offers: offers.collect::<Result<_>>()?, run_with, run_error })
     }
 
-    /// The weight as it is run: each value rounded by itself.
+    /// The weight as it is run, with feedback where there is some: what that leaves is spread otherwise than what rounding leaves.
     fn rounded(&self, cost: &Cost) -> Result<Patch> {
         let t = &self.job.source.tensors()[cost.tensor];
         let (dims, codec) = (t.dims(), cost.run_with);
@@ -295,11 +286,12 @@ impl Weigher<'_> {
         for p in 0..t.planes() {
             let weight = self.job.source.read(cost.tensor, p).at(|| t.name.clone())?;
             let mut w = decoded(&weight, 0..dims.rows);
+            let feedback = self.feedback(t, p).filter(|f| f.order.len() == dims.cols && takes_feedback(codec));
             let importance = self.importance(t, p)?;
             // Rows are fitted alone, or in the runs that share parameters; what a whole matrix shares, so does each piece here.
             let piece = codec.grid().map_or(1, |g| g.rows()) * PIECE * dims.cols;
             w.par_chunks_mut(piece).try_for_each(|w| {
-                let errors = errors(codec, w, dims.cols, importance, None)?;
+                let errors = errors(codec, w, dims.cols, importance, feedback.as_ref())?;
                 w.iter_mut().zip(errors).for_each(|(w, e)| *w -= e);
                 Ok::<(), Error>(())
             })?;
@@ -317,6 +309,10 @@ fn decoded(weight: &Weight<'_>, rows: std::ops::Range<usize>) -> Vec<f32> {
     weight.codec.decode(&weight.packed, rows, &mut w);
     w.iter_mut().for_each(|w| *w *= weight.scale);
     w
+}
+
+fn takes_feedback(codec: &dyn Codec) -> bool {
+    codec.grid().is_some() || codec.joint().is_some()
 }
 
 fn needs_importance(codec: &dyn Codec) -> bool {

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::choices::Choices;
 use super::knapsack::{self, Budget};
-use super::measure::Measurement;
 use crate::arch::WeightId;
 use crate::convert::Plan;
 use crate::error::{Error, Result};
@@ -26,26 +26,28 @@ pub struct Mixed {
     pub recipe: Recipe,
     /// The recipe's file.
     pub text: String,
-    /// Sum of the divergences of its weights.
-    pub predicted: f64,
+    /// Sum of the divergences of its weights, where they were measured.
+    pub predicted: Option<f64>,
 }
 
 /// `narrowest`: the plan of [`Recipe::narrowest`]. `base`: what the recipe is called.
 ///
-/// Errors: a goal out of reach, with what is the least.
+/// Errors: a goal out of reach, with what is the least; a divergence, where none was measured.
 pub fn mix(
-    measurement: &Measurement,
+    choices: &Choices,
     narrowest: &Plan,
     recipe: &Recipe,
     (base, name): (&str, &str),
     goal: Goal,
 ) -> Result<Mixed> {
-    let alike = |name: &str| match recipe.fused() {
-        true => fused(name),
-        false => name.to_owned(),
-    };
-    let (items, codecs) = measurement.items(&alike);
-    let measured: HashSet<&str> = measurement.weights.iter().map(|w| w.name.as_str()).collect();
+    let items = choices.items();
+    let measured: HashSet<&str> = choices
+        .groups
+        .iter()
+        .flat_map(|g| g.combinations.first())
+        .flat_map(|c| &c.formats)
+        .map(|f| f.weight.as_str())
+        .collect();
     let open: u64 =
         narrowest.tensors.iter().filter(|t| measured.contains(t.spec.name.as_str())).map(|t| t.bytes as u64).sum();
     let least = |total: u64, rest: u64| {
@@ -55,6 +57,10 @@ pub fn mix(
         })
     };
     let budget = match goal {
+        Goal::Divergence(_) if !choices.divergences => {
+            return Err(Error::request("this measurement tells errors of layers, and no divergences")
+                .help("ask for a size with --target-bpw or --target-size, or measure anew without --measurement"));
+        }
         Goal::Divergence(kld) => Budget::Loss(kld),
         Goal::Size(bytes) => Budget::Bytes(least(bytes, narrowest.layout.bytes() - open)?),
         Goal::Bits(bits) => {
@@ -63,27 +69,27 @@ pub fn mix(
         }
     };
     let chosen = knapsack::choose(&items, budget)?;
-    let format: HashMap<&str, &str> =
-        items.iter().zip(&chosen.chosen).zip(&codecs).map(|((i, c), codecs)| (i.name.as_str(), codecs[*c])).collect();
-    let named: Vec<(&str, &str)> = narrowest
-        .tensors
-        .iter()
-        .map(|t| t.spec.name.as_str())
-        .filter(|name| measured.contains(name))
-        .filter_map(|name| Some((name, *format.get(alike(name).as_str())?)))
-        .collect();
+    let taken = choices.groups.iter().zip(&chosen.chosen).flat_map(|(g, n)| &g.combinations[*n].formats);
+    let format: HashMap<&str, &str> = taken.map(|f| (f.weight.as_str(), f.codec.as_str())).collect();
+    // In the order of the file.
+    let names = narrowest.tensors.iter().map(|t| t.spec.name.as_str());
+    let named: Vec<(&str, &str)> = names.filter_map(|name| Some((name, *format.get(name)?))).collect();
+    let predicted = choices.divergences.then_some(chosen.loss);
+    let promise = predicted.map_or_else(String::new, |kld| format!(": a mean divergence of {kld:.2e} is predicted"));
     let mut text = format!(
-        "# Chosen by measuring {} scored tokens: a mean divergence of {:.2e} is predicted.\nextends = {}\nname = \"{name}\"\n\n[tensors]\n",
-        measurement.tokens,
-        chosen.loss,
+        "# Chosen by {}{promise}.\nextends = {}\nname = \"{name}\"\n\n[tensors]\n",
+        choices.by,
         toml::Value::from(base)
     );
     named.iter().for_each(|(tensor, codec)| text += &format!("'^{}$' = \"{codec}\"\n", regex::escape(tensor)));
-    Ok(Mixed { recipe: recipe.with_formats(name, named.into_iter())?, text, predicted: chosen.loss })
+    Ok(Mixed { recipe: recipe.with_formats(name, named.into_iter())?, text, predicted })
 }
 
-/// One name for all that runtimes fuse: the weights that read one activation.
-fn fused(name: &str) -> String {
+/// One name for all weights that get one format: where runtimes fuse them, those that read one activation.
+pub fn together(recipe: &Recipe, name: &str) -> String {
+    if !recipe.fused() {
+        return name.to_owned();
+    }
     let id = WeightId::parse(name);
     format!("{:?} {}", id.layer, id.role.site().unwrap_or(id.role).stem())
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::convert::follow;
@@ -11,9 +12,9 @@ use super::quality::digits;
 use super::report::Reporter;
 use super::size::Size;
 use super::text::TextArgs;
-use crate::allocate::{self, Goal, Job, Measurement, Mixed};
+use crate::allocate::{self, Choices, Goal, Job, Measurement, Mixed, exllamav2};
 use crate::calibrate::fingerprint;
-use crate::container::{self, Checkpoint};
+use crate::container::{self, Checkpoint, Tensor};
 use crate::convert::{self, Output, Plan, Request};
 use crate::device::cpu;
 use crate::error::{At, Error, Result};
@@ -32,7 +33,7 @@ pub struct GoalArgs {
     /// The same for the smallest file whose mean KL divergence stays below
     #[arg(long, value_name = "KLD", group = "goal")]
     max_kld: Option<f64>,
-    /// Where the measurement is kept: used if it is there, else made and written
+    /// Where the measurement is kept: used if it is there, be it exllamav2's own, else made and written (of EXL2 so that exllamav2 reads it)
     #[arg(long, value_name = "FILE.json", requires = "goal")]
     measurement: Option<PathBuf>,
     #[command(flatten)]
@@ -75,7 +76,7 @@ pub struct Allocated {
     pub plan: Plan,
     pub output: Output,
     pub recipe: PathBuf,
-    pub predicted: f64,
+    pub predicted: Option<f64>,
     /// Of the mix, and of what was kept.
     pub mix: f64,
     pub measured: f64,
@@ -96,7 +97,7 @@ const TRIES: usize = 3;
 
 impl Allocation<'_> {
     pub fn run(&self) -> Result<Allocated> {
-        if self.recipe.ladder().is_empty() {
+        if self.recipe.offers().is_empty() {
             return Err(Error::request(format!("{} says which format each weight gets", self.recipe.name))
                 .help("take a recipe with a ladder of formats: gguf, packed, exl2-4bpw"));
         }
@@ -113,18 +114,18 @@ impl Allocation<'_> {
         }
         let judged = windows.split_off((windows.len() * MEASURED / (MEASURED + JUDGED)).max(1).min(windows.len() - 1));
         let start = std::time::Instant::now();
-        let mut measurement = self.measurement(&narrowest, &windows)?;
-        measurement.at_least(&self.least);
+        let mut choices = self.choices(&narrowest, &windows)?;
+        choices.at_least(&self.least);
         let seconds = start.elapsed().as_secs_f64();
         let mut goal = self.goal;
         for attempt in 1.. {
-            let mixed = allocate::mix(&measurement, &narrowest, self.recipe, (&self.base(), &self.name()), goal)?;
+            let mixed = allocate::mix(&choices, &narrowest, self.recipe, (&self.base(), &self.name()), goal)?;
             let made = self.make(&mixed, &judged, seconds)?;
             match (self.goal, goal) {
                 (Goal::Divergence(limit), Goal::Divergence(aim)) if made.measured > limit && attempt < TRIES => {
                     self.reporter.note(&format!(
-                        "a divergence of {} was predicted, {} is measured: aiming lower",
-                        digits(made.predicted),
+                        "a divergence of {} was aimed at, {} is measured: aiming lower",
+                        digits(aim),
                         digits(made.measured)
                     ));
                     goal = Goal::Divergence(aim * 0.95 * limit / made.measured);
@@ -156,9 +157,10 @@ impl Allocation<'_> {
         format!("{}-{goal}", self.recipe.name)
     }
 
-    fn measurement(&self, narrowest: &Plan, windows: &[Window]) -> Result<Measurement> {
+    /// What the file says that was named, or what is measured now.
+    fn choices(&self, narrowest: &Plan, windows: &[Window]) -> Result<Choices> {
         let source = self.request.source;
-        let ladder = self.recipe.ladder();
+        let ladder = self.recipe.offers();
         let fits = |t: &&convert::Planned| {
             let dims = source.tensors()[t.source].dims();
             t.choice.open && ladder.iter().any(|c| c.layout(dims).is_ok())
@@ -166,17 +168,7 @@ impl Allocation<'_> {
         let open: Vec<usize> = narrowest.tensors.iter().filter(fits).map(|t| t.source).collect();
         let model_hash = fingerprint::of(source)?;
         if let Some(path) = self.args.measurement.as_ref().filter(|p| p.exists()) {
-            let at = || path.display().to_string();
-            let text = std::fs::read_to_string(path).at(at)?;
-            let mut found: Measurement =
-                serde_json::from_str(&text).map_err(|e| Error::input(format!("no measurement: {e}")).at(at()))?;
-            if found.model_hash != model_hash {
-                let error = Error::input("this measurement was made for another model").at(at());
-                return Err(error.help(AGAIN));
-            }
-            let names: Vec<&str> = open.iter().map(|i| source.tensors()[*i].name.as_str()).collect();
-            found.only(&names, ladder).map_err(|e| e.at(at()).help(AGAIN))?;
-            return Ok(found);
+            return self.kept(path, &open, &model_hash).map_err(|e| e.at(path.display().to_string()));
         }
         let bits = match self.goal {
             Goal::Bits(bits) => bits,
@@ -189,10 +181,31 @@ impl Allocation<'_> {
         let found = cpu::pool(self.threads)?.install(|| allocate::measure(&job, model_hash, &|n| bar.advance(n)))?;
         bar.finish();
         if let Some(path) = &self.args.measurement {
-            let text = serde_json::to_string_pretty(&found).map_err(|e| Error::input(e.to_string()))?;
-            write(path, &text)?;
+            let mut file = serde_json::to_value(&found).map_err(|e| Error::input(e.to_string()))?;
+            if let (Value::Object(file), Some(Value::Object(theirs))) = (&mut file, exllamav2::write(&found)) {
+                file.extend(theirs);
+            }
+            write(path, &format!("{file:#}"))?;
         }
-        Ok(found)
+        Ok(found.choices(&|name| allocate::together(self.recipe, name)))
+    }
+
+    /// A measurement of an earlier run's, or of exllamav2's.
+    fn kept(&self, path: &Path, open: &[usize], model_hash: &str) -> Result<Choices> {
+        let text = std::fs::read_to_string(path)?;
+        let not_one = |e: serde_json::Error| Error::input(format!("no measurement: {e}"));
+        let file: Value = serde_json::from_str(&text).map_err(not_one)?;
+        let weights: Vec<&Tensor> = open.iter().map(|i| &self.request.source.tensors()[*i]).collect();
+        if file.get("weights").is_none() && file.get(exllamav2::KEY).is_some() {
+            return exllamav2::read(&file, &weights);
+        }
+        let mut found = Measurement::deserialize(file).map_err(not_one)?;
+        if found.model_hash != model_hash {
+            return Err(Error::input("this measurement was made for another model").help(AGAIN));
+        }
+        let names: Vec<&str> = weights.iter().map(|t| t.name.as_str()).collect();
+        found.only(&names, self.recipe.offers()).map_err(|e| e.help(AGAIN))?;
+        Ok(found.choices(&|name| allocate::together(self.recipe, name)))
     }
 
     /// Converts by the recipe and by the best preset of its size, and keeps what loses less.
@@ -248,11 +261,11 @@ impl Allocation<'_> {
 
     /// The largest preset of the same formats within the goal.
     fn preset(&self, mix: &Plan, path: &Path) -> Result<Option<Plan>> {
-        let ladder = self.recipe.ladder();
+        let ladder = self.recipe.offers();
         let mut best: Option<Plan> = None;
         for preset in recipe::list()?.into_iter().filter(|p| p.container == self.recipe.container && p.writable) {
             let recipe = Recipe::load(&preset.name)?;
-            if !recipe.ladder().is_empty() {
+            if !recipe.offers().is_empty() {
                 continue;
             }
             let Ok(plan) = Plan::new(self.request, &recipe, path) else { continue };
@@ -285,11 +298,12 @@ impl Allocated {
     }
 
     pub fn print(&self, reporter: &Reporter) -> Result<()> {
-        let predicted = digits(self.predicted);
+        let predicted = self.predicted.map(|kld| format!("{} was predicted", digits(kld)));
         match (&self.preset, self.rejected) {
             (Some((name, kld)), true) => reporter.text(&format!(
-                "the mix was predicted to diverge by {predicted} and diverges by {}: {name} of this size diverges by {} and was kept",
+                "the mix diverges by {} ({}): {name} of this size diverges by {} and was kept",
                 digits(self.mix),
+                predicted.as_deref().unwrap_or("mean KLD"),
                 digits(*kld)
             )),
             (preset, _) => {
@@ -298,8 +312,9 @@ impl Allocated {
                     None => "there is no preset of at most this size".to_owned(),
                 };
                 reporter.text(&format!(
-                    "diverges by {} (mean KLD; {predicted} was predicted); {beside}\nthe mix took {:.0} s to find; it is the recipe {}",
+                    "diverges by {} (mean KLD{}); {beside}\nthe mix took {:.0} s to find; it is the recipe {}",
                     digits(self.measured),
+                    predicted.map_or_else(String::new, |p| format!("; {p}")),
                     self.seconds,
                     self.recipe.display()
                 ))

@@ -29,8 +29,9 @@ pub struct Convert {
     output: Option<PathBuf>,
     #[command(flatten)]
     inputs: InputArgs,
-    /// Change the recipe, e.g. --set output=q8_0 --set 'fallback.q4_k=q8_0' (recipes/README.md has the language)
-    #[arg(long, value_name = "KEY=VALUE")]
+    /// Change the recipe, e.g. --set output=q8_0 --set 'fallback.q4_k=q8_0', or the format of all tensors whose names match:
+    /// --tensor-type ffn_down=q6_k (recipes/README.md has the language)
+    #[arg(long, visible_alias = "tensor-type", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Quantize again what is quantized already: quality suffers
     #[arg(long)]

@@ -67,7 +67,7 @@ fn ladder(artifact: &dyn Checkpoint) -> Result<(String, Recipe)> {
     let mut best: Option<(usize, String, Recipe)> = None;
     for preset in recipe::list()?.into_iter().filter(|p| p.container == container) {
         let recipe = Recipe::load(&preset.name)?;
-        let same = artifact.tensors().iter().filter(|t| recipe.ladder().contains(&t.codec)).count();
+        let same = artifact.tensors().iter().filter(|t| recipe.offers().contains(&t.codec)).count();
         if same > best.as_ref().map_or(0, |b| b.0) {
             best = Some((same, preset.name, recipe));
         }

@@ -14,6 +14,8 @@ pub struct Budget {
     pub bits: Option<f64>,
     /// Narrowest first.
     pub ladder: Vec<&'static dyn Codec>,
+    /// What a measurement chooses among instead of the ladder, where it is not empty.
+    pub offers: Vec<&'static dyn Codec>,
     /// Weights that runtimes fuse into one must have one format.
     pub fused: bool,
 }

@@ -32,6 +32,7 @@ pub(super) struct File {
     pub importance: Vec<Spanned<String>>,
     pub bpw: Option<f64>,
     pub ladder: Option<Spanned<String>>,
+    pub offers: Option<Spanned<String>>,
     pub fused: Option<bool>,
     pub rule: Vec<Spanned<RuleText>>,
     pub keep: Vec<KeepText>,

@@ -55,8 +55,8 @@ impl Recipe {
     }
 
     /// Formats among which a measurement may choose, narrowest first; empty if the recipe says it all.
-    pub fn ladder(&self) -> &[&'static dyn Codec] {
-        &self.budget.ladder
+    pub fn offers(&self) -> &[&'static dyn Codec] {
+        if self.budget.offers.is_empty() { &self.budget.ladder } else { &self.budget.offers }
     }
 
     /// Whether weights that runtimes fuse must have one format.
@@ -246,7 +246,14 @@ fn apply(recipe: &mut Recipe, file: &File, text: Text<'_>) -> Result<()> {
     for codec in &file.importance {
         recipe.importance.push(text.read(codec, |c| find(c))?);
     }
+    if let Some(offers) = &file.offers {
+        recipe.budget.offers = text.read(offers, |pattern| Budget::ladder(pattern))?;
+    }
     if let Some(ladder) = &file.ladder {
+        // Offers of a recipe that is extended are for its own ladder.
+        if file.offers.is_none() {
+            recipe.budget.offers.clear();
+        }
         recipe.budget.ladder = text.read(ladder, |pattern| Budget::ladder(pattern))?;
     }
     recipe.budget.bits = file.bpw.or(recipe.budget.bits);

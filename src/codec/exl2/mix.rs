@@ -6,18 +6,18 @@ use crate::codec::affine::name::Name;
 
 /// Columns of one width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Band {
-    bits: usize,
-    /// Of all columns, rounded up to whole groups. The last band takes what remains.
-    percent: usize,
-    group: usize,
+pub struct Share {
+    pub bits: usize,
+    /// Of all columns, rounded up to whole groups. The last share is what remains.
+    pub percent: usize,
+    pub group: usize,
 }
 
 /// A format: up to three bands, the widest first.
 #[derive(Clone, Copy)]
 pub struct Mix {
     name: Name,
-    bands: [Band; 3],
+    bands: [Share; 3],
     count: usize,
 }
 
@@ -27,7 +27,7 @@ impl Mix {
     }
 
     /// Bands with their groups and columns, as exllamav2 rounds them.
-    fn parts(&self, cols: usize) -> impl Iterator<Item = (Band, usize, usize)> {
+    fn parts(&self, cols: usize) -> impl Iterator<Item = (Share, usize, usize)> {
         let mut left = cols;
         self.bands[..self.count].iter().enumerate().map(move |(n, band)| {
             let whole = (cols as u128 * band.percent as u128).div_ceil(100 * band.group as u128) as usize;
@@ -41,7 +41,7 @@ impl Mix {
 
     /// Groups and rows of words, `cols` being a multiple of [`super::COLS`].
     pub(super) fn size(&self, cols: usize) -> (usize, usize) {
-        let sum = |(groups, words), (band, more, columns): (Band, usize, usize)| {
+        let sum = |(groups, words), (band, more, columns): (Share, usize, usize)| {
             (groups + more, words + columns / 32 * band.bits)
         };
         self.parts(cols).fold((0, 0), sum)
@@ -86,7 +86,7 @@ impl Mix {
         self
     }
 
-    const fn new(top: Option<Band>, upper: Band, lower: Option<Band>) -> Mix {
+    const fn new(top: Option<Share>, upper: Share, lower: Option<Share>) -> Mix {
         let mut mix = Mix { name: Name::EMPTY, bands: [upper; 3], count: 0 };
         if let Some(top) = top {
             mix.bands[mix.count] = top;
@@ -108,7 +108,7 @@ const PAIRS: [(usize, usize); 5] = [(3, 2), (4, 3), (5, 4), (6, 5), (8, 6)];
 /// In steps of 5 %, the narrow width alone included.
 const SHARES: usize = 20;
 /// What the most active columns may have to themselves.
-const TOP: Band = Band { bits: 8, percent: 5, group: 32 };
+const TOP: Share = Share { bits: 8, percent: 5, group: 32 };
 /// Further mixes of exllamav2.
 const MORE: [Mix; 5] = [
     Mix::new(Some(TOP), band(6, 0, 128), None),
@@ -123,8 +123,8 @@ const PLAIN: usize = PAIRS.len() * SHARES;
 const EACH: usize = PLAIN + (PAIRS.len() - 1) * (SHARES - 1) + 1;
 const COUNT: usize = GROUPS.len() * EACH + MORE.len();
 
-const fn band(bits: usize, percent: usize, group: usize) -> Band {
-    Band { bits, percent, group }
+const fn band(bits: usize, percent: usize, group: usize) -> Share {
+    Share { bits, percent, group }
 }
 
 static MIXES: [Mix; COUNT] = {
@@ -163,6 +163,22 @@ pub fn with_bands(bands: &Bands, cols: usize) -> Option<&'static dyn Codec> {
     let words = |b: &Bands| b.groups.last().map(|g| (b.groups.len(), g.word, g.bits));
     let fits = |mix: &&Mix| mix.size(cols).0 == bands.groups.len() && words(&mix.bands(cols)) == words(bands);
     MIXES.iter().filter(fits).find(|mix| mix.bands(cols) == *bands).map(|mix| mix as &dyn Codec)
+}
+
+/// The format of this name, share by share; the last one's percentage is what remains.
+pub fn shares(name: &str) -> Option<Vec<Share>> {
+    let mix = MIXES.iter().find(|m| m.name() == name)?;
+    let mut out = mix.bands[..mix.count].to_vec();
+    let last = out.pop()?;
+    let percent = 100 - out.iter().map(|s| s.percent).sum::<usize>();
+    out.push(Share { percent, ..last });
+    Some(out)
+}
+
+/// The inverse of [`shares`].
+pub fn with_shares(wanted: &[Share]) -> Option<&'static dyn Codec> {
+    let same = |mix: &&Mix| shares(mix.name()).is_some_and(|own| own == wanted);
+    MIXES.iter().find(same).map(|mix| mix as &dyn Codec)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use super::{Codec, Joint, Part};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 pub use bands::{Bands, Group, order};
-pub use mix::{CODECS, Mix, with_bands};
+pub use mix::{CODECS, Mix, Share, shares, with_bands, with_shares};
 
 /// Outputs come in whole words of 4-bit scales, and in whole warps.
 pub const ROWS: usize = 32;
