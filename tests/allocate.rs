@@ -186,11 +186,20 @@ fn goals_that_cannot_be_reached() {
     for (to, goal, message) in [
         ("few", ["--target-bpw", "1.2"], "is the least"),
         ("few", ["--target-size", "20KiB"], "ask for more"),
+        ("few", ["--target-bpw", "nan"], "no number above 0"),
+        ("few", ["--max-kld", "-1"], "no number above 0"),
         ("q4_k_m", ["--target-bpw", "4"], "says which format"),
     ] {
-        let said = quant_fails(&strs(&bench.args(to, "never.gguf", goal)));
+        let mut args = bench.args(to, "never.gguf", goal);
+        args.extend(["--measurement".to_owned(), bench.path("never.json")]);
+        let said = quant_fails(&strs(&args));
         assert!(said.contains(message), "{said}");
     }
+    assert!(!bench.file("never.json").exists(), "refused before anything is measured");
+    let mut planned = bench.args("few", "never.gguf", ["--target-bpw", "4"]);
+    planned[0] = "plan".to_owned();
+    let said = quant_fails(&strs(&planned));
+    assert!(said.contains("only after it"), "{said}");
     let (probe, text) = (bench.path("probe"), bench.path("test"));
     let said = quant_fails(&["convert", &probe, "--to", "gguf", "--target-bpw", "4", "--data", &text]);
     assert!(said.contains("statistics"), "{said}");

@@ -182,6 +182,9 @@ fn a_plan_predicts_the_file_to_the_byte() {
     let args = ["plan", model.path().to_str().unwrap(), "--to", "q4_k_m", "-o", out.to_str().unwrap(), "--json"];
     let plan: Value = serde_json::from_str(&quant_ok(&args)).unwrap();
     assert!(!out.exists());
+    let folder = dir.path().join("several");
+    quant_ok(&["plan", model.path().to_str().unwrap(), "--to", "q4_k_m,q8_0", "-o", folder.to_str().unwrap()]);
+    assert!(!folder.exists());
     let done = convert(model.path(), "q4_k_m", &out, &[]);
     assert_eq!(plan["outputs"][0]["bytes"].as_u64().unwrap(), fs::metadata(&out).unwrap().len());
     assert_eq!(plan["outputs"][0]["tensors"], done["outputs"][0]["tensors"]);
@@ -222,6 +225,35 @@ fn output_equal_to_input_is_refused() {
         quant_fails(&["convert", path, "--to", "q8_0", "-o", link.to_str().unwrap()]);
     }
     assert!(before == fs::read(&f16).unwrap());
+}
+
+#[test]
+fn a_file_of_another_model_is_told_from_its_source() {
+    let (model, other) = (model(&DENSE), model(&Shape { vocab: 352, ..DENSE }));
+    let out = model.file("out.gguf");
+    quant_ok(&["convert", model.path().to_str().unwrap(), "--to", "q8_0", "-o", out.to_str().unwrap(), "--quiet"]);
+    let said = common::quant(&["verify", out.to_str().unwrap(), "--source", other.path().to_str().unwrap(), "--json"]);
+    assert_eq!(said.status.code(), Some(1), "{}", String::from_utf8_lossy(&said.stderr));
+    let report: Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert!(report.to_string().contains("[384, 256], its source [352, 256]"), "{report}");
+}
+
+#[test]
+fn what_llama_cpp_cannot_split_needs_no_name_outside_gguf() {
+    let model = model(&DENSE);
+    let file = model.file("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    tokenizer["pre_tokenizer"] = serde_json::json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "[aeiou]+|[^aeiou]+"}, "behavior": "Isolated", "invert": false},
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]});
+    fs::write(&file, tokenizer.to_string()).unwrap();
+    let (path, out) = (model.path().to_str().unwrap(), model.file("out"));
+    let out = out.to_str().unwrap();
+    quant_ok(&["convert", path, "--to", "w4a16", "-o", out, "--quiet"]);
+    quant_ok(&["verify", out, "--source", path, "--quiet"]);
+    quant_ok(&["generate", out, "--prompt", "hello", "--tokens", "2", "--quiet"]);
+    let error = quant_fails(&["convert", path, "--to", "q8_0", "-o", model.file("out.gguf").to_str().unwrap()]);
+    assert!(error.contains("--pre"), "{error}");
 }
 
 #[test]

@@ -210,6 +210,9 @@ fn an_unknown_structure_is_an_error_that_says_what_was_seen() {
     assert!(error.contains("[aeiou]+") && error.contains("--pre"), "{error}");
     let options = TokenizerOptions { pre: Some("qwen2".into()), ..Default::default() };
     from_folder(dir.path(), "llama", vocab_size("byte-level"), &options).unwrap();
+    let options = TokenizerOptions { nameless: true, ..Default::default() };
+    let nameless = from_folder(dir.path(), "llama", vocab_size("byte-level"), &options).unwrap();
+    assert!(nameless.get("tokenizer.ggml.pre").is_none() && nameless.get("tokenizer.ggml.tokens").is_some());
 }
 
 #[test]

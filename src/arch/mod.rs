@@ -91,8 +91,11 @@ impl std::fmt::Debug for Arch {
 pub fn for_class(class: &str) -> Result<&'static Arch> {
     ARCHES.iter().copied().find(|a| a.classes.contains(&class)).ok_or_else(|| {
         let known: Vec<_> = ARCHES.iter().flat_map(|a| a.classes.iter().copied()).collect();
-        Error::unsupported(format!("unknown architecture {class:?}"))
-            .help(format!("supported in Hugging Face layout: {}; GGUF files of any architecture", known.join(", ")))
+        Error::unsupported(format!("unknown architecture {class:?}")).help(format!(
+            "supported in Hugging Face layout: {}; of any other, make a GGUF file with llama.cpp's \
+                 convert_hf_to_gguf.py (--outtype bf16) and quantize that",
+            known.join(", ")
+        ))
     })
 }
 

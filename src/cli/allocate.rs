@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::convert::follow;
 use super::quality::digits;
 use super::report::Reporter;
-use super::size::Size;
+use super::size::{Size, positive};
 use super::text::TextArgs;
 use crate::allocate::{self, Choices, Goal, Job, Measurement, Mixed, exllamav2};
 use crate::calibrate::fingerprint;
@@ -25,13 +25,13 @@ use crate::recipe::{self, Recipe};
 #[derive(Args)]
 pub struct GoalArgs {
     /// Choose the format of each weight by measurement, for so many bits a weight; with a recipe that has a ladder (gguf, packed, exl2)
-    #[arg(long, value_name = "BITS", group = "goal")]
+    #[arg(long, value_name = "BITS", group = "goal", value_parser = positive, allow_negative_numbers = true)]
     target_bpw: Option<f64>,
     /// The same for files of this size
     #[arg(long, value_name = "SIZE", group = "goal")]
     target_size: Option<Size>,
     /// The same for the smallest file whose mean KL divergence stays below
-    #[arg(long, value_name = "KLD", group = "goal")]
+    #[arg(long, value_name = "KLD", group = "goal", value_parser = positive, allow_negative_numbers = true)]
     max_kld: Option<f64>,
     /// Where the measurement is kept: used if it is there, be it exllamav2's own, else made and written (of EXL2 so that exllamav2 reads it)
     #[arg(long, value_name = "FILE.json", requires = "goal")]
@@ -41,12 +41,16 @@ pub struct GoalArgs {
 }
 
 impl GoalArgs {
-    /// Errors: a text, and nothing to measure on it.
-    pub fn check(&self) -> Result<()> {
-        match self.goal().is_none() && !self.text.is_default() {
-            true => Err(Error::request("weights are measured on this text only with a goal")
-                .help("add --target-bpw, --target-size or --max-kld; text to calibrate on goes to `quant calibrate`")),
-            false => Ok(()),
+    /// Errors: a text, and nothing to measure on it; a goal of a dry run.
+    pub fn check(&self, dry_run: bool) -> Result<()> {
+        match self.goal() {
+            None if !self.text.is_default() => Err(Error::request(
+                "weights are measured on this text only with a goal",
+            )
+            .help("add --target-bpw, --target-size or --max-kld; text to calibrate on goes to `quant calibrate`")),
+            Some(_) if dry_run => Err(Error::request("which formats a measurement chooses is known only after it")
+                .help("convert; the recipe that it leaves beside the file can be planned")),
+            _ => Ok(()),
         }
     }
 
@@ -107,6 +111,7 @@ impl Allocation<'_> {
         }
         let source = self.request.source;
         let narrowest = Plan::new(self.request, &self.recipe.narrowest(), self.path)?;
+        self.reachable(&narrowest)?;
         let (mut windows, _) = self.args.text.prepare_at_most(source, MEASURED + JUDGED)?;
         if windows.len() < 2 {
             return Err(Error::request("the text fills one window: some are measured on, others judge the outcome")
@@ -134,6 +139,27 @@ impl Allocation<'_> {
             }
         }
         Err(Error::request("no attempt was made"))
+    }
+
+    /// Refuses, before anything is measured, a size that not even the narrowest formats keep.
+    fn reachable(&self, narrowest: &Plan) -> Result<()> {
+        let narrowed = |t: &convert::Planned| {
+            let tensor = &self.request.source.tensors()[t.source];
+            let bytes = self.recipe.ladder().iter().filter_map(|c| c.bytes(tensor.dims()).ok()).min()?;
+            Some((t.bytes as u64).saturating_sub((bytes * tensor.planes()) as u64))
+        };
+        let saved: u64 = narrowest.tensors.iter().filter(|t| t.choice.open).filter_map(narrowed).sum();
+        let (allowed, all) = match self.goal {
+            Goal::Bits(bits) => ((bits * narrowest.weights() as f64 / 8.0) as u64, narrowest.bytes()),
+            Goal::Size(bytes) => (bytes, narrowest.layout.bytes()),
+            Goal::Divergence(_) => return Ok(()),
+        };
+        let least = all.saturating_sub(saved);
+        if least <= allowed {
+            return Ok(());
+        }
+        Err(Error::request(format!("{} are too few: {} is the least", Size(allowed), Size(least)))
+            .help("ask for more, or give the recipe narrower formats"))
     }
 
     /// The recipe that the chosen one extends: `exl2-4bpw` is exl2. A file is named so that it is found from anywhere.

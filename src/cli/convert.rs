@@ -59,17 +59,18 @@ impl Convert {
     pub fn run(&self, common: &Common, reporter: &Reporter, dry_run: bool) -> Result<bool> {
         let model = model::open(&self.model, &OpenOptions { pre: self.pre.clone() }, reporter)?;
         let inputs = self.inputs.load(model.checkpoint.as_ref())?;
+        let dry_run = dry_run || self.dry_run;
         // A plan needs no card.
-        let card = if dry_run || self.dry_run { None } else { self.device.open()? };
+        let card = if dry_run { None } else { self.device.open()? };
         let request = Request {
             worker: card.as_ref().map_or(Worker::Cpu, |card| Worker::Card(card)),
             allow_requantize: self.allow_requantize,
             split_max_bytes: self.split_max_size.map(|s| s.0),
             ..inputs.request(model.checkpoint.as_ref())
         };
-        self.goal.check()?;
+        self.goal.check(dry_run)?;
         let recipes = self.to.iter().map(|to| self.recipe(to)).collect::<Result<Vec<_>>>()?;
-        let paths = self.paths(&recipes, &model.name, &model.beside)?;
+        let paths = self.paths(&recipes, &model.name, &model.beside, dry_run)?;
         if let Some(goal) = self.goal.goal() {
             let ([target], [recipe], [path]) = (&self.to[..], &recipes[..], &paths[..]) else {
                 return Err(Error::request("one target at a time is measured for"));
@@ -89,7 +90,7 @@ impl Convert {
             .collect::<Result<Vec<_>>>()?;
         let threads = common.threads();
         self.check_memory(&plans, threads)?;
-        if dry_run || self.dry_run {
+        if dry_run {
             return self.print_plans(&plans, threads, reporter).map(|()| true);
         }
         for plan in &plans {
@@ -108,8 +109,8 @@ impl Convert {
         Ok(recipe)
     }
 
-    /// One path per target.
-    fn paths(&self, recipes: &[Recipe], name: &str, beside: &Path) -> Result<Vec<PathBuf>> {
+    /// One path per target. Unless it is a dry run, the folder of several is made.
+    fn paths(&self, recipes: &[Recipe], name: &str, beside: &Path, dry_run: bool) -> Result<Vec<PathBuf>> {
         let file = |(target, recipe): (&String, &Recipe)| {
             let file = Path::new(target).file_name().unwrap_or_default().to_string_lossy().to_lowercase();
             let stem = file.strip_suffix(".toml").unwrap_or(&file);
@@ -120,7 +121,9 @@ impl Convert {
             None => all().map(|t| beside.join(file(t))).collect(),
             // A folder is replaced like a file, if it is one of ours.
             Some(o) if self.to.len() > 1 || (o.is_dir() && !(is_folder(&recipes[0]) && hf::detect(o))) => {
-                std::fs::create_dir_all(o).at(|| o.display().to_string())?;
+                if !dry_run {
+                    std::fs::create_dir_all(o).at(|| o.display().to_string())?;
+                }
                 all().map(|t| o.join(file(t))).collect()
             }
             Some(o) => vec![o.clone()],

@@ -53,12 +53,12 @@ impl InputArgs {
         let method = METHODS.iter().find(|m| m.name == self.method).unwrap_or_else(|| method::best(known));
         if method.needs > known {
             let needs = format!("--method {} needs {}", method.name, method.needs);
+            let gram = if method.needs == Needs::Gram { "--gram " } else { "" };
+            let make = format!("make statistics with `quant calibrate MODEL {gram}-o STATS` and pass --stats STATS");
             return Err(match (self.exact_llama && method.needs == Needs::Gram, file) {
                 (true, _) => Error::request(format!("llama.cpp has no {}", method.name)).help("drop --exact-llama"),
-                (_, Some(_)) => Error::request(format!("{needs}, which {shown} lacks"))
-                    .help("make them with `quant calibrate MODEL --gram -o STATS` and pass --stats STATS"),
-                (_, None) => Error::request(format!("{needs}, and nothing is known of the inputs"))
-                    .help("make statistics with `quant calibrate MODEL -o STATS` and pass --stats STATS"),
+                (_, Some(_)) => Error::request(format!("{needs}, which {shown} lacks")).help(make),
+                (_, None) => Error::request(format!("{needs}, and nothing is known of the inputs")).help(make),
             });
         }
         let imatrix = match (&statistics, &self.imatrix) {

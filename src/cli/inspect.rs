@@ -29,7 +29,7 @@ impl Inspect {
         let bytes: usize = m.tensors().iter().map(|t| t.bytes).sum();
         let bpw = bytes as f64 * 8.0 / weights.max(1) as f64;
         // A model whose tokenizer is missing or unknown can still be looked at.
-        let metadata = m.metadata();
+        let metadata = m.gguf_metadata().or_else(|_| m.metadata());
         if reporter.json {
             let tensors: Vec<_> = m
                 .tensors()

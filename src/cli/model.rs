@@ -33,13 +33,26 @@ pub fn open(argument: &str, options: &OpenOptions, reporter: &Reporter) -> Resul
         return Ok(Model { checkpoint: container::open_with(&path, options)?, name, beside: PathBuf::new() });
     }
     let path = Path::new(argument);
-    let checkpoint = container::open_with(path, options)?;
+    let checkpoint = container::open_with(path, options).map_err(|e| match path.exists() {
+        true => e,
+        false => e.help(elsewhere(argument)),
+    })?;
     // `.` and `..` have no name of their own
     let full = std::path::absolute(path)?;
     let full = if full.file_name().is_none() { full.canonicalize()? } else { full };
     let stem = if full.is_dir() { full.file_name() } else { full.file_stem() };
     let name = stem.map_or_else(|| "model".to_owned(), |s| s.to_string_lossy().into_owned());
     Ok(Model { checkpoint, name: strip_shard(&name).to_owned(), beside: full.parent().unwrap_or(&full).to_owned() })
+}
+
+/// Where a model may be that is not on this path.
+fn elsewhere(argument: &str) -> String {
+    match argument.split('/').collect::<Vec<_>>()[..] {
+        [org, name] if !org.is_empty() && !org.starts_with('.') && !name.is_empty() => {
+            format!("for the model of this name on the Hugging Face Hub write hf:{argument}")
+        }
+        _ => "pass a folder as Hugging Face publishes it, a GGUF file or hf:org/name".to_owned(),
+    }
 }
 
 /// `model-00001-of-00004` -> `model`
@@ -88,6 +101,14 @@ fn download(id: &str, _: &Reporter) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_name_of_the_hub_is_recognised() {
+        assert!(super::elsewhere("org/name").contains("hf:org/name"));
+        for path in ["name", "./name", "../name", "/org/name", "a/b/c", "org/"] {
+            assert!(super::elsewhere(path).starts_with("pass a folder"), "{path}");
+        }
+    }
+
     #[test]
     fn shard_suffixes_are_no_part_of_a_name() {
         for (file, name) in

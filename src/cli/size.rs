@@ -1,4 +1,4 @@
-//! Byte counts as people write them: `8GiB`, `4G`, `500MB`.
+//! Amounts as people write them: byte counts (`8GiB`, `4G`, `500MB`), and numbers above 0.
 
 use std::str::FromStr;
 
@@ -6,6 +6,14 @@ use crate::error::{Error, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub u64);
+
+/// A number above 0, as the value of a flag.
+pub fn positive(text: &str) -> Result<f64> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => Err(Error::request(format!("{text:?} is no number above 0"))),
+    }
+}
 
 const UNITS: &[(&str, u64)] = &[
     ("B", 1),
@@ -63,5 +71,13 @@ mod tests {
             assert!(text.parse::<Size>().is_err(), "{text:?}");
         }
         assert_eq!(Size(1536).to_string(), "1.50 KiB");
+    }
+
+    #[test]
+    fn numbers_above_zero() {
+        assert_eq!(positive("4.25").unwrap(), 4.25);
+        for text in ["", "0", "-1", "nan", "inf", "1e999", "4bpw"] {
+            assert!(positive(text).is_err(), "{text:?}");
+        }
     }
 }

@@ -102,9 +102,13 @@ fn site_table(sites: &[Site], gram: bool) -> String {
         if gram {
             let spectra = || sites.iter().filter_map(|s| s.spectrum);
             let rank = spectra().map(|s| s.effective_rank).fold(f64::INFINITY, f64::min);
-            let condition = spectra().map(|s| s.condition).fold(0.0, f64::max);
+            let condition = spectra().map(|s| s.condition).reduce(f64::max);
             row.push(if rank.is_finite() { format!("{rank:.1}") } else { "-".into() });
-            row.push(if condition.is_finite() { format!("{condition:.1e}") } else { "singular".into() });
+            row.push(match condition {
+                None => "-".into(),
+                Some(c) if c.is_finite() => format!("{c:.1e}"),
+                Some(_) => "singular".into(),
+            });
         }
         row
     });

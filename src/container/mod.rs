@@ -136,8 +136,15 @@ pub trait Checkpoint: Send + Sync {
     }
     /// Plane `plane` of `tensors()[tensor]`.
     fn read(&self, tensor: usize, plane: usize) -> Result<Weight<'_>>;
-    /// Metadata as a GGUF file of this model carries it, tokenizer included; `general.file_type` only if it is one.
+    /// Metadata as a GGUF file of this model carries it, tokenizer included; `general.file_type` only if it is one. A
+    /// folder's lacks llama.cpp's name of the pre-tokenizer, which [`Checkpoint::tokenizer`] does without.
     fn metadata(&self) -> Result<Metadata>;
+    /// The same, whole: to be written to a GGUF file.
+    ///
+    /// Errors: also a pre-tokenizer that llama.cpp lacks.
+    fn gguf_metadata(&self) -> Result<Metadata> {
+        self.metadata()
+    }
     /// The tokenizer, from the files as they are.
     fn tokenizer(&self) -> Result<tokenizer::Tokenizer>;
     /// What the files tell runtimes to do with the inputs of quantized weights.

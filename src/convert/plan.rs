@@ -199,7 +199,7 @@ impl Plan {
 
     fn gguf(request: &Request<'_>, recipe: &Recipe, path: &Path) -> Result<Plan> {
         let source = request.source;
-        let mut metadata = source.metadata()?;
+        let mut metadata = source.gguf_metadata()?;
         let facts = recipe::ModelFacts::of(&metadata, request.imatrix.is_some())?;
         let sources: Vec<recipe::Source<'_>> = source.tensors().iter().map(|t| described(source, t)).collect();
         let tensors = planned_all(request, recipe, &facts, &sources, Convention::Gguf)?;

@@ -174,9 +174,7 @@ fn accounted(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<Strin
     for t in source.tensors() {
         let found = artifact.find(&t.name).map(|i| &artifact.tensors()[i]);
         let found = found.ok_or_else(|| Error::input(format!("{} ({}) is missing", t.name, t.source)))?;
-        if !same_shape(&found.shape, &t.shape) {
-            return Err(Error::input(format!("{} is {:?}, its source {:?}", t.name, found.shape, t.shape)));
-        }
+        shaped_alike(found, t)?;
     }
     // Scales that `read` applies are part of their weights.
     let scales: HashSet<String> = artifact
@@ -195,7 +193,16 @@ fn accounted(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<Strin
     Ok(format!("{} tensors written{left_out}", source.tensors().len()))
 }
 
+fn shaped_alike(t: &Tensor, source: &Tensor) -> Result<()> {
+    match same_shape(&t.shape, &source.shape) {
+        true => Ok(()),
+        false => Err(Error::input(format!("{} is {:?}, its source {:?}", t.name, t.shape, source.shape))),
+    }
+}
+
 /// Compares every weight with its source, in the artifact's row order.
+///
+/// Errors: weights of other shapes.
 pub fn weight_errors(
     artifact: &dyn Checkpoint,
     source: &dyn Checkpoint,
@@ -207,6 +214,7 @@ pub fn weight_errors(
     each_unit(&units_of(artifact), threads, |unit, scratch| {
         let t = &tensors[unit.tensor];
         let Some(original) = source.find(&t.name) else { return Ok(()) };
+        shaped_alike(t, &source.tensors()[original])?;
         let transform = source.transform(&t.name, artifact.convention());
         let weight = artifact.read(unit.tensor, unit.plane)?;
         let reference = source.read(original, unit.plane)?;

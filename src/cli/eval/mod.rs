@@ -13,6 +13,7 @@ use super::kv::{self, Matrix};
 use super::model::Model;
 use super::quality::{self, Row, facts};
 use super::report::Reporter;
+use super::size::positive;
 use super::stress;
 use super::tasks::TaskArgs;
 use super::text::TextArgs;
@@ -66,7 +67,7 @@ pub struct Eval {
     #[arg(long, requires = "reference")]
     weights: bool,
     /// The mean divergence up to which a context is called safe, where windows are long enough to tell by position
-    #[arg(long, value_name = "KLD", default_value_t = 0.02)]
+    #[arg(long, value_name = "KLD", default_value_t = 0.02, value_parser = positive, allow_negative_numbers = true)]
     margin: f64,
     /// Compare cache types in place of files: what does each lose against the same weights with an f32 cache, by position?
     ///

@@ -187,7 +187,11 @@ impl FromStr for KvPolicy {
                 "skip" => {
                     for layers in rest.split(',') {
                         let (from, to) = layers.split_once('-').unwrap_or((layers, layers));
-                        policy.skip.push(number(from)?..=number(to)?);
+                        let layers = number(from)?..=number(to)?;
+                        if layers.is_empty() {
+                            return Err(wrong(format!("+{part} has no layers from {from} to {to}")));
+                        }
+                        policy.skip.push(layers);
                     }
                 }
                 _ => return Err(wrong(format!("there is no option +{part}"))),

@@ -185,6 +185,7 @@ fn a_wrong_policy_names_the_part() {
         ("q4h+sink1+sink2", "sink is given twice"),
         ("q4h+skip1-", "\"\""),
         ("q4h+skip0;1", "\"0;1\""),
+        ("q4h+skip0,5-2", "from 5 to 2"),
         ("q4h+", "option +"),
     ] {
         let error = text.parse::<KvPolicy>().unwrap_err();

@@ -105,6 +105,15 @@ impl HfFolder {
         general::metadata(&self.dir, self.arch, &self.spec, &self.tensors)
     }
 
+    /// All metadata, with the name of the pre-tokenizer or without.
+    fn described(&self, nameless: bool) -> Result<Metadata> {
+        let mut out = self.description()?;
+        let options = TokenizerOptions { pre: self.options.pre.clone(), nameless, ..Default::default() };
+        let tokenizer = tokenizer::from_folder(&self.dir, self.arch.name, self.vocabulary(), &options)?;
+        out.extend(tokenizer.iter().map(|(k, v)| (k, v.clone())));
+        Ok(out)
+    }
+
     /// Rows of the embedding, which the vocabulary is padded to.
     fn vocabulary(&self) -> usize {
         let embedding = self.tensors.iter().find(|t| t.name == "token_embd.weight");
@@ -158,11 +167,11 @@ impl Checkpoint for HfFolder {
     }
 
     fn metadata(&self) -> Result<Metadata> {
-        let mut out = self.description()?;
-        let options = TokenizerOptions { pre: self.options.pre.clone(), ..Default::default() };
-        let tokenizer = tokenizer::from_folder(&self.dir, self.arch.name, self.vocabulary(), &options)?;
-        out.extend(tokenizer.iter().map(|(k, v)| (k, v.clone())));
-        Ok(out)
+        self.described(true)
+    }
+
+    fn gguf_metadata(&self) -> Result<Metadata> {
+        self.described(false)
     }
 
     fn tokenizer(&self) -> Result<Tokenizer> {

@@ -59,6 +59,8 @@ mod keys {
 pub struct TokenizerOptions {
     /// The value of `tokenizer.ggml.pre`, when the files cannot tell.
     pub pre: Option<String>,
+    /// Leave out the name of the pre-tokenizer, which takes long to find, and which llama.cpp may lack.
+    pub nameless: bool,
     /// What llama.cpp's converter writes even where that tokenizes worse than the source.
     pub exact_llama: bool,
 }

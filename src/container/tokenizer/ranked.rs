@@ -30,6 +30,10 @@ pub fn write(folder: &Folder, vocab_size: usize, options: &TokenizerOptions, out
     out.set(keys::TOKEN_TYPE, types.iter().map(|&t| t as i32).collect::<Vec<i32>>());
     // The converter leaves out an empty list, and llama.cpp does not load a file without the key. Empty, it loads.
     out.set(keys::MERGES, merges);
+    if options.nameless {
+        out.remove(keys::PRE);
+        return Ok(());
+    }
     let name = match &options.pre {
         Some(name) => pres::names().find(|n| n == name).ok_or_else(|| {
             let known = pres::names().collect::<Vec<_>>().join(", ");
