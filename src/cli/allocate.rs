@@ -145,7 +145,7 @@ impl Allocation<'_> {
     fn reachable(&self, narrowest: &Plan) -> Result<()> {
         let narrowed = |t: &convert::Planned| {
             let tensor = &self.request.source.tensors()[t.source];
-            let bytes = self.recipe.ladder().iter().filter_map(|c| c.bytes(tensor.dims()).ok()).min()?;
+            let bytes = self.recipe.offers().iter().filter_map(|c| c.bytes(tensor.dims()).ok()).min()?;
             Some((t.bytes as u64).saturating_sub((bytes * tensor.planes()) as u64))
         };
         let saved: u64 = narrowest.tensors.iter().filter(|t| t.choice.open).filter_map(narrowed).sum();
