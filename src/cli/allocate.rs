@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::convert::follow;
+use super::outputs;
 use super::quality::digits;
 use super::report::Reporter;
 use super::size::{Size, positive};
@@ -247,7 +247,7 @@ impl Allocation<'_> {
         let bytes = self.request.source.tensors().iter().map(|t| t.bytes as u64).sum();
         let bar = self.reporter.progress("convert", bytes);
         let mut outputs =
-            convert::run(self.request, &plans, self.threads, &|event| follow(event, &bar, self.reporter))?;
+            convert::run(self.request, &plans, self.threads, &|event| outputs::follow(event, &bar, self.reporter))?;
         bar.finish();
         let klds = plans.iter().map(|p| self.judge(&p.path, judged)).collect::<Result<Vec<f64>>>();
         let remove =
@@ -317,13 +317,18 @@ impl Allocation<'_> {
 }
 
 impl Allocated {
-    pub fn json(&self) -> Value {
+    fn json(&self) -> Value {
         json!({"recipe": (!self.rejected).then_some(&self.recipe), "predicted_kld": self.predicted, "mix_kld": self.mix, "kld": self.measured,
             "preset": self.preset.as_ref().map(|(name, kld)| json!({"name": name, "kld": kld})), "rejected": self.rejected,
             "search_seconds": self.seconds})
     }
 
     pub fn print(&self, reporter: &Reporter) -> Result<()> {
+        let (plans, outputs) = (std::slice::from_ref(&self.plan), std::slice::from_ref(&self.output));
+        outputs::print(plans, outputs, Some(self.json()), reporter)?;
+        if reporter.json {
+            return Ok(());
+        }
         let predicted = self.predicted.map(|kld| format!("{} was predicted", digits(kld)));
         match (&self.preset, self.rejected) {
             (Some((name, kld)), true) => reporter.text(&format!(

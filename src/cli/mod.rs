@@ -16,6 +16,7 @@ mod kernels;
 mod kv;
 mod list;
 mod model;
+mod outputs;
 mod probe;
 mod quality;
 mod quickstart;

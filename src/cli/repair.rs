@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::allocate::{Allocation, GoalArgs};
-use super::convert::print_outputs;
 use super::inputs::InputArgs;
 use super::report::Reporter;
 use super::{Common, model};
@@ -56,7 +55,7 @@ impl Repair {
             reporter,
         };
         let made = allocation.run()?;
-        print_outputs(std::slice::from_ref(&made.plan), std::slice::from_ref(&made.output), Some(&made), reporter)?;
+        made.print(reporter)?;
         Ok(!matches!(goal, Goal::Divergence(limit) if made.measured > limit))
     }
 }
