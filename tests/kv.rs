@@ -208,11 +208,70 @@ fn the_matrix_through_the_binary() {
 
     assert!(quant_fails(&with(&eval, &["--kv", "q8_0,q4x"])).contains("there is no cache type \"q4x\""));
     assert!(quant_fails(&with(&eval, &["--kv", "q8_0+skip7"])).contains("no layer 7"));
-    assert!(quant_fails(&with(&eval, &["--kv", "q8_0", "--reference", path])).contains("cannot be used with"));
     let ask = |kv: &str| quant_ok(&["generate", path, "--prompt", "the heron", "--tokens", "8", "--json", "--kv", kv]);
     let tokens = |text: &str| serde_json::from_str::<Value>(text).unwrap()["tokens"].clone();
     assert_eq!(tokens(&ask("f32")), tokens(&ask("f16/f32+sink2")));
     assert!(quant_fails(&["generate", path, "--prompt", "a", "--kv", "f17"]).contains("f17"));
     let list = quant_ok(&["list", "kv"]);
     assert!(KV_FORMATS.iter().all(|f| list.contains(f.name)));
+}
+
+/// Weights and cache together: the f32 row is what an evaluation of the weights finds, a model against itself is what the
+/// matrix without a reference says, and a reference's file says the same.
+#[test]
+fn a_cache_on_top_of_smaller_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(&Shape { layers: 2, ..DENSE });
+    let source = model.path().to_str().unwrap();
+    let [text, artifact, file, html] =
+        ["text.txt", "small.gguf", "m.ref", "page.html"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+    fs::write(&text, "the heron sees a fish, and the fish sees the heron. ".repeat(60)).unwrap();
+    quant_ok(&["convert", source, "--to", "q4_0", "-o", &artifact, "--quiet"]);
+    let what = ["--data", &text, "--protocol", "gptq-2048", "--context", "96", "--chunks", "4", "--quiet"];
+    quant_ok(&[&["reference", source, "-o", &file], &what[..]].concat());
+    fn run<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["eval"], more].concat()
+    }
+    let eval = |more: &[&[&str]]| -> Value {
+        serde_json::from_str(&quant_ok(&[&run(&more.concat())[..], &["--json"]].concat())).unwrap()
+    };
+    let names = |report: &Value| -> Vec<String> {
+        let rows = report["artifacts"][0]["kv"].as_array().unwrap();
+        rows.iter().map(|row| row["kv"].as_str().unwrap().to_owned()).collect()
+    };
+    let kld = |report: &Value, row: usize| report["artifacts"][0]["kv"][row]["kld"]["mean"].as_f64().unwrap();
+    let (caches, reference) = (["--kv", "q8_0,q4h"], ["--reference", source]);
+
+    let both = eval(&[&[&artifact, "--html", &html], &what, &caches, &reference]);
+    assert_eq!(names(&both), ["f32", "q8_0", "q4h"]);
+    let plain = eval(&[&[&artifact], &what, &reference]);
+    for key in ["perplexity", "kld", "same_top", "bytes", "bpw"] {
+        assert_eq!(both["artifacts"][0][key], plain["artifacts"][0][key], "{key}");
+    }
+    assert_eq!(both["reference"], plain["reference"]);
+    assert_eq!(both["artifacts"][0]["kv"][0]["kld"], plain["artifacts"][0]["kld"]);
+    let alone = eval(&[&[&artifact], &what, &caches]);
+    assert!(
+        kld(&both, 0) > kld(&alone, 0) && kld(&both, 0) != kld(&both, 1) && kld(&both, 2) > kld(&both, 0),
+        "{both}"
+    );
+    assert!(alone["reference"].is_null() && alone["artifacts"][0]["kld"].is_null());
+    let from_file = eval(&[&[&artifact, "--quiet", "--kv", "q8_0,f32,q4h", "--reference", &file]]);
+    assert_eq!(names(&from_file), ["q8_0", "f32", "q4h"]);
+    assert_eq!([1, 0, 2].map(|row| kld(&from_file, row)), [0, 1, 2].map(|row| kld(&both, row)));
+
+    let (same, alone) = (eval(&[&[source], &what, &caches, &reference]), eval(&[&[source], &what, &caches]));
+    assert_eq!([0, 1, 2].map(|row| kld(&same, row)), [0.0, kld(&alone, 0), kld(&alone, 1)]);
+
+    let page = fs::read_to_string(&html).unwrap();
+    let name = model.path().file_name().unwrap().to_str().unwrap();
+    assert!(page.contains(&format!("small.gguf against {name}")) && page.contains("What the file lost"), "{page}");
+    let asked = [&[&artifact[..]], &what[..], &caches, &reference].concat();
+    let printed = quant_ok(&run(&asked));
+    assert!(printed.contains(&format!("{name} (reference)")) && printed.contains(&format!("{name} with an f32 cache")));
+    let gated = common::quant(&run(&[&asked[..], &["--max", "kv.q4h.kld=0"]].concat()));
+    assert_eq!(gated.status.code(), Some(3));
+    assert!(quant_fails(&run(&[&asked[..], &["--weights"]].concat())).contains("cannot be used with"));
+    let text = [&[&artifact[..], "--reference", &file], &what[..], &caches].concat();
+    assert!(quant_fails(&run(&text)).contains("has its own text"));
 }

@@ -62,6 +62,9 @@ impl Held {
 }
 
 impl KvPolicy {
+    /// The name of single precision.
+    pub const FULL: &'static str = F32.name;
+
     /// Of a list: types are separated by commas, and so are skipped layers.
     ///
     /// Errors: those of [`KvPolicy::from_str`]; the same one twice.
@@ -84,7 +87,7 @@ impl KvPolicy {
 
     /// As it was written.
     pub fn name(&self) -> &str {
-        if self.name.is_empty() { F32.name } else { &self.name }
+        if self.name.is_empty() { Self::FULL } else { &self.name }
     }
 
     /// Whether nothing is lost, and nothing has to be encoded.
