@@ -4,8 +4,10 @@ mod common;
 
 use std::fs;
 
+use common::folder::{Folder, Stored};
 use common::model::{DENSE, Shape, model};
 use common::{quant_fails, quant_ok};
+use half::bf16;
 use quant::codec::kv::{KV_FORMATS, KvPolicy};
 use quant::container::{Checkpoint, open};
 use quant::device::cpu;
@@ -274,4 +276,56 @@ fn a_cache_on_top_of_smaller_weights() {
     assert!(quant_fails(&run(&[&asked[..], &["--weights"]].concat())).contains("cannot be used with"));
     let text = [&[&artifact[..], "--reference", &file], &what[..], &caches].concat();
     assert!(quant_fails(&run(&text)).contains("has its own text"));
+}
+
+/// Keys and values beyond what 8-bit floats reach are cut off under a scale of 1, and kept under the artifact's own.
+#[test]
+fn fp8_is_stored_under_the_artifacts_own_scales() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = model(&Shape { layers: 2, ..DENSE });
+    // Queries as much smaller as keys are larger, outputs than values: the model is the same.
+    for layer in 0..2 {
+        for (name, factor) in
+            [("q_proj", 1.0 / 8192.0), ("k_proj", 8192.0), ("v_proj", 8192.0), ("o_proj", 1.0 / 8192.0)]
+        {
+            scale_rows(&mut model, &format!("model.layers.{layer}.self_attn.{name}.weight"), |_| factor);
+        }
+    }
+    model.write();
+    let source = model.path().to_str().unwrap();
+    let stats = common::statistics(dir.path(), &model);
+    let text = dir.path().join("text.txt");
+    let [with, without] = ["with", "without"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+    let convert = ["convert", source, "--to", "fp8", "--method", "rtn", "--quiet", "-o"];
+    quant_ok(&[&convert[..], &[&with, "--set", "kv_cache=fp8", "--stats", stats.to_str().unwrap()]].concat());
+    quant_ok(&[&convert[..], &[&without]].concat());
+    let asked = ["--data", text.to_str().unwrap(), "--context", "64", "--chunks", "4", "--kv", "fp8", "--quiet"];
+    let eval = |artifacts: &[&str], more: &[&str]| quant_ok(&[&["eval"], artifacts, &asked[..], more].concat());
+    let json = |path: &str| serde_json::from_str::<Value>(&eval(&[path], &["--json"])).unwrap()["artifacts"][0].clone();
+    let (own, one) = (json(&with), json(&without));
+    let kld = |found: &Value| found["kv"][0]["kld"]["mean"].as_f64().unwrap();
+    eprintln!("KLD {:.2e} under its own scales, {:.2e} under 1", kld(&own), kld(&one));
+    assert!(kld(&own) * 10.0 < kld(&one), "{} {}", kld(&own), kld(&one));
+    assert_eq!(own["cache_scales"].as_array().unwrap().len(), 2);
+    assert!(one["cache_scales"].is_null());
+    let said = eval(&[&with, &without], &[]);
+    assert!(said.contains(&format!("{with}: fp8: under its own scales")), "{said}");
+    assert!(said.contains(&format!("{without}: fp8: under a scale of 1")), "{said}");
+}
+
+/// Multiplies each row of a matrix by its factor, a power of two: nothing is rounded.
+fn scale_rows(model: &mut Folder, name: &str, factor: impl Fn(usize) -> f32) {
+    let tensor = model.tensors.get_mut(name).unwrap();
+    let row = tensor.bytes.len() / tensor.shape[0];
+    for (i, row) in tensor.bytes.chunks_exact_mut(row).enumerate() {
+        match tensor.dtype {
+            "F32" => {
+                row.as_chunks_mut().0.iter_mut().for_each(|b| *b = (f32::from_le_bytes(*b) * factor(i)).to_le_bytes())
+            }
+            "BF16" => row.as_chunks_mut().0.iter_mut().for_each(|b| {
+                *b = bf16::from_f32(bf16::from_le_bytes(*b).to_f32() * factor(i)).to_le_bytes();
+            }),
+            other => panic!("{other}"),
+        }
+    }
 }

@@ -25,6 +25,9 @@ pub struct Matrix {
     full: f64,
     /// [`kv::decode_gap`] of each row, where asked for.
     gaps: Option<Vec<f64>>,
+    /// Whether a type is stored under scales, and the checkpoint's own of each layer's keys and values.
+    scaled: bool,
+    scales: Option<Vec<[f32; 2]>>,
 }
 
 impl Matrix {
@@ -46,6 +49,8 @@ impl Matrix {
         };
         let (full, candidates) = (engine()?, policies.iter().map(candidate).collect::<Result<Vec<_>>>()?);
         let shape = full.kv_shape();
+        let scaled = policies.iter().any(KvPolicy::has_scales);
+        let scales = if scaled { full.cache_scales()? } else { None };
         cpu::pool(threads)?.install(|| {
             let keys = windows.first().map(|w| kv::keys(&full, w)).transpose()?.unwrap_or_default();
             let gaps = match check_decode {
@@ -62,7 +67,7 @@ impl Matrix {
             let scores = eval::run(&mut reference, &candidates, windows, progress)?;
             let rows = kv::rows(policies, &shape, windows, &scores)?;
             let full = KvPolicy::default().bytes_per_token(&shape);
-            Ok(Matrix { rows, keys, against, full, gaps })
+            Ok(Matrix { rows, keys, against, full, gaps, scaled, scales })
         })
     }
 
@@ -186,7 +191,22 @@ impl Matrix {
         out["keys"] = json!(self.keys);
         out["warnings"] = json!(self.warnings());
         out["decode_gaps"] = json!(self.gaps);
+        out["cache_scales"] = json!(self.scales);
         out
+    }
+
+    /// What 8-bit floats were stored under.
+    pub fn scales(&self) -> Option<String> {
+        let own = |scales: &Vec<[f32; 2]>| {
+            let all = || scales.as_flattened().iter().copied().map(f64::from);
+            let (least, most) = (all().fold(f64::INFINITY, f64::min), all().fold(0.0, f64::max));
+            format!("fp8: under its own scales of keys and values, {} to {}", digits(least), digits(most))
+        };
+        let none = || {
+            "fp8: under a scale of 1, as it has none of its own (`quant convert --set kv_cache=fp8 --stats STATS` writes them)"
+                .to_owned()
+        };
+        self.scaled.then(|| self.scales.as_ref().map_or_else(none, own))
     }
 
     pub fn notes(&self, conditions: &Conditions) -> Vec<String> {

@@ -67,6 +67,10 @@ impl Eval {
         let path = self.reference.as_deref().unwrap_or_default();
         let reference = prepared.as_ref().map(|(_, _, facts)| quality::to_json_reference(path, facts, perplexity));
         let mut notes = first.notes(conditions);
+        let scales = |((path, _), _, matrix): &(&Artifact, Conditions, Matrix)| {
+            matrix.scales().map(|scales| format!("{}{scales}", prefix(path)))
+        };
+        notes.extend(found.iter().filter_map(scales));
         notes.extend(found.iter().flat_map(|(_, _, matrix)| matrix.warnings()));
         Ok(Report {
             header: first.header().into_iter().map(Cow::Owned).collect(),
