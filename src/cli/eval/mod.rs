@@ -149,7 +149,7 @@ impl Eval {
         let artifacts: Vec<Artifact> = self.artifacts.iter().map(open).collect::<Result<_>>()?;
         let source = self.reference.as_ref().map(|r| Source::open(r, reporter)).transpose()?;
 
-        let tasks = self.tasks.load()?;
+        let tasks = self.tasks.load(reporter)?;
 
         let inputs = artifacts.iter().flat_map(|(_, m)| m.files()).chain(source.iter().flat_map(Source::files));
         let inputs: Vec<PathBuf> = inputs.chain(self.text.data.iter().cloned()).collect();
