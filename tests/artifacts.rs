@@ -711,7 +711,15 @@ fn scales_of_activations_are_left_out() {
     lie.tensors.insert(format!("{DOWN}.input_scale"), scale.clone());
     lie.tensors.insert("model.layers.0.self_attn.k_scale".to_owned(), scale.clone());
     lie.write();
-    assert_eq!(open(&lie.folder).unwrap().dropped().len(), 2);
+    let found = open(&lie.folder).unwrap();
+    assert_eq!(found.dropped().len(), 2);
+    let error = found.cache_scales().unwrap_err().to_string();
+    assert!(error.contains("one positive number") && error.contains("self_attn.k_scale"), "{error}");
+    // One of a pair stands for both, and layers without any have 1.
+    lie.tensors.get_mut("model.layers.0.self_attn.k_scale").unwrap().bytes = 0.25f32.to_le_bytes().to_vec();
+    lie.write();
+    let scales = open(&lie.folder).unwrap().cache_scales().unwrap().unwrap();
+    assert!(scales[0] == [0.25; 2] && scales[1..].iter().all(|s| *s == [1.0; 2]), "{scales:?}");
     lie.tensors.insert("model.layers.0.self_attn.q_proj.scales".to_owned(), scale);
     lie.refused(&["q_proj.scales", "codes are missing"]);
 }
@@ -908,7 +916,11 @@ fn caches_get_scales_from_statistics() {
         if preset.starts_with("modelopt") {
             assert_eq!(read_json(&out.join("hf_quant_config.json"))["quantization"]["kv_cache_quant_algo"], "FP8");
         }
-        open(&out).unwrap();
+        let scales = open(&out).unwrap().cache_scales().unwrap().unwrap();
+        assert_eq!(scales.len(), DENSE.layers);
+        for (scale, most) in scales.as_flattened().iter().zip(largest.0.as_flattened()) {
+            assert!((scale * 448.0 / most - 1.0).abs() < 1e-6, "{preset}: {scale}");
+        }
     }
     for (preset, more, message) in [
         ("gptq", &["--stats", text(&stats), "--method", "rtn"][..], "no place for scales of the KV cache"),

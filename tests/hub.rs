@@ -15,10 +15,11 @@ use quant::container::Checkpoint;
 use quant::container::hf::HfFolder;
 use quant::container::hub::{Event, Hub, Reference, Settings};
 use quant::error::{Error, Kind};
+use quant::eval::task::{File, presets};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// How the hub answers. Files are of `org/model`, branch `main` and [`COMMIT`].
+/// How the hub answers. Files are of the model `org/model` and the data set `org/set`, branch `main` and [`COMMIT`].
 #[derive(Default)]
 struct Misbehaviour {
     files: BTreeMap<String, Vec<u8>>,
@@ -104,6 +105,20 @@ impl Server {
         Hub::new(self.settings(vars))?.fetch(&Reference::parse(model).unwrap()?, &|_| {})
     }
 
+    fn rows(&self, vars: &[(&str, &str)], set: &str) -> Result<PathBuf, Error> {
+        Hub::new(self.settings(vars))?.fetch(&Reference::data(set).unwrap()?, &|_| {})
+    }
+
+    fn refuse_rows(&self, vars: &[(&str, &str)], set: &str, words: &[&str]) {
+        let error = self.rows(vars, set).map(|p| panic!("fetched {}", p.display())).unwrap_err().to_string();
+        words.iter().for_each(|word| assert!(error.contains(word), "no {word:?} in:\n{error}"));
+    }
+
+    fn quant(&self, args: &[&str]) -> std::process::Output {
+        let vars = [("HF_HOME", self.home.path().to_str().unwrap()), ("HF_ENDPOINT", &self.url), ("NO_COLOR", "1")];
+        std::process::Command::new(env!("CARGO_BIN_EXE_quant")).args(args).envs(vars).output().unwrap()
+    }
+
     /// Requests for contents of files since the last call.
     fn downloads(&self) -> Vec<String> {
         let log = std::mem::take(&mut self.hub.lock().unwrap().log);
@@ -141,6 +156,8 @@ fn answer(mut stream: TcpStream, hub: &mut Misbehaviour) -> std::io::Result<()> 
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let range = headers.get("range").cloned().unwrap_or_default();
     hub.log.push(format!("{method} {path} {range}"));
+    let path = path.replacen("/api/datasets/org/set/", "/api/models/org/model/", 1);
+    let path = path.replacen("/datasets/org/set/", "/org/model/", 1);
     let refuse = |status: &str| head(status, &[("Content-Length", "0".into())]);
 
     let token = headers.get("authorization");
@@ -469,4 +486,76 @@ fn references() {
     ] {
         assert!(parse(wrong).unwrap_err().to_string().contains("hf:org/name"), "{wrong}");
     }
+}
+
+#[test]
+fn rows_of_data_sets() {
+    let server = Server::with(&[("data/test.jsonl", b"{}\n"), ("README.md", b""), ("set.py", b"")]);
+    let file = server.rows(&[], "hf:org/set/data/test.jsonl").unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), b"{}\n");
+    assert!(file.starts_with(server.home.path().join("hub/datasets--org--set/snapshots").join(COMMIT)));
+    assert_eq!(server.rows(&[], "hf:org/set").unwrap(), file, "its only rows");
+    let asked = std::mem::take(&mut server.hub.lock().unwrap().log);
+    assert_eq!(asked.iter().filter(|l| l.starts_with("GET /datasets/org/set/resolve/")).count(), 1, "{asked:?}");
+
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    assert_eq!(server.rows(&offline, "hf:org/set/data/test.jsonl").unwrap(), file);
+    server.refuse_rows(&offline, "hf:org/set", &["name its file (hf:org/set/FILE)"]);
+    server.refuse_rows(&offline, "hf:org/set/other.jsonl", &["HF_HUB_OFFLINE"]);
+    let nowhere = format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let words = ["cannot be reached", "HF_ENDPOINT", "local file"];
+    server.refuse_rows(&[("HF_ENDPOINT", &nowhere)], "hf:org/set/other.jsonl", &words);
+
+    server.refuse_rows(&[], "hf:org/set/data/x.jsonl", &["no file data/x.jsonl", "It has data/test.jsonl"]);
+    server.refuse_rows(&[], "hf:org/other/x.jsonl", &["no data set org/other", "/datasets/org/other"]);
+    server.set(|h| _ = h.files.insert("data/train.parquet".into(), Vec::new()));
+    server.refuse_rows(&[], "hf:org/set", &["several files", "hf:org/set/FILE", "data/test.jsonl, data/train.parquet"]);
+    // Names of files outside are never asked for.
+    server.set(|h| h.files = [("../x.jsonl".to_owned(), Vec::new()), ("set.py".to_owned(), Vec::new())].into());
+    server.refuse_rows(&[], "hf:org/set", &["no files of rows", "refs/convert/parquet"]);
+    server.set(|h| h.token = Some("hf_secret"));
+    server.refuse_rows(&[], "hf:org/set", &["this data set without a token", "set HF_TOKEN", "/datasets/org/set"]);
+    server.set(|h| h.status = Some(403));
+    server.refuse_rows(&[], "hf:org/set", &["no access to this data set", "accept its conditions"]);
+    for wrong in ["hf:org/set/run.py", "hf:org/set/../x.json", "hf:"] {
+        let error = Reference::data(wrong).unwrap().unwrap_err().to_string();
+        assert!(error.contains("not a data set on the hub") && error.contains("hf:org/name/file.parquet"), "{error}");
+    }
+}
+
+/// A task asks the rows that were downloaded, and knows where those of a public set are.
+#[test]
+fn tasks_ask_rows_on_the_hub() {
+    let row = |i: usize| {
+        format!("{{\"passage\": \"The heron saw {i} fish.\", \"question\": \"did it\", \"label\": {}}}\n", i % 2)
+    };
+    let rows: String = (0..4).map(row).collect();
+    let server = Server::with(&[("boolq/validation.jsonl", rows.as_bytes()), ("other.jsonl", b"{}")]);
+    let model = common::model::model(&common::model::Shape { layers: 1, ..common::model::DENSE });
+    let path = model.path().to_str().unwrap();
+    let ask = |suite: &str| server.quant(&["eval", path, "--suite", suite, "--no-text", "--json", "--quiet"]);
+    for suite in ["boolq=hf:org/set/boolq/validation.jsonl", "hf:org/set/boolq/validation.jsonl@main"] {
+        let out = ask(suite);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(report["tasks"][0]["items"], 4, "{suite}");
+    }
+    for (suite, words) in [
+        ("boolq=hf", &["no data set aps/super_glue", "/datasets/aps/super_glue"][..]),
+        ("boolq=hf:aps/super_glue", &["super_glue/boolq/"]),
+        ("boolq=hf:org/set", &["several files", "boolq/validation.jsonl"]),
+        ("choice=hf", &["where on the hub", "NAME=hf:org/name/FILE"]),
+        ("boolq", &["boolq=hf"]),
+        ("no=hf", &["there is no task \"no\""]),
+    ] {
+        let out = ask(suite);
+        let error = String::from_utf8_lossy(&out.stderr);
+        assert!(matches!(out.status.code(), Some(1 | 2)), "{suite}: {error}");
+        words.iter().for_each(|word| assert!(error.contains(word), "{suite}: no {word:?} in:\n{error}"));
+    }
+    let known = presets::EMBEDDED.iter().filter_map(|(name, _)| File::preset(name).unwrap().hub);
+    let known: Vec<Reference> = known.map(|hub| Reference::data(&hub).unwrap().unwrap()).collect();
+    assert!(known.len() > 8 && known.iter().all(|set| set.file.is_some()));
+    let asked = Reference::data("hf:Rowan/hellaswag@0123abc").unwrap().unwrap().or_file_of(&known[0]);
+    assert_eq!(asked.to_string(), "hf:Rowan/hellaswag/data/validation-00000-of-00001.parquet@0123abc");
 }

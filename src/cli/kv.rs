@@ -1,4 +1,4 @@
-//! `quant eval --kv`: cache types against the same weights with a cache in single precision.
+//! `quant eval --kv`: cache types against the same weights with a cache in single precision, or against another model with one.
 
 use serde_json::{Value, json};
 
@@ -12,23 +12,30 @@ use crate::engine::Engine;
 use crate::error::{At, Result};
 use crate::eval::kv::{self, Keys, Row};
 use crate::eval::protocol::Window;
-use crate::eval::reference::{Conditions, Reference};
+use crate::eval::reference::{Conditions, Facts, Reference};
 use crate::eval::{self, Candidate};
 
 /// Of one model.
 pub struct Matrix {
     pub rows: Vec<Row>,
     keys: Vec<Keys>,
+    /// What it is compared with, if not with itself.
+    against: Option<Facts>,
     /// Bytes a token of single precision.
     full: f64,
     /// [`kv::decode_gap`] of each row, where asked for.
     gaps: Option<Vec<f64>>,
+    /// Whether a type is stored under scales, and the checkpoint's own of each layer's keys and values.
+    scaled: bool,
+    scales: Option<Vec<[f32; 2]>>,
 }
 
 impl Matrix {
-    /// `engine` makes one with a cache in single precision; `progress` is called with tokens as they are run.
+    /// `engine` makes one with a cache in single precision, which is what the others are compared with where there is no
+    /// `reference`; `progress` is called with tokens as they are run.
     pub fn measure<'a>(
         engine: &dyn Fn() -> Result<Engine<'a>>,
+        reference: Option<(Reference<'_>, Facts)>,
         policies: &[KvPolicy],
         windows: &[Window],
         check_decode: bool,
@@ -40,10 +47,12 @@ impl Matrix {
             let engine = engine()?.with_kv(policy.clone()).at(|| name.clone())?;
             Ok(Candidate { name, engine })
         };
-        let (reference, candidates) = (engine()?, policies.iter().map(candidate).collect::<Result<Vec<_>>>()?);
-        let shape = reference.kv_shape();
+        let (full, candidates) = (engine()?, policies.iter().map(candidate).collect::<Result<Vec<_>>>()?);
+        let shape = full.kv_shape();
+        let scaled = policies.iter().any(KvPolicy::has_scales);
+        let scales = if scaled { full.cache_scales()? } else { None };
         cpu::pool(threads)?.install(|| {
-            let keys = windows.first().map(|w| kv::keys(&reference, w)).transpose()?.unwrap_or_default();
+            let keys = windows.first().map(|w| kv::keys(&full, w)).transpose()?.unwrap_or_default();
             let gaps = match check_decode {
                 true => {
                     let gap = |c: &Candidate<'_>| kv::decode_gap(&c.engine, &windows[0]).at(|| c.name.clone());
@@ -51,9 +60,14 @@ impl Matrix {
                 }
                 false => None,
             };
-            let scores = eval::run(&mut Reference::Live(Box::new(reference)), &candidates, windows, progress)?;
+            let (mut reference, against) = match reference {
+                Some((reference, facts)) => (reference, Some(facts)),
+                None => (Reference::Live(Box::new(full)), None),
+            };
+            let scores = eval::run(&mut reference, &candidates, windows, progress)?;
             let rows = kv::rows(policies, &shape, windows, &scores)?;
-            Ok(Matrix { rows, keys, full: KvPolicy::default().bytes_per_token(&shape), gaps })
+            let full = KvPolicy::default().bytes_per_token(&shape);
+            Ok(Matrix { rows, keys, against, full, gaps, scaled, scales })
         })
     }
 
@@ -73,7 +87,7 @@ impl Matrix {
         self.rows.first().map_or_else(Vec::new, |row| row.buckets.iter().map(span).collect())
     }
 
-    /// Single precision first, then in the order asked for; a column of KLD and same top for each range of positions.
+    /// The reference first, then in the order asked for; a column of KLD and same top for each range of positions.
     pub fn cells(&self) -> Vec<Vec<String>> {
         let width = self.header().len();
         let row = |(i, row): (usize, &Row)| {
@@ -95,16 +109,17 @@ impl Matrix {
             cells.extend(self.gaps.iter().map(|gaps| digits(gaps[i])));
             cells
         };
-        let full = self.rows.first().map(|first| {
-            let mut cells = vec![
-                "f32 (reference)".to_owned(),
-                bytes(self.full),
-                format!("{:.4}", first.whole.reference_perplexity),
-            ];
+        let reference = self.rows.first().map(|first| {
+            let (name, size) = match &self.against {
+                Some(facts) => (facts.name.as_str(), String::new()),
+                None => (KvPolicy::FULL, bytes(self.full)),
+            };
+            let mut cells =
+                vec![format!("{name} (reference)"), size, format!("{:.4}", first.whole.reference_perplexity)];
             cells.resize(width, String::new());
             cells
         });
-        full.into_iter().chain(self.rows.iter().enumerate().map(row)).collect()
+        reference.into_iter().chain(self.rows.iter().enumerate().map(row)).collect()
     }
 
     /// What the caches of the whole model take.
@@ -157,20 +172,55 @@ impl Matrix {
         all.into_iter().flatten().collect()
     }
 
+    /// Of weights that are compared with a reference's, the figures are those of their f32 cache.
     pub fn json(&self, path: &str, name: &str, checkpoint: &dyn Checkpoint) -> Value {
-        let facts = facts(name, checkpoint);
-        let perplexity = self.rows.first().map(|r| r.whole.reference_perplexity);
-        json!({"path": path, "format": quality::format(checkpoint), "bytes": facts.bytes,
-            "reference": {"kv": KvPolicy::default().name(), "bytes_per_token": self.full, "perplexity": perplexity},
-            "kv": self.rows, "keys": self.keys, "warnings": self.warnings(), "decode_gaps": self.gaps})
+        let mut out = quality::to_json_size(path, &quality::format(checkpoint), &facts(name, checkpoint));
+        match &self.against {
+            None => {
+                let perplexity = self.rows.first().map(|r| r.whole.reference_perplexity);
+                out["reference"] =
+                    json!({"kv": KvPolicy::FULL, "bytes_per_token": self.full, "perplexity": perplexity});
+            }
+            Some(_) => {
+                if let Some(row) = self.rows.iter().find(|row| row.kv == KvPolicy::FULL) {
+                    quality::put_figures(&mut out, &row.whole);
+                }
+            }
+        }
+        out["kv"] = json!(self.rows);
+        out["keys"] = json!(self.keys);
+        out["warnings"] = json!(self.warnings());
+        out["decode_gaps"] = json!(self.gaps);
+        out["cache_scales"] = json!(self.scales);
+        out
     }
-}
 
-pub fn notes(rows: &[Row], conditions: &Conditions) -> Vec<String> {
-    let scored = rows.first().map(|r| (r.whole.tokens, r.whole.chunks));
-    let mut out = quality::notes(scored, conditions, None);
-    out.push("columns of positions: mean KLD and same top token of what is predicted there, against the same weights with an f32 cache".to_owned());
-    out
+    /// What 8-bit floats were stored under.
+    pub fn scales(&self) -> Option<String> {
+        let own = |scales: &Vec<[f32; 2]>| {
+            let all = || scales.as_flattened().iter().copied().map(f64::from);
+            let (least, most) = (all().fold(f64::INFINITY, f64::min), all().fold(0.0, f64::max));
+            format!("fp8: under its own scales of keys and values, {} to {}", digits(least), digits(most))
+        };
+        let none = || {
+            "fp8: under a scale of 1, as it has none of its own (`quant convert --set kv_cache=fp8 --stats STATS` writes them)"
+                .to_owned()
+        };
+        self.scaled.then(|| self.scales.as_ref().map_or_else(none, own))
+    }
+
+    pub fn notes(&self, conditions: &Conditions) -> Vec<String> {
+        let scored = self.rows.first().map(|r| (r.whole.tokens, r.whole.chunks));
+        let mut out = quality::notes(scored, conditions, None);
+        let against = match &self.against {
+            None => "the same weights with an f32 cache".to_owned(),
+            Some(facts) => format!("{} with an f32 cache; f32: what the weights lose without their cache", facts.name),
+        };
+        out.push(format!(
+            "columns of positions: mean KLD and same top token of what is predicted there, against {against}"
+        ));
+        out
+    }
 }
 
 fn bytes(per_token: f64) -> String {

@@ -128,9 +128,10 @@ fn mixes() -> Vec<Vec<String>> {
 
 fn tasks() -> Vec<Vec<String>> {
     let row = |name: &str, file: File| {
-        let rows = match (&file.published, file.has_rows(), file.fields.as_slice()) {
-            (_, true, _) => "bundled".to_owned(),
-            (Some(at), ..) => format!("{name}=ROWS of {at}"),
+        let rows = match (&file.published, &file.hub, file.fields.as_slice()) {
+            _ if file.has_rows() => "bundled".to_owned(),
+            (Some(at), Some(_), _) => format!("{name}=hf, {at}"),
+            (Some(at), None, _) => format!("{name}=ROWS of {at}"),
             (None, _, fields) => format!("yours, with {}", fields.join(", ")),
         };
         let check = if file.checks().is_empty() { String::new() } else { format!(", {}", file.checks()) };

@@ -7,6 +7,8 @@ use std::sync::Mutex;
 #[cfg(feature = "hub")]
 use super::report::Progress;
 use super::report::Reporter;
+#[cfg(feature = "hub")]
+use crate::container::hub::{Event, Hub, Reference, Settings};
 use crate::container::{self, Checkpoint, OpenOptions};
 use crate::error::{Error, Result};
 
@@ -67,12 +69,24 @@ fn strip_shard(name: &str) -> &str {
 
 #[cfg(feature = "hub")]
 fn download(id: &str, reporter: &Reporter) -> Result<PathBuf> {
-    use container::hub::{Event, Hub, Reference, Settings};
-    let Some(reference) = Reference::parse(id).transpose()? else {
-        return Err(Error::request(format!("{id:?} is not a model on the hub")));
-    };
+    let reference = Reference::parse(id).transpose()?;
+    fetch(&reference.ok_or_else(|| Error::request(format!("{id:?} is not a model on the hub")))?, reporter)
+}
+
+/// A file of a data set on the hub, `hf:org/name[/FILE][@revision]`; which one, `usual` says where that is of the same set.
+#[cfg(feature = "hub")]
+pub fn download_rows(id: &str, usual: Option<&str>, reporter: &Reporter) -> Result<PathBuf> {
+    let parse = |id: &str| Reference::data(id).transpose();
+    let reference = parse(id)?.ok_or_else(|| Error::request(format!("{id:?} is not a data set on the hub")))?;
+    let usual = usual.map(parse).transpose()?.flatten();
+    let reference = usual.into_iter().fold(reference, |asked, usual| asked.or_file_of(&usual));
+    fetch(&reference, reporter)
+}
+
+#[cfg(feature = "hub")]
+fn fetch(reference: &Reference, reporter: &Reporter) -> Result<PathBuf> {
     let bars = Mutex::new(None::<(String, Progress)>);
-    let path = Hub::new(Settings::from_env()?)?.fetch(&reference, &|event| {
+    Hub::new(Settings::from_env()?)?.fetch(reference, &|event| {
         let mut bars = bars.lock().unwrap_or_else(|p| p.into_inner());
         match event {
             Event::Offline => reporter.note("the hub is out of reach: using what was downloaded before"),
@@ -89,14 +103,23 @@ fn download(id: &str, reporter: &Reporter) -> Result<PathBuf> {
                 }
             }
         }
-    })?;
-    Ok(path)
+    })
 }
 
 #[cfg(not(feature = "hub"))]
 fn download(id: &str, _: &Reporter) -> Result<PathBuf> {
-    Err(Error::unsupported(format!("cannot download {id}: this build has no hub support"))
-        .help("build with `--features hub`, or download the model yourself and pass its folder"))
+    Err(no_hub(id, "the model yourself and pass its folder"))
+}
+
+#[cfg(not(feature = "hub"))]
+pub fn download_rows(id: &str, _: Option<&str>, _: &Reporter) -> Result<PathBuf> {
+    Err(no_hub(id, "the rows yourself and pass their file"))
+}
+
+#[cfg(not(feature = "hub"))]
+fn no_hub(id: &str, what: &str) -> Error {
+    Error::unsupported(format!("cannot download {id}: this build has no hub support"))
+        .help(format!("build with `--features hub`, or download {what}"))
 }
 
 #[cfg(test)]

@@ -159,20 +159,36 @@ pub fn to_json(
 ) -> Value {
     let artifact = |row: &Row<Summary>| {
         let mut value = artifact(row);
-        if let Value::Object(out) = &mut value {
-            out.remove("reference_perplexity");
-            if let Some(weights) = &row.weights {
-                out.insert("weights".into(), json!(weights));
-            }
+        if let Some(weights) = &row.weights {
+            value["weights"] = json!(weights);
         }
         value
     };
     let perplexity = rows.first().map(|r| r.figures.reference_perplexity);
     let tokens = rows.first().map(|r| r.figures.tokens);
     json!({"protocol": conditions.protocol, "tokens": tokens, "conditions": conditions, "noise": noise,
-        "reference": {"path": path, "name": reference.name, "bytes": reference.bytes, "bpw": bpw(reference),
-            "perplexity": perplexity},
+        "reference": to_json_reference(path, reference, perplexity),
         "artifacts": rows.iter().map(artifact).collect::<Vec<_>>()})
+}
+
+pub fn to_json_reference(path: &str, facts: &Facts, perplexity: Option<f64>) -> Value {
+    let mut out = json!({"path": path, "name": facts.name, "bytes": facts.bytes, "bpw": bpw(facts)});
+    if let Some(perplexity) = perplexity {
+        out["perplexity"] = json!(perplexity);
+    }
+    out
+}
+
+pub fn to_json_size(path: &str, format: &str, facts: &Facts) -> Value {
+    json!({"path": path, "format": format, "bytes": facts.bytes, "bpw": bpw(facts)})
+}
+
+/// Figures of an artifact beside its size. The reference's own perplexity is the reference's to tell.
+pub fn put_figures(artifact: &mut Value, figures: &impl Serialize) {
+    if let (Value::Object(out), Ok(Value::Object(mut figures))) = (artifact, serde_json::to_value(figures)) {
+        figures.remove("reference_perplexity");
+        out.extend(figures);
+    }
 }
 
 pub fn to_json_alone(rows: &[Row<Likelihood>], conditions: &Conditions) -> Value {
@@ -238,20 +254,18 @@ fn percents(low: Option<f64>, high: Option<f64>) -> String {
 
 /// What is known without reading a text.
 pub fn to_json_sizes(rows: &[(String, String, Facts)], reference: Option<&Facts>, path: &str) -> Value {
-    let artifact = |(path, format, facts): &(String, String, Facts)| json!({"path": path, "format": format, "bytes": facts.bytes, "bpw": bpw(facts)});
-    let reference = reference.map(|r| json!({"path": path, "name": r.name, "bytes": r.bytes, "bpw": bpw(r)}));
+    let artifact = |(path, format, facts): &(String, String, Facts)| to_json_size(path, format, facts);
+    let reference = reference.map(|r| to_json_reference(path, r, None));
     json!({"reference": reference, "artifacts": rows.iter().map(artifact).collect::<Vec<_>>()})
 }
 
 fn artifact<Figures: Serialize>(row: &Row<Figures>) -> Value {
-    let mut value = json!({"path": row.path, "format": row.format, "bytes": row.facts.bytes, "bpw": bpw(&row.facts)});
-    if let (Value::Object(out), Ok(Value::Object(figures))) = (&mut value, serde_json::to_value(&row.figures)) {
-        out.extend(figures);
-        out.insert("positions".into(), json!(row.positions));
-        out.insert("chunks".into(), json!(row.chunks));
-        if let Some(long) = &row.long {
-            out.insert("long".into(), json!(long));
-        }
+    let mut value = to_json_size(&row.path, &row.format, &row.facts);
+    put_figures(&mut value, &row.figures);
+    value["positions"] = json!(row.positions);
+    value["chunks"] = json!(row.chunks);
+    if let Some(long) = &row.long {
+        value["long"] = json!(long);
     }
     value
 }

@@ -1,10 +1,12 @@
 //! `quant eval --suite`: tasks, put to the reference and to all artifacts, and compared item by item.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
+use super::model;
 use super::report::{Reporter, table};
 use crate::container::Checkpoint;
 use crate::device::cpu;
@@ -14,12 +16,13 @@ use crate::eval::Candidate;
 use crate::eval::gate::{Budgets, Early};
 use crate::eval::paired::{Paired, holm};
 use crate::eval::skills::Accuracy;
-use crate::eval::task::{self, Exam, Found, Outcome, Overlong, Question, Subject, Task, Wishes, Words};
+use crate::eval::task::{self, Exam, File, Found, Outcome, Overlong, Question, Subject, Task, Wishes, Words};
 
 #[derive(Args)]
 pub struct TaskArgs {
     /// A task that models are asked, besides the text: one of `quant list tasks`, a task file (.toml), rows of data whose fields
-    /// tell the task (.jsonl, .json, .parquet, also .gz), or NAME=ROWS
+    /// tell the task (.jsonl, .json, .parquet, also .gz), or NAME=ROWS. Rows can be on the hub: hf:org/name[/FILE][@revision], or
+    /// `hf` for a bundled task's usual ones
     #[arg(long, value_name = "TASK")]
     suite: Vec<String>,
     /// At most so many items of each task, spread over its rows
@@ -65,10 +68,10 @@ impl TaskArgs {
         !self.suite.is_empty()
     }
 
-    /// Errors: as [`task::load`]; all before any model is run.
-    pub fn load(&self) -> Result<Vec<Task>> {
+    /// Errors: as [`task::load`], and those of the hub; all before any model is run.
+    pub fn load(&self, reporter: &Reporter) -> Result<Vec<Task>> {
         let wishes = Wishes { items: self.items.map(|n| n as usize), allow_exec: self.allow_exec };
-        self.suite.iter().map(|name| task::load(name, &wishes)).collect()
+        self.suite.iter().map(|argument| task::load(&local(argument, reporter)?, &wishes)).collect()
     }
 
     /// Asks all models, which have one tokenizer; artifacts `as_served`, or by their weights alone.
@@ -122,6 +125,25 @@ impl TaskArgs {
         }
         Early::new(points, budgets, tasks).map(Some)
     }
+}
+
+/// The same argument with the rows here, if they are on the hub.
+fn local<'a>(argument: &'a str, reporter: &Reporter) -> Result<Cow<'a, str>> {
+    let (name, rows) = argument.split_once('=').map_or((None, argument), |(name, rows)| (Some(name), rows));
+    if rows != "hf" && !rows.starts_with("hf:") {
+        return Ok(argument.into());
+    }
+    let usual = name.map(File::preset).transpose()?.and_then(|task| task.hub);
+    let rows = match (rows, &usual) {
+        ("hf", Some(usual)) => usual,
+        ("hf", None) => {
+            return Err(Error::request(format!("where on the hub are the rows of {argument:?}?"))
+                .help("tasks that know have `=hf` in `quant list tasks`; else pass NAME=hf:org/name/FILE"));
+        }
+        _ => rows,
+    };
+    let path = model::download_rows(rows, usual.as_deref(), reporter)?;
+    Ok(name.map_or_else(|| path.display().to_string(), |name| format!("{name}={}", path.display())).into())
 }
 
 /// Items between two looks at whether enough is known.

@@ -151,6 +151,13 @@ pub trait Checkpoint: Send + Sync {
     fn activations(&self) -> Activations {
         Activations::Plain
     }
+    /// For each layer what runtimes divide keys and values by before a cache of 8-bit floats rounds them. `None`: the files do
+    /// not say.
+    ///
+    /// Errors: a scale that is not one positive number.
+    fn cache_scales(&self) -> Result<Option<Vec<[f32; 2]>>> {
+        Ok(None)
+    }
     /// The folder that a Hugging Face model is.
     fn folder(&self) -> Option<&Path> {
         None

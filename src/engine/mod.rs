@@ -106,14 +106,23 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// The same, with caches of another kind than single precision.
+    /// The same, with caches of another kind than single precision, under the scales that the checkpoint has for them.
     ///
-    /// Errors: heads that its types cannot store; layers that do not exist.
+    /// Errors: heads that its types cannot store; layers that do not exist; scales that are none.
     pub fn with_kv(mut self, policy: KvPolicy) -> Result<Engine<'a>> {
         let shape = self.kv_shape();
         policy.check(shape.layers, shape.head_dim)?;
-        self.kv = policy;
+        let scales = policy.has_scales().then(|| self.cache_scales()).transpose()?.flatten();
+        self.kv = match scales {
+            Some(scales) => policy.scaled(scales),
+            None => policy,
+        };
         Ok(self)
+    }
+
+    /// Those of the checkpoint, which caches of 8-bit floats are stored under.
+    pub fn cache_scales(&self) -> Result<Option<Vec<[f32; 2]>>> {
+        self.checkpoint.cache_scales()
     }
 
     /// What the size of its caches follows from.

@@ -8,6 +8,7 @@ pub mod paired;
 pub mod position;
 pub mod probe;
 pub mod protocol;
+mod quantiles;
 pub mod reference;
 pub mod report;
 pub mod score;

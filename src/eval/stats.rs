@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use super::quantiles::{QUANTILES, Ranked, percentile};
 use crate::device::cpu::TokenScore;
 use crate::error::{Error, Result};
 
@@ -23,7 +24,8 @@ pub struct Estimate {
     pub high: Option<f64>,
 }
 
-/// KL divergence from the reference, nats a token. A percentile between two ranks is interpolated linearly, as numpy does.
+/// KL divergence from the reference, nats a token. A percentile between two ranks is interpolated linearly, as numpy does. The
+/// interval is the mean's; of the largest value nobody knows one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Divergence {
     pub mean: f64,
@@ -35,6 +37,17 @@ pub struct Divergence {
     pub p99: f64,
     pub p999: f64,
     pub max: f64,
+    pub intervals: Option<Intervals>,
+}
+
+/// Both ends of the 95 % intervals of a [`Divergence`]'s quantiles.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Intervals {
+    pub median: [f64; 2],
+    pub p90: [f64; 2],
+    pub p95: [f64; 2],
+    pub p99: [f64; 2],
+    pub p999: [f64; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -85,18 +98,19 @@ pub fn summarize(chunks: &[Vec<TokenScore>]) -> Result<Summary> {
     }
     let sums: Vec<Sums> = chunks.iter().map(|chunk| Sums::of(chunk)).collect();
     let whole = sums.iter().fold(Sums::default(), Sums::plus);
-    let intervals = bootstrap(&sums);
+    let ranked = Ranked::of(chunks);
+    let intervals = bootstrap(&sums, &ranked);
     let estimate = |figure: usize| Estimate {
         value: whole.figures()[figure],
-        low: intervals.map(|i| i[figure][0]),
-        high: intervals.map(|i| i[figure][1]),
+        low: intervals.map(|(i, _)| i[figure][0]),
+        high: intervals.map(|(i, _)| i[figure][1]),
     };
 
-    let mut klds: Vec<f64> = chunks.iter().flatten().map(|t| t.kld).collect();
-    klds.sort_unstable_by(f64::total_cmp);
+    let tokens = whole.tokens as usize;
+    let [median, p90, p95, p99, p999] = ranked.quantiles(&vec![1; chunks.len()], tokens);
     let mean = estimate(KLD);
     let summary = Summary {
-        tokens: klds.len(),
+        tokens,
         chunks: chunks.len(),
         reference_perplexity: (whole.nll_ref / whole.tokens).exp(),
         perplexity: estimate(PERPLEXITY),
@@ -105,12 +119,13 @@ pub fn summarize(chunks: &[Vec<TokenScore>]) -> Result<Summary> {
             mean: mean.value,
             low: mean.low,
             high: mean.high,
-            median: percentile(&klds, 0.5),
-            p90: percentile(&klds, 0.9),
-            p95: percentile(&klds, 0.95),
-            p99: percentile(&klds, 0.99),
-            p999: percentile(&klds, 0.999),
-            max: percentile(&klds, 1.0),
+            median,
+            p90,
+            p95,
+            p99,
+            p999,
+            max: ranked.largest(),
+            intervals: intervals.map(|(_, [median, p90, p95, p99, p999])| Intervals { median, p90, p95, p99, p999 }),
         },
         same_top: estimate(SAME_TOP),
         mean_delta_p: estimate(MEAN_DELTA_P),
@@ -210,24 +225,30 @@ impl Sums {
     }
 }
 
-/// [low, high] of every figure, `None` for one chunk. A resample draws as many chunks as there are, with replacement, and
-/// all figures of artifact and reference are taken from that same draw (paired).
-fn bootstrap(chunks: &[Sums]) -> Option<[[f64; 2]; FIGURES]> {
+/// [low, high] of every figure and of every quantile, `None` for one chunk. A resample draws as many chunks as there are, with
+/// replacement, and all figures of artifact and reference are taken from that same draw (paired).
+fn bootstrap(chunks: &[Sums], ranked: &Ranked) -> Option<([[f64; 2]; FIGURES], [[f64; 2]; QUANTILES.len()])> {
     if chunks.len() < 2 {
         return None;
     }
     let mut rng = SplitMix(SEED);
-    let mut draws: [Vec<f64>; FIGURES] = Default::default();
+    let (mut draws, mut quantiles): ([Vec<f64>; FIGURES], [Vec<f64>; QUANTILES.len()]) = Default::default();
     for _ in 0..RESAMPLES {
-        let sums = (0..chunks.len()).fold(Sums::default(), |sums, _| sums.plus(&chunks[rng.below(chunks.len())]));
-        for (draws, figure) in draws.iter_mut().zip(sums.figures()) {
-            draws.push(figure);
+        let (mut sums, mut times) = (Sums::default(), vec![0; chunks.len()]);
+        for _ in 0..chunks.len() {
+            let chunk = rng.below(chunks.len());
+            sums = sums.plus(&chunks[chunk]);
+            times[chunk] += 1;
         }
+        draws.iter_mut().zip(sums.figures()).for_each(|(draws, figure)| draws.push(figure));
+        let found = ranked.quantiles(&times, sums.tokens as usize);
+        quantiles.iter_mut().zip(found).for_each(|(draws, quantile)| draws.push(quantile));
     }
-    Some(draws.map(|mut draws| {
+    let ends = |mut draws: Vec<f64>| {
         draws.sort_unstable_by(f64::total_cmp);
         TAILS.map(|q| percentile(&draws, q))
-    }))
+    };
+    Some((draws.map(ends), quantiles.map(ends)))
 }
 
 /// A figure of sums over chunks, and the ends of its 95 % interval, by the draws of [`summarize`]; all the same for one chunk.
@@ -274,15 +295,6 @@ impl Chunk {
     pub fn alone(nll: &[f64]) -> Chunk {
         Chunk { tokens: nll.len(), nll: nll.iter().sum(), against: None }
     }
-}
-
-/// The `q` quantile (0 to 1) of an ascending, non-empty list: rank `q * (n - 1)`, linear between neighbours.
-fn percentile(sorted: &[f64], q: f64) -> f64 {
-    let rank = q * (sorted.len() - 1) as f64;
-    let below = rank as usize; // towards zero
-    let above = (below + 1).min(sorted.len() - 1);
-    let share = rank - below as f64;
-    if share == 0.0 { sorted[below] } else { sorted[below] + (sorted[above] - sorted[below]) * share }
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
@@ -380,18 +392,8 @@ mod tests {
         for e in [s.perplexity, s.ln_ppl_ratio, s.same_top, s.mean_delta_p, s.rms_delta_p] {
             assert_eq!((e.low, e.high), (None, None));
         }
-        assert_eq!((s.kld.low, s.kld.high), (None, None));
+        assert_eq!((s.kld.low, s.kld.high, s.kld.intervals), (None, None, None));
         assert_eq!((s.kld.median, s.kld.p999), (s.kld.max, s.kld.max), "one token is all its percentiles");
-    }
-
-    #[test]
-    fn percentiles_as_numpy() {
-        // numpy.percentile([1, 2, 4, 8, 16], [0, 10, 50, 90, 99, 99.9, 100])
-        let list = [1.0, 2.0, 4.0, 8.0, 16.0];
-        for (q, value) in [(0.0, 1.0), (0.1, 1.4), (0.5, 4.0), (0.9, 12.8), (0.99, 15.68), (0.999, 15.968), (1.0, 16.0)]
-        {
-            near(percentile(&list, q), value);
-        }
     }
 
     #[test]
@@ -412,10 +414,14 @@ mod tests {
     fn intervals_hold_the_truth_nineteen_times_in_twenty() {
         let holds = |seed| {
             let s = summarize(&synthetic(40, 8, seed)).unwrap();
-            s.kld.low.unwrap() <= 1.0 && 1.0 <= s.kld.high.unwrap()
+            // The 90 % quantile of a normal variable is 1.2816 standard deviations above its mean.
+            let (p90, [low, high]) = (1.0 + 1.2816 * 0.08f64.sqrt(), s.kld.intervals.unwrap().p90);
+            (s.kld.low.unwrap() <= 1.0 && 1.0 <= s.kld.high.unwrap(), low <= p90 && p90 <= high)
         };
-        let held = (100..400).filter(|&seed| holds(seed)).count();
-        assert!((271..=295).contains(&held), "{held} of 300");
+        let (means, quantiles): (Vec<bool>, Vec<bool>) = (100..400).map(holds).unzip();
+        for held in [means, quantiles].map(|held| held.into_iter().filter(|held| *held).count()) {
+            assert!((271..=295).contains(&held), "{held} of 300");
+        }
     }
 
     #[test]
@@ -468,7 +474,10 @@ mod tests {
         let json = serde_json::to_value(s).unwrap();
         let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(keys(&json["perplexity"]), ["value", "low", "high"]);
-        assert_eq!(keys(&json["kld"]), ["mean", "low", "high", "median", "p90", "p95", "p99", "p999", "max"]);
+        let quantiles = ["median", "p90", "p95", "p99", "p999"];
+        assert_eq!(keys(&json["kld"]), [&["mean", "low", "high"], &quantiles[..], &["max", "intervals"]].concat());
+        let several = summarize(&synthetic(2, 2, 1)).unwrap();
+        assert_eq!(keys(&serde_json::to_value(several.kld.intervals).unwrap()), quantiles);
         assert_eq!(
             keys(&json),
             [

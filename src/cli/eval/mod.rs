@@ -1,15 +1,14 @@
 //! `quant eval`
 
+mod caches;
 mod report;
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::device::{DeviceArgs, Place};
 use super::gate::{self, GateArgs};
-use super::kv::{self, Matrix};
 use super::model::Model;
 use super::quality::{self, Row, facts};
 use super::report::Reporter;
@@ -69,11 +68,12 @@ pub struct Eval {
     /// The mean divergence up to which a context is called safe, where windows are long enough to tell by position
     #[arg(long, value_name = "KLD", default_value_t = 0.02, value_parser = positive, allow_negative_numbers = true)]
     margin: f64,
-    /// Compare cache types in place of files: what does each lose against the same weights with an f32 cache, by position?
+    /// Compare cache types in place of files: what does each lose, by position? Against the same weights with an f32 cache; with
+    /// --reference against that with one, weights and cache together
     ///
     /// TYPE or KEYS/VALUES of `quant list kv`, several separated by commas; after each what stays in f16: `+sink4` (the first
     /// positions), `+window128` (the latest), `+skip0,22-23` (whole layers). As in `f16,q8_0,q4h/q8_0+sink4+skip0,1`
-    #[arg(long, value_name = "TYPES", conflicts_with_all = ["reference", "weights"])]
+    #[arg(long, value_name = "TYPES", conflicts_with_all = ["weights", "stress", "short_context", "no_text"])]
     kv: Option<String>,
     /// Also read the first window token by token, and say how far that is from reading it at once
     #[arg(long, requires = "kv")]
@@ -123,6 +123,14 @@ impl Source {
         }
     }
 
+    /// What answers for windows of so many tokens.
+    fn ready<'a>(&'a self, positions: usize, worker: Worker<'a>) -> Result<Reference<'a>> {
+        Ok(match self {
+            Source::File(cached) => Reference::Cached(cached),
+            Source::Model(m) => Reference::Live(Box::new(Engine::new(m.checkpoint.as_ref(), positions)?.on(worker)?)),
+        })
+    }
+
     fn files(&self) -> Vec<PathBuf> {
         match self {
             Source::File(cached) => vec![cached.path.clone()],
@@ -142,7 +150,7 @@ impl Eval {
         let artifacts: Vec<Artifact> = self.artifacts.iter().map(open).collect::<Result<_>>()?;
         let source = self.reference.as_ref().map(|r| Source::open(r, reporter)).transpose()?;
 
-        let tasks = self.tasks.load()?;
+        let tasks = self.tasks.load(reporter)?;
 
         let inputs = artifacts.iter().flat_map(|(_, m)| m.files()).chain(source.iter().flat_map(Source::files));
         let inputs: Vec<PathBuf> = inputs.chain(self.text.data.iter().cloned()).collect();
@@ -159,7 +167,7 @@ impl Eval {
         let place = self.device.open(self.needs_the_cpu())?;
         let mut report = match (&source, &caches) {
             _ if self.no_text => self.no_text(&artifacts, source.as_ref())?,
-            (_, Some(caches)) => self.caches(&artifacts, caches, common, reporter)?,
+            (source, Some(caches)) => self.caches(&artifacts, source.as_ref(), caches, common, reporter)?,
             (Some(source), _) => self.paired(&artifacts, source, &place, common, reporter)?,
             (None, None) => self.alone(&artifacts, &place, common, reporter)?,
         };
@@ -267,48 +275,6 @@ impl Eval {
         })
     }
 
-    /// Cache types, artifact by artifact.
-    fn caches(
-        &self,
-        artifacts: &[Artifact],
-        policies: &[KvPolicy],
-        common: &Common,
-        reporter: &Reporter,
-    ) -> Result<Report> {
-        let mut found = Vec::new();
-        for artifact in artifacts {
-            let (windows, conditions) = self.text.prepare(artifact.1.checkpoint.as_ref())?;
-            let bar = reporter.tokens("evaluate", tokens(&windows) * (policies.len() as u64 + 1));
-            let engine = || self.engine(artifact.1.checkpoint.as_ref(), eval::longest(&windows));
-            let progress = |n| bar.advance(n);
-            let matrix = Matrix::measure(&engine, policies, &windows, self.check_decode, common.threads(), &progress)
-                .at(|| artifact.0.clone())?;
-            bar.finish();
-            found.push((artifact, conditions, matrix));
-        }
-        let jsons: Vec<_> =
-            found.iter().map(|((path, m), _, x)| x.json(path, &m.name, m.checkpoint.as_ref())).collect();
-        let Some((_, conditions, first)) = found.first() else { return Err(Error::request("there is no artifact")) };
-        let named = |((path, _), _, matrix): &(&Artifact, Conditions, Matrix)| {
-            let prefix = if found.len() > 1 { format!("{path}: ") } else { String::new() };
-            let name = |mut cells: Vec<String>| {
-                cells[0] = format!("{prefix}{}", cells[0]);
-                cells
-            };
-            matrix.cells().into_iter().map(name).collect::<Vec<_>>()
-        };
-        let scored = first.rows.first().map(|r| r.whole.tokens);
-        let mut notes = kv::notes(&first.rows, conditions);
-        notes.extend(found.iter().flat_map(|(_, _, matrix)| matrix.warnings()));
-        Ok(Report {
-            header: first.header().into_iter().map(Cow::Owned).collect(),
-            cells: found.iter().flat_map(named).collect(),
-            more: found.iter().map(|(_, _, matrix)| matrix.sizes()).collect(),
-            notes,
-            json: serde_json::json!({"protocol": conditions.protocol, "tokens": scored, "conditions": conditions, "artifacts": jsons}),
-        })
-    }
-
     /// Against the reference, token by token.
     fn paired(
         &self,
@@ -330,13 +296,7 @@ impl Eval {
         let (scores, short, noise, device) = cpu::pool(common.threads())?.install(|| {
             let positions = eval::longest(&windows);
             let ((candidates, mut reference), device) = place.choose(|worker| {
-                let reference = match source {
-                    Source::File(cached) => Reference::Cached(cached),
-                    Source::Model(m) => {
-                        Reference::Live(Box::new(Engine::new(m.checkpoint.as_ref(), positions)?.on(worker)?))
-                    }
-                };
-                Ok((self.candidates(artifacts, positions, worker)?, reference))
+                Ok((self.candidates(artifacts, positions, worker)?, source.ready(positions, worker)?))
             })?;
             let noise = match &reference {
                 Reference::Live(engine) => Some(eval::noise(engine, &windows)?),

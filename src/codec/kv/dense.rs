@@ -33,6 +33,10 @@ impl Vectors for Blocks {
 pub struct Eight;
 
 impl Vectors for Eight {
+    fn scaled(&self) -> bool {
+        true
+    }
+
     fn bytes(&self, head_dim: usize) -> usize {
         head_dim
     }

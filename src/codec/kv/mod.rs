@@ -47,6 +47,11 @@ pub trait Vectors: Send + Sync {
         0
     }
 
+    /// Whether a scale for all vectors of a layer may go with it.
+    fn scaled(&self) -> bool {
+        false
+    }
+
     /// Bytes of [`Vectors::tokens`] tokens, of a dimension that `check` accepts.
     fn bytes(&self, head_dim: usize) -> usize;
 
@@ -96,7 +101,11 @@ pub static KV_FORMATS: &[KvFormat] = &[
         "8 bits, a scale for each token and head (vLLM)",
         &Uniform { bits: 8, group: WHOLE, fit: Fit::Symmetric },
     ),
-    both("fp8", "8-bit floats E4M3 under a scale of 1, cut off at 448 (vLLM's default, SGLang)", &Eight),
+    both(
+        "fp8",
+        "8-bit floats E4M3 under the layer's scales that the model has, else 1, cut off at 448 (vLLM, SGLang)",
+        &Eight,
+    ),
     both(Q5_1.name, "5 bits, scale and minimum for 32 values (llama.cpp)", &Blocks(&Q5_1)),
     both(Q5_0.name, "5 bits, a scale for 32 values (llama.cpp, rotation off)", &Blocks(&Q5_0)),
     both(Q4_1.name, "4 bits, scale and minimum for 32 values (llama.cpp)", &Blocks(&Q4_1)),

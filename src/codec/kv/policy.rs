@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::dense::Blocks;
 use super::{KV_FORMATS, KvFormat, Stored, Vectors};
@@ -22,6 +23,8 @@ pub struct KvPolicy {
     sink: Option<usize>,
     window: Option<usize>,
     skip: Vec<RangeInclusive<usize>>,
+    /// Of each layer's keys and values, where their types have one.
+    scales: Option<Arc<[[f32; 2]]>>,
 }
 
 /// How one layer keeps its keys, or its values. Positions are half precision first, unless they are encoded at once; groups of
@@ -33,9 +36,28 @@ pub struct Held {
     /// First positions that stay in half precision, and most recent ones.
     pub sink: usize,
     pub window: usize,
+    /// What is encoded are the values divided by it.
+    pub scale: f32,
 }
 
 impl Held {
+    /// As [`Vectors::encode`], under the scale.
+    pub fn encode(&self, x: &[f32], head_dim: usize, shared: &[u8], out: &mut [u8]) {
+        if self.scale == 1.0 {
+            return self.vectors.encode(x, head_dim, shared, out);
+        }
+        let divided: Vec<f32> = x.iter().map(|x| x / self.scale).collect();
+        self.vectors.encode(&divided, head_dim, shared, out);
+    }
+
+    /// As [`Vectors::decode`], under the scale.
+    pub fn decode(&self, bytes: &[u8], head_dim: usize, shared: &[u8], out: &mut [f32]) {
+        self.vectors.decode(bytes, head_dim, shared, out);
+        if self.scale != 1.0 {
+            out.iter_mut().for_each(|x| *x *= self.scale);
+        }
+    }
+
     /// Of `n` positions the first so many are sinks or encoded, the others wait.
     pub fn settled(&self, n: usize) -> usize {
         let group = self.vectors.tokens();
@@ -62,6 +84,9 @@ impl Held {
 }
 
 impl KvPolicy {
+    /// The name of single precision.
+    pub const FULL: &'static str = F32.name;
+
     /// Of a list: types are separated by commas, and so are skipped layers.
     ///
     /// Errors: those of [`KvPolicy::from_str`]; the same one twice.
@@ -84,12 +109,22 @@ impl KvPolicy {
 
     /// As it was written.
     pub fn name(&self) -> &str {
-        if self.name.is_empty() { F32.name } else { &self.name }
+        if self.name.is_empty() { Self::FULL } else { &self.name }
     }
 
     /// Whether nothing is lost, and nothing has to be encoded.
     pub fn is_full(&self) -> bool {
         self.types.is_none()
+    }
+
+    /// Whether any of its types is stored under a scale for each layer, 1 unless [`KvPolicy::scaled`] says more.
+    pub fn has_scales(&self) -> bool {
+        self.types.is_some_and(|[key, value]| key.key.vectors.scaled() || value.value.vectors.scaled())
+    }
+
+    /// The same under these scales of each layer's keys and values.
+    pub fn scaled(self, scales: Vec<[f32; 2]>) -> KvPolicy {
+        KvPolicy { scales: Some(scales.into()), ..self }
     }
 
     /// Errors: heads that a type cannot store; a layer to be skipped that does not exist.
@@ -110,14 +145,17 @@ impl KvPolicy {
     pub fn layer(&self, layer: usize) -> [Held; 2] {
         let Some([key, value]) = self.types.filter(|_| !self.skip.iter().any(|range| range.contains(&layer))) else {
             let vectors: &dyn Vectors = if self.is_full() { &SINGLE } else { &HALF };
-            return [Held { vectors, before_rope: false, sink: 0, window: 0 }; 2];
+            return [Held { vectors, before_rope: false, sink: 0, window: 0, scale: 1.0 }; 2];
         };
-        [key.key, value.value].map(|Stored { vectors, before_rope, sink, window }| Held {
+        let scales = self.scales.as_ref().and_then(|scales| scales.get(layer)).unwrap_or(&[1.0; 2]);
+        let held = |Stored { vectors, before_rope, sink, window }, scale| Held {
             vectors,
             before_rope,
             sink: self.sink.unwrap_or(sink),
             window: self.window.unwrap_or(window),
-        })
+            scale: if vectors.scaled() { scale } else { 1.0 },
+        };
+        [held(key.key, scales[0]), held(value.value, scales[1])]
     }
 
     /// Bytes of a model's cache of `n` positions.

@@ -422,7 +422,7 @@ pub fn take(module: &str, all: &mut All, part: &Part, experts: Option<usize>) ->
 }
 
 /// The only number of a tensor.
-fn number(bytes: &[u8], dtype: Dtype) -> Option<f32> {
+pub fn number(bytes: &[u8], dtype: Dtype) -> Option<f32> {
     match (dtype, bytes) {
         (Dtype::F32, &[a, b, c, d]) => Some(f32::from_le_bytes([a, b, c, d])),
         (Dtype::BF16, &[a, b]) => Some(bf16::from_le_bytes([a, b]).to_f32()),

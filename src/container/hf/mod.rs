@@ -1,5 +1,6 @@
 //! Hugging Face folders: safetensors shards, config.json, tokenizer files. Shards are mapped, nothing is copied.
 
+mod cache;
 mod check;
 mod declare;
 mod exl2;
@@ -56,6 +57,8 @@ pub struct HfFolder {
     contents: Vec<Content>,
     dropped: Vec<Dropped>,
     beside: Vec<Located>,
+    /// Scales of the KV cache.
+    scales: Vec<Located>,
     activations: Activations,
     files: Vec<(PathBuf, u64)>,
 }
@@ -78,6 +81,7 @@ impl HfFolder {
         };
         let (shards, located) = shards::open(dir)?;
         spec.tied &= !exl2::has_head(&located);
+        let scales = cache::scales(&located);
         let Found { mut placed, dropped, beside } = place::place(arch, &spec, &shards, located, &storage)?;
         placed.extend(arch.extra_tensors(&spec).into_iter().map(Placed::made));
         placed.sort_by_key(|p| natural(&p.tensor));
@@ -95,6 +99,7 @@ impl HfFolder {
             contents,
             dropped,
             beside,
+            scales,
             activations,
             files,
         })
@@ -180,6 +185,10 @@ impl Checkpoint for HfFolder {
 
     fn activations(&self) -> Activations {
         self.activations
+    }
+
+    fn cache_scales(&self) -> Result<Option<Vec<[f32; 2]>>> {
+        cache::read(&self.scales, &self.shards, &self.tensors, self.spec.layers)
     }
 
     fn folder(&self) -> Option<&Path> {

@@ -24,6 +24,7 @@ pub struct Shard {
 }
 
 /// A tensor and the shard that holds it.
+#[derive(Clone)]
 pub struct Located {
     pub shard: usize,
     pub entry: Entry,

@@ -4,7 +4,6 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::ApiRepo;
-use hf_hub::{Repo, RepoType};
 
 use super::failure::Failure;
 use super::http::{self, About};
@@ -32,7 +31,7 @@ impl<'a> Session<'a> {
             let commit: String = commit.chars().take(80).collect();
             return Err(Error::input(format!("the hub names {commit:?} as the commit")).at(&hub.settings.endpoint));
         }
-        let named = Repo::with_revision(model.repo.clone(), RepoType::Model, model.revision.clone());
+        let named = model.at(&model.revision);
         let locks = hub.settings.cache.join(".locks").join(named.folder_name());
         let cached = hub.cache.repo(named);
         let (snapshot, blobs) = (cached.pointer_path(commit), cached.blob_path(""));

@@ -4,7 +4,7 @@ use std::io;
 
 use hf_hub::api::sync::ApiError;
 
-use super::{Reference, Settings};
+use super::{Holds, Reference, Settings};
 use crate::error::{Error, Kind};
 
 pub enum Failure {
@@ -51,11 +51,14 @@ impl Failure {
     }
 
     pub fn explain(self, model: &Reference, settings: &Settings) -> Error {
-        let page = format!("{}/{}", settings.endpoint, model.repo);
+        let page = model.page(&settings.endpoint);
         match self {
             Failure::Request(ureq::Error::StatusCode(code)) => status(code, model, settings, &page),
-            Failure::Request(e) => Error::new(Kind::Io, format!("the hub cannot be reached: {e}"))
-                .help(format!("check the network and HF_ENDPOINT ({}), or pass a local folder", settings.endpoint)),
+            Failure::Request(e) => Error::new(Kind::Io, format!("the hub cannot be reached: {e}")).help(format!(
+                "check the network and HF_ENDPOINT ({}), or pass a local {}",
+                settings.endpoint,
+                local(model)
+            )),
             Failure::Io(e) => match Error::from(e) {
                 e if self_explaining(&e) => e,
                 e => e.help(AGAIN),
@@ -72,15 +75,21 @@ fn self_explaining(e: &Error) -> bool {
     e.to_string().contains("help: ")
 }
 
+/// What serves in its place.
+fn local(model: &Reference) -> &'static str {
+    if model.holds == Holds::Data { "file" } else { "folder" }
+}
+
 fn status(code: u16, model: &Reference, settings: &Settings, page: &str) -> Error {
+    let what = model.holds.name();
     match (code, &settings.token) {
-        (401, None) => Error::request("the hub does not show this model without a token")
+        (401, None) => Error::request(format!("the hub does not show this {what} without a token"))
             .help(format!("check the name; if it is private or gated, ask for access at {page} and set HF_TOKEN")),
-        (401, Some(_)) => Error::request("the hub refuses the token, or there is no such model")
+        (401, Some(_)) => Error::request(format!("the hub refuses the token, or there is no such {what}"))
             .help("check the name and HF_TOKEN (huggingface.co/settings/tokens)"),
-        (403, _) => Error::request("the token gives no access to this model")
-            .help(format!("accept its conditions at {page}, and use a token that may read gated models")),
-        (404, _) => Error::request(format!("the hub has no model {} with revision {}", model.repo, model.revision))
+        (403, _) => Error::request(format!("the token gives no access to this {what}"))
+            .help(format!("accept its conditions at {page}, and use a token that may read gated repositories")),
+        (404, _) => Error::request(format!("the hub has no {what} {} with revision {}", model.repo, model.revision))
             .help(format!("check the name at {page}")),
         (429, _) => Error::new(Kind::Io, "the hub limits our requests").help("wait some minutes, or set HF_TOKEN"),
         _ => Error::new(Kind::Io, format!("the hub answers with status {code}")).help(AGAIN),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Reference;
+use super::{Holds, Reference, sound};
 use crate::container::hf;
 use crate::error::{Error, Result};
 
@@ -15,10 +15,16 @@ const SMALL: &[fn(&str) -> bool] = &[
     |n| hf::SIDECARS.iter().any(|(file, _)| *file == n),
 ];
 
+/// Rows of data, as far as the name tells.
+pub fn is_rows(name: &str) -> bool {
+    let plain = name.strip_suffix(".gz").unwrap_or(name);
+    [".jsonl", ".json", ".parquet"].iter().any(|suffix| plain.ends_with(suffix))
+}
+
 /// What to download before anything else: for a folder all that tells whether the weights can be used.
 pub fn first(model: &Reference, names: &[String]) -> Result<Vec<String>> {
     if let Some(file) = &model.file {
-        return splits(file, names);
+        return splits(model.holds, file, names);
     }
     if !names.iter().any(|n| n == "config.json") {
         return Err(no_config(model, names));
@@ -43,10 +49,22 @@ pub fn weights(folder: &Path, names: &[String]) -> Result<Vec<String>> {
     hf::weight_files(folder, &top)
 }
 
-/// A GGUF file, with its siblings if it is split.
-fn splits(file: &str, names: &[String]) -> Result<Vec<String>> {
+/// The only file of rows of a data set.
+pub fn rows(set: &Reference, names: &[String]) -> Result<String> {
+    let mut rows = names.iter().filter(|name| is_rows(name) && sound(name));
+    match (rows.next(), rows.next()) {
+        (Some(only), None) => Ok(only.clone()),
+        (None, _) => Err(Error::unsupported("the data set has no files of rows (.jsonl, .json, .parquet)")
+            .help("look for a copy in Parquet, often at @refs/convert/parquet, or pass a file of your own")),
+        _ => Err(Error::request("the data set has several files")
+            .help(format!("name one: {set}/FILE. {}", listing(Holds::Data, names)))),
+    }
+}
+
+/// A file, with its siblings if it is a split GGUF file.
+fn splits(holds: Holds, file: &str, names: &[String]) -> Result<Vec<String>> {
     if !names.iter().any(|n| n == file) {
-        return Err(Error::request(format!("the repository has no file {file}")).help(listing(names)));
+        return Err(Error::request(format!("the repository has no file {file}")).help(listing(holds, names)));
     }
     let Some((prefix, count)) = split_of(file) else { return Ok(vec![file.to_owned()]) };
     Ok(names.iter().filter(|n| split_of(n) == Some((prefix, count))).cloned().collect())
@@ -65,16 +83,17 @@ fn no_config(model: &Reference, names: &[String]) -> Error {
         return Error::request("the repository holds GGUF files, no model folder").help(format!(
             "name one: {}/FILE. {}",
             model,
-            listing(names)
+            listing(Holds::Model, names)
         ));
     }
     Error::unsupported("the repository has no config.json: it is no transformers model")
         .help("look for the `-hf` variant of the model, or for one with config.json and *.safetensors")
 }
 
-fn listing(names: &[String]) -> String {
-    let files: Vec<_> = names.iter().filter(|n| n.ends_with(".gguf")).map(String::as_str).collect();
+fn listing(holds: Holds, names: &[String]) -> String {
+    let files: Vec<_> = names.iter().filter(|n| holds.is_file(n)).map(String::as_str).collect();
     match files.as_slice() {
+        [] if holds == Holds::Data => "It has no files of rows (.jsonl, .json, .parquet)".to_owned(),
         [] => "It has no GGUF files".to_owned(),
         some => {
             format!("It has {}{}", some[..some.len().min(20)].join(", "), if some.len() > 20 { " ..." } else { "" })
@@ -118,8 +137,9 @@ mod tests {
     fn split_files_come_together() {
         let names =
             ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "m-00001-of-00003.gguf", "x.gguf"].map(String::from);
-        assert_eq!(splits("m-00001-of-00002.gguf", &names).unwrap(), names[..2]);
-        assert_eq!(splits("x.gguf", &names).unwrap(), ["x.gguf"]);
-        assert!(splits("y.gguf", &names).is_err());
+        let splits = |file| splits(Holds::Model, file, &names);
+        assert_eq!(splits("m-00001-of-00002.gguf").unwrap(), names[..2]);
+        assert_eq!(splits("x.gguf").unwrap(), ["x.gguf"]);
+        assert!(splits("y.gguf").is_err());
     }
 }

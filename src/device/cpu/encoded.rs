@@ -130,13 +130,13 @@ impl Head {
             self.waiting.truncate((len - self.settled) * d);
             return;
         }
-        let (vectors, tokens) = (held.vectors, held.vectors.tokens());
+        let (size, tokens) = (held.vectors.bytes(d), held.vectors.tokens());
         let groups = len.saturating_sub(held.sink) / tokens;
-        let kept = groups * vectors.bytes(d);
+        let kept = groups * size;
         let settled = len.min(held.sink) + groups * tokens;
         let mut rest = vec![0.0; if len > settled { tokens * d } else { 0 }];
         if len > settled {
-            vectors.decode(&self.encoded[kept..][..vectors.bytes(d)], d, &self.shared, &mut rest);
+            held.decode(&self.encoded[kept..][..size], d, &self.shared, &mut rest);
             rest.truncate((len - settled) * d);
         }
         self.sinks.truncate(len.min(held.sink) * d);
@@ -176,7 +176,7 @@ impl Head {
             }
             let from = self.encoded.len();
             self.encoded.resize(from + behind.len() / (vectors.tokens() * d) * vectors.bytes(d), 0);
-            vectors.encode(behind, d, &self.shared, &mut self.encoded[from..]);
+            held.encode(behind, d, &self.shared, &mut self.encoded[from..]);
         }
         self.waiting = halves(rest);
         self.settled = until;
@@ -190,7 +190,7 @@ impl Head {
         let (tokens, bytes) = (held.vectors.tokens(), held.vectors.bytes(d));
         for chunk in self.encoded.chunks(CHUNK / tokens * bytes) {
             let mut rows = vec![0.0; chunk.len() / bytes * tokens * d];
-            held.vectors.decode(chunk, d, &self.shared, &mut rows);
+            held.decode(chunk, d, &self.shared, &mut rows);
             let n = rows.len() / d;
             put(panel, position, rows, d, turn);
             position += n;
@@ -233,7 +233,7 @@ mod tests {
         let sink = held.sink.min(n);
         let until = held.settled(n);
         let source = if held.at_once() { exact.clone() } else { round(&exact) };
-        let source = &source[sink * d..];
+        let source: Vec<f32> = source[sink * d..].iter().map(|x| x / held.scale).collect();
         let shared = match held.vectors.calibration() {
             0 => Vec::new(),
             c => held.vectors.shared(&source[..c * d], d),
@@ -243,6 +243,7 @@ mod tests {
         held.vectors.encode(&source[..count * d], d, &shared, &mut bytes);
         let mut back = vec![0.0; count * d];
         held.vectors.decode(&bytes, d, &shared, &mut back);
+        back.iter_mut().for_each(|x| *x *= held.scale);
         let mut all = [round(&exact[..sink * d]), back, round(&exact[until * d..n * d])].concat();
         if keys && held.before_rope {
             turn(0, &mut all);
@@ -261,10 +262,13 @@ mod tests {
             "kvquant4/q3h+window9",
             "kvquant4",
             "q4h+window1000",
+            "fp8+sink2",
         ] {
             for window in [None, Some(50)] {
-                let policy: KvPolicy = text.parse().unwrap();
+                // Only types that have scales heed them.
+                let policy = text.parse::<KvPolicy>().unwrap().scaled(vec![[0.03, 1e-4]]);
                 let held = policy.layer(0);
+                assert_eq!(held.map(|h| h.scale), if policy.has_scales() { [0.03, 1e-4] } else { [1.0; 2] });
                 let a = Attention { heads, kv_heads: 2, head_dim: d, scale: 0.3, softcap: None, window, sinks: None };
                 let (q, k, v) = (noise(N * heads * d, 1), noise(N * 2 * d, 2), noise(N * 2 * d, 3));
                 let mut cache = KvCache::new(&policy, SHAPE, 1, N).unwrap();

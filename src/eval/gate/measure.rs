@@ -32,7 +32,7 @@ type Since = fn(&Value, &Value, &[&str], &Limit) -> Found;
 
 static METRICS: &[Metric] = &[
     Metric { pattern: "kld.mean", own: |a, _, _| divergence(a), since: Some(divergence_since) },
-    Metric { pattern: "kld.NAME", own: |a, n, _| point(&a["kld"][n[0]], "no interval is known of it"), since: None },
+    Metric { pattern: "kld.NAME", own: |a, n, _| quantile(&a["kld"], n[0]), since: None },
     Metric { pattern: "perplexity", own: |a, _, limit| perplexity(a, limit), since: Some(perplexity_since) },
     Metric { pattern: "same_top", own: |a, _, _| estimate(&a["same_top"]), since: None },
     Metric { pattern: "rms_delta_p", own: |a, _, _| estimate(&a["rms_delta_p"]), since: None },
@@ -174,6 +174,15 @@ fn divergence(of: &Value) -> Found {
     let kld = &of["kld"];
     let value = kld["mean"].as_f64().ok_or("it was not measured: pass --reference")?;
     Ok(Measure { value, low: kld["low"].as_f64(), high: kld["high"].as_f64(), exact: false, note: String::new() })
+}
+
+/// Of the largest divergence, and in reports of earlier versions, nothing but its value is known.
+fn quantile(kld: &Value, name: &str) -> Found {
+    let known = kld.get("intervals").filter(|_| name != "max");
+    let Some(intervals) = known else { return point(&kld[name], "no interval is known of it") };
+    let value = kld[name].as_f64().ok_or("it was not measured")?;
+    let [low, high] = [0, 1].map(|end| intervals[name][end].as_f64());
+    Ok(Measure { value, low, high, exact: false, note: String::new() })
 }
 
 /// In percent the change against the reference, else the perplexity itself.

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::device::cpu::TokenScore;
 use crate::engine::sample::Random;
 use crate::eval::stats;
 
@@ -12,7 +13,7 @@ fn report(kld: [f64; 3]) -> Value {
         "artifacts": [{
             "path": "a/b.gguf", "bytes": 1000, "bpw": 4.5, "perplexity": {"value": 8.0, "low": 7.0, "high": 9.0},
             "ln_ppl_ratio": {"value": 0.01, "low": 0.005, "high": 0.015},
-            "kld": {"mean": mean, "low": low, "high": high, "p99": 0.3},
+            "kld": {"mean": mean, "low": low, "high": high, "p99": 0.3, "max": 0.45, "intervals": {"p99": [0.25, 0.4]}},
             "same_top": {"value": 0.97, "low": 0.96, "high": 0.98},
             "positions": [{"from": 0, "to": 256, "kld": {"value": 0.1, "low": 0.05, "high": 0.2}}],
             "kv": [{"kv": "q4h/q8_0", "kld": {"mean": 0.01, "low": 0.009, "high": 0.011}}],
@@ -36,6 +37,11 @@ fn intervals_decide() {
         ("kld.mean", "<= 0.021", Verdict::Inconclusive),
         ("kld.mean", "<= 0.01", Verdict::Regression),
         ("kld.p99", "<= 0.5", Verdict::Pass),
+        ("kld.p99", "<= 0.35", Verdict::Inconclusive),
+        ("kld.p99", "<= 0.2", Verdict::Regression),
+        ("kld.max", "<= 0.5", Verdict::Pass),
+        ("kld.max", "<= 0.4", Verdict::Regression),
+        ("kld.p98", "<= 0.5", Verdict::Invalid),
         ("perplexity", "<= +2 %", Verdict::Pass),
         ("perplexity", "<= +1 %", Verdict::Inconclusive),
         ("perplexity", "<= 6", Verdict::Regression),
@@ -65,6 +71,10 @@ fn what_is_no_number_never_passes() {
     let mut r = report([0.02, 0.018, 0.022]);
     r["artifacts"][0]["kld"]["low"] = Value::Null;
     assert_eq!(verdict(&r, "kld.mean", "<= 1"), Verdict::Inconclusive, "one window");
+    r["artifacts"][0]["kld"]["intervals"] = Value::Null;
+    assert_eq!(verdict(&r, "kld.p99", "<= 1"), Verdict::Inconclusive, "one window");
+    r["artifacts"][0]["kld"].as_object_mut().unwrap().remove("intervals");
+    assert_eq!(verdict(&r, "kld.p99", "<= 0.3"), Verdict::Pass, "a report of an earlier version");
     r["artifacts"][0]["tasks"][0]["metrics"]["acc"]["of"] = json!(0);
     assert_eq!(verdict(&r, "tasks.json.acc", ">= 0"), Verdict::Invalid);
     let m = Measure { value: f64::NAN, low: None, high: None, exact: true, note: String::new() };
@@ -168,4 +178,34 @@ fn gates_keep_their_word() {
     assert!(found >= 0.8, "{found} of losses of {:.1} % are found", 200.0 * detectable);
     let [mean, low, high] = stats::resampled(&[[1.0, 1.0], [3.0, 1.0]], |[a, b]| a / b);
     assert!(mean == 2.0 && low == 1.0 && high == 3.0);
+}
+
+/// The same of a budget on a quantile, by the summary that a report has: tokens whose divergences are lognormal, and vary with
+/// their window. What is exactly at the limit regresses in at most 5 %, what is twice as far off in at least 80 %, and as many
+/// pass of what is half as far.
+#[test]
+fn gates_on_quantiles_keep_their_word() {
+    let mut random = Random::new(11);
+    let mut normal = move || -> f64 {
+        let (u, v) = (random.uniform().max(1e-12), random.uniform());
+        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+    };
+    let mut trial = |worse: f64| {
+        let token = |kld| TokenScore { nll_ref: 2.0, nll: 2.0, kld, same_top: true };
+        let mut window = || {
+            let own = 0.5 * normal();
+            (0..64).map(|_| token(0.02 * worse * (own + normal()).exp())).collect::<Vec<_>>()
+        };
+        let windows: Vec<_> = (0..40).map(|_| window()).collect();
+        let kld = stats::summarize(&windows).unwrap().kld;
+        // 99 % of a normal variable lie below 2.3263 standard deviations.
+        let limit = 0.02 * (2.3263 * 1.25f64.sqrt()).exp();
+        verdict(&json!({"artifacts": [{"path": "a", "kld": kld}]}), "kld.p99", &format!("<= {limit}"))
+    };
+    let mut share = |worse, of: Verdict| (0..100).filter(|_| trial(worse) == of).count();
+    let same = share(1.0, Verdict::Regression);
+    assert!(same <= 5, "{same} of 100 at the limit regress");
+    let (found, passed) = (share(2.0, Verdict::Regression), share(0.5, Verdict::Pass));
+    eprintln!("of 100 at the limit {same} regress, twice as far off {found}; half as far {passed} pass");
+    assert!(found >= 80 && passed >= 80, "{found} of 100 that are twice as far off regress, {passed} half as far pass");
 }

@@ -104,8 +104,15 @@ pub struct Artifact {
     pub blame: Vec<LayerCost>,
     #[serde(default)]
     pub kv: Vec<KvRow>,
+    /// What its caches were compared with, if not the evaluation's reference: the same weights.
+    pub reference: Option<OwnCache>,
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct OwnCache {
+    pub kv: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -92,7 +92,8 @@ fn same(a: &Artifact, b: &Artifact) -> bool {
         a.is_none() || b.is_none() || a == b
     }
     let tasks = |x: &Artifact, y: &Artifact| x.tasks.iter().any(|t| y.tasks.iter().any(|u| u.name == t.name));
-    a.bytes == b.bytes && agree(&a.kld, &b.kld) && agree(&a.perplexity, &b.perplexity) && !tasks(a, b)
+    let caches = a.kv.is_empty() || b.kv.is_empty() || a.reference == b.reference;
+    a.bytes == b.bytes && agree(&a.kld, &b.kld) && agree(&a.perplexity, &b.perplexity) && !tasks(a, b) && caches
 }
 
 fn fill(known: &mut Artifact, more: Artifact) {
@@ -106,6 +107,7 @@ fn fill(known: &mut Artifact, more: Artifact) {
     known.weights = known.weights.take().or(more.weights);
     known.tasks.extend(more.tasks);
     known.kv.extend(more.kv);
+    known.reference = known.reference.take().or(more.reference);
     known.warnings.extend(more.warnings);
     if known.positions.is_empty() {
         known.positions = more.positions;

@@ -136,7 +136,11 @@ impl<'a> Parts<'a> {
             caches.push((String::new(), e.kv.as_slice(), &[] as &[String]));
         }
         let own = e.artifacts.iter().zip(&names).filter(|(a, _)| !a.kv.is_empty());
-        caches.extend(own.map(|(a, name)| (name.clone(), a.kv.as_slice(), a.warnings.as_slice())));
+        let title = |a: &Artifact, name: &String| match (&a.reference, &e.reference) {
+            (None, Some(reference)) => format!("{name} against {}", reference.name),
+            _ => name.clone(),
+        };
+        caches.extend(own.map(|(a, name)| (title(a, name), a.kv.as_slice(), a.warnings.as_slice())));
         Parts { group, judged, plots, caches, all: e.artifacts.iter().zip(names).collect() }
     }
 

@@ -89,9 +89,9 @@ pub const TERMS: &[Term] = &[
     term(
         "kv",
         "KV cache",
-        "The same weights with keys and values stored in the named type, against an unrounded cache. Bytes per token are those of all \
-         layers together: times the length of a conversation, the memory it takes. Colours have fixed steps, so that they mean the same \
-         in every report.",
+        "Keys and values stored in the named type, against an unrounded cache: of the same weights, or of the reference where the \
+         table says so, and then f32 shows what the weights lose alone. Bytes per token are those of all layers together: times the \
+         length of a conversation, the memory it takes. Colours have fixed steps, so that they mean the same in every report.",
     ),
     term(
         "accuracy",

@@ -36,6 +36,8 @@ pub struct File {
     group: Option<String>,
     /// Where the rows are published.
     pub published: Option<String>,
+    /// The file of the hub that they are usually taken from: `hf:org/name/FILE`.
+    pub hub: Option<String>,
     /// Template of the text in front of what is judged.
     prompt: String,
     /// For `choice`: an expression, the list of prompts where each choice has its own; empty where all have one.
@@ -175,8 +177,11 @@ impl File {
             (None, None, _) if !self.probe.is_empty() => (self.probed(wishes)?, "quant probe".to_owned()),
             _ => {
                 let published = self.published.as_ref().map(|p| format!(", published at {p}")).unwrap_or_default();
-                return Err(Error::request(format!("the rows of {name} do not come with quant{published}"))
-                    .help(format!("fetch them and pass {name}=ROWS.jsonl (.json, .parquet)")));
+                let fetch = match &self.hub {
+                    Some(_) => format!("pass {name}=hf to download them, or {name}=ROWS.jsonl (.json, .parquet)"),
+                    None => format!("fetch them and pass {name}=ROWS.jsonl (.json, .parquet)"),
+                };
+                return Err(Error::request(format!("the rows of {name} do not come with quant{published}")).help(fetch));
             }
         };
         self.items(name, rows, &at, wishes)
