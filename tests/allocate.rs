@@ -203,6 +203,8 @@ fn goals_that_cannot_be_reached() {
     let (probe, text) = (bench.path("probe"), bench.path("test"));
     let said = quant_fails(&["convert", &probe, "--to", "gguf", "--target-bpw", "4", "--data", &text]);
     assert!(said.contains("statistics"), "{said}");
+    let said = quant_fails(&["convert", &probe, "--to", "q4_0,gguf"]);
+    assert!(said.contains("GGUF chooses among formats"), "{said}");
     let said = quant_fails(&["convert", &probe, "--to", "q4_0", "--data", &text]);
     assert!(said.contains("--target-bpw"), "{said}");
     assert!(!bench.file("never.gguf").exists());

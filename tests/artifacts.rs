@@ -35,7 +35,7 @@ fn read_json(path: &Path) -> Value {
 /// Presets that become folders of packed weights, whatever the model.
 fn presets() -> Vec<String> {
     let all = recipe::list().unwrap().into_iter().filter(|p| p.container == "hf").map(|p| p.name.to_lowercase());
-    all.filter(|name| !name.starts_with("hf-") && name != "mxfp4-gpt-oss").collect()
+    all.filter(|name| !name.starts_with("hf-") && !["mxfp4-gpt-oss", "packed"].contains(&name.as_str())).collect()
 }
 
 /// Presets that store how large inputs become.

@@ -75,8 +75,8 @@ fn with_an_importance_matrix_every_preset_converts_and_verifies() {
         write_importance(model.path(), &importance);
         let plain = plain_presets(model.path());
         let presets = recipe::list().unwrap().into_iter().map(|p| p.name);
-        // These need statistics: how large inputs become, no importance matrix says. The last is one family's own layout.
-        let others = ["NVFP4", "MODELOPT-NVFP4", "MODELOPT-FP8", "MXFP4-GPT-OSS"];
+        // Three need statistics: how large inputs become, no importance matrix says. One is one family's own layout, two want a goal.
+        let others = ["NVFP4", "MODELOPT-NVFP4", "MODELOPT-FP8", "MXFP4-GPT-OSS", "GGUF", "PACKED"];
         let needy: Vec<_> = presets.filter(|p| !plain.contains(p) && !others.contains(&p.as_str())).collect();
         assert!(needy.len() >= 8, "{needy:?}");
         let out = dir.path().join(format!("{name}-out"));
@@ -85,6 +85,26 @@ fn with_an_importance_matrix_every_preset_converts_and_verifies() {
             quant_ok(&["verify", output["path"].as_str().unwrap(), "--source", model.path().to_str().unwrap()]);
         }
     }
+}
+
+#[test]
+fn an_importance_matrix_of_another_model_is_noticed() {
+    let (deep, shallow) = (model(&Shape { layers: 3, ..DENSE }), model(&Shape { layers: 2, ..DENSE }));
+    let (matrix, out) = (deep.file("m.dat"), deep.file("out.gguf"));
+    write_importance(deep.path(), &matrix);
+    let with = |matrix: &Path| {
+        let args =
+            ["convert", shallow.path().to_str().unwrap(), "--to", "q4_0", "-o", out.to_str().unwrap(), "--imatrix"];
+        common::quant(&[&args[..], &[matrix.to_str().unwrap()]].concat())
+    };
+    let done = with(&matrix);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && said.contains("(blk.2.") && said.contains("another model"), "{said}");
+    let renamed =
+        fs::read(&matrix).unwrap().windows(4).map(|w| if w == b"blk." { b'x' } else { w[0] }).collect::<Vec<_>>();
+    fs::write(&matrix, [&renamed[..], &[0; 3]].concat()).unwrap();
+    let said = String::from_utf8_lossy(&with(&matrix).stderr).into_owned();
+    assert!(said.contains("no entry of this importance matrix"), "{said}");
 }
 
 #[test]

@@ -203,7 +203,7 @@ impl Allocation<'_> {
         };
         let feedback = self.request.feedback;
         let job = Job { source, statistics: self.request.statistics, ladder, open: &open, bits, feedback, windows };
-        let bar = self.reporter.progress("measure", 2 * open.len() as u64);
+        let bar = self.reporter.steps("measure", 2 * open.len() as u64);
         let found = cpu::pool(self.threads)?.install(|| allocate::measure(&job, model_hash, &|n| bar.advance(n)))?;
         bar.finish();
         if let Some(path) = &self.args.measurement {

@@ -44,7 +44,7 @@ impl Blame {
         if parts.is_empty() {
             return Err(Error::request("its weights are those of the reference: there is nothing to blame"));
         }
-        let bar = reporter.progress("blame", parts.len() as u64);
+        let bar = reporter.steps("blame", parts.len() as u64);
         let (damage, whole) = cpu::pool(common.threads())?.install(|| {
             let make = |i: usize| pair.patches(&parts[i]);
             let damage = damages(reference.checkpoint.as_ref(), &windows, &parts, &make, &|n| bar.advance(n))?;

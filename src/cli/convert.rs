@@ -39,7 +39,7 @@ pub struct Convert {
     #[arg(long, value_name = "SIZE")]
     split_max_size: Option<Size>,
     /// Refuse to start if the buffers would take more than this
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", conflicts_with = "goal")]
     memory: Option<Size>,
     /// llama.cpp's name of the pre-tokenizer, where quant cannot recognise it
     #[arg(long, value_name = "NAME")]
@@ -57,7 +57,7 @@ pub struct Convert {
 impl Convert {
     pub fn run(&self, common: &Common, reporter: &Reporter, dry_run: bool) -> Result<bool> {
         let model = model::open(&self.model, &OpenOptions { pre: self.pre.clone() }, reporter)?;
-        let inputs = self.inputs.load(model.checkpoint.as_ref())?;
+        let inputs = self.inputs.load(model.checkpoint.as_ref(), reporter)?;
         let dry_run = dry_run || self.dry_run;
         // A plan needs no card.
         let card = if dry_run { None } else { self.device.open()? };
@@ -69,6 +69,10 @@ impl Convert {
         };
         self.goal.check(dry_run)?;
         let recipes = self.to.iter().map(|to| self.recipe(to)).collect::<Result<Vec<_>>>()?;
+        if let Some(open) = recipes.iter().find(|r| self.goal.goal().is_none() && r.is_open()) {
+            return Err(Error::request(format!("{} chooses among formats by what they may take or lose", open.name))
+                .help("say so with --target-bpw, --target-size or --max-kld, or name another preset: `quant list presets`"));
+        }
         let paths = self.paths(&recipes, &model.name, &model.beside, dry_run)?;
         if let Some(goal) = self.goal.goal() {
             let ([target], [recipe], [path]) = (&self.to[..], &recipes[..], &paths[..]) else {

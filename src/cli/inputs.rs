@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::report::Reporter;
 use crate::calibrate::imatrix::Imatrix;
 use crate::calibrate::method::{self, METHODS, Method, Needs};
 use crate::calibrate::stats::Statistics;
@@ -38,7 +39,7 @@ pub struct Inputs {
 
 impl InputArgs {
     /// What the flags name, as far as the method may use it.
-    pub fn load(&self, model: &dyn Checkpoint) -> Result<Inputs> {
+    pub fn load(&self, model: &dyn Checkpoint, reporter: &Reporter) -> Result<Inputs> {
         let file = self.stats.as_ref().or(self.imatrix.as_ref());
         let shown = file.map_or_else(String::new, |p| p.display().to_string());
         let statistics = self.stats.as_ref().map(|p| Statistics::open(p)).transpose()?;
@@ -66,7 +67,30 @@ impl InputArgs {
             (Some(statistics), _) => Some((statistics.imatrix(), shown)),
             (None, path) => path.as_ref().map(|p| Imatrix::open(p)).transpose()?.map(|m| (m, shown)),
         };
+        if let Some((imatrix, file)) = imatrix.as_ref().filter(|_| statistics.is_none()) {
+            strangers(imatrix, model).at(|| file.clone())?.iter().for_each(|warning| reporter.note(warning));
+        }
         Ok(Inputs { imatrix, statistics, method, exact_llama: self.exact_llama })
+    }
+}
+
+/// A warning if entries are of weights that the model lacks.
+///
+/// Errors: all of them are.
+fn strangers(imatrix: &Imatrix, model: &dyn Checkpoint) -> Result<Option<String>> {
+    let strange: Vec<&String> = imatrix.entries().filter(|name| model.find(name).is_none()).collect();
+    let all = imatrix.entries_count();
+    match strange.first() {
+        None => Ok(None),
+        Some(_) if strange.len() == all => {
+            Err(Error::request("no entry of this importance matrix is of a weight of the model")
+                .help("collect one on this model: `quant calibrate MODEL -o STATS`"))
+        }
+        Some(first) => Ok(Some(format!(
+            "warning: {} of {all} entries of the importance matrix are of weights that the model does not have ({first} first): \
+             was it collected on another model?",
+            strange.len()
+        ))),
     }
 }
 

@@ -46,7 +46,7 @@ impl List {
             if reporter.json {
                 let rows: Vec<Value> = rows
                     .into_iter()
-                    .map(|row| header.iter().zip(row).map(|(k, v)| ((*k).to_owned(), json!(v))).collect())
+                    .map(|row| header.iter().zip(row).map(|(k, v)| (k.replace(' ', "_"), typed(v))).collect())
                     .collect();
                 all.insert(name.to_owned(), Value::Array(rows));
             } else {
@@ -60,6 +60,22 @@ impl List {
         Ok(true)
     }
 }
+
+/// A cell as JSON has it: numbers and truths are none of its texts.
+fn typed(cell: String) -> Value {
+    match cell.parse::<serde_json::Number>() {
+        Ok(number) => Value::Number(number),
+        Err(_) => match cell.as_str() {
+            YES => json!(true),
+            NOT_YET => json!(false),
+            "" => Value::Null,
+            _ => json!(cell),
+        },
+    }
+}
+
+const YES: &str = "yes";
+const NOT_YET: &str = "not yet";
 
 impl What {
     fn rows(self) -> (&'static str, &'static [&'static str], Vec<Vec<String>>) {
@@ -98,7 +114,7 @@ fn formats() -> Vec<Vec<String>> {
 }
 
 fn yes(it_is: bool) -> String {
-    if it_is { "yes" } else { "not yet" }.to_owned()
+    if it_is { YES } else { NOT_YET }.to_owned()
 }
 
 fn presets() -> Vec<Vec<String>> {

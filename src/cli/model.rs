@@ -42,9 +42,19 @@ pub fn open(argument: &str, options: &OpenOptions, reporter: &Reporter) -> Resul
     // `.` and `..` have no name of their own
     let full = std::path::absolute(path)?;
     let full = if full.file_name().is_none() { full.canonicalize()? } else { full };
+    if let Some(name) = cached(&full) {
+        return Ok(Model { checkpoint, name, beside: PathBuf::new() });
+    }
     let stem = if full.is_dir() { full.file_name() } else { full.file_stem() };
     let name = stem.map_or_else(|| "model".to_owned(), |s| s.to_string_lossy().into_owned());
     Ok(Model { checkpoint, name: strip_shard(&name).to_owned(), beside: full.parent().unwrap_or(&full).to_owned() })
+}
+
+/// The name of a model in the hub's cache, `models--ORG--NAME/snapshots/COMMIT`, beside which nothing of ours belongs.
+fn cached(folder: &Path) -> Option<String> {
+    let snapshots = folder.parent().filter(|p| p.ends_with("snapshots"))?;
+    let repository = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
+    Some(repository.rsplit("--").next().unwrap_or(repository).to_owned())
 }
 
 /// Where a model may be that is not on this path.
@@ -124,6 +134,14 @@ fn no_hub(id: &str, what: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn models_of_the_cache_have_the_name_of_their_repository() {
+        let of = |path: &str| cached(Path::new(path));
+        assert_eq!(of("/c/hub/models--org--Some-Model/snapshots/0a1b").as_deref(), Some("Some-Model"));
+        assert_eq!(of("/c/models--gpt2/snapshots/0a1b").as_deref(), Some("gpt2"));
+        assert_eq!((of("/c/models--org--m"), of("/snapshots/x"), of("/")), (None, None, None));
+    }
+
     #[test]
     fn a_name_of_the_hub_is_recognised() {
         assert!(super::elsewhere("org/name").contains("hf:org/name"));

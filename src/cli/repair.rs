@@ -41,7 +41,7 @@ impl Repair {
         let files: Vec<PathBuf> = artifact.files().into_iter().chain(reference.files()).collect();
         refuse_inputs(std::slice::from_ref(&self.output), &files)?;
         let (target, recipe) = ladder(artifact.checkpoint.as_ref())?;
-        let inputs = self.inputs.load(reference.checkpoint.as_ref())?;
+        let inputs = self.inputs.load(reference.checkpoint.as_ref(), reporter)?;
         let matrices = artifact.checkpoint.tensors().iter().filter(|t| t.shape.len() > 1);
         let allocation = Allocation {
             args: &self.goal,

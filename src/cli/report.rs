@@ -64,6 +64,11 @@ impl Reporter {
         self.bar(what, tokens, "{msg} {bar:30} {human_pos}/{human_len} tokens {per_sec} ETA {eta}", (1.0, "tokens"))
     }
 
+    /// Progress in steps.
+    pub fn steps(&self, what: &str, steps: u64) -> Progress {
+        self.bar(what, steps, "{msg} {bar:30} {human_pos}/{human_len} ETA {eta}", (1.0, "steps"))
+    }
+
     /// A bar on a terminal; elsewhere a plain line every ten seconds.
     fn bar(&self, what: &str, total: u64, template: &str, unit: (f64, &'static str)) -> Progress {
         let bar = ProgressBar::new(total);

@@ -59,6 +59,11 @@ impl Recipe {
         if self.budget.offers.is_empty() { &self.budget.ladder } else { &self.budget.offers }
     }
 
+    /// Whether only a measurement tells which formats its weights get.
+    pub fn is_open(&self) -> bool {
+        !self.offers().is_empty() && self.budget.bits.is_none() && self.named.iter().all(|n| n.set.is_some())
+    }
+
     /// Whether weights that runtimes fuse must have one format.
     pub fn fused(&self) -> bool {
         self.budget.fused

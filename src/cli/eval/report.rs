@@ -34,9 +34,19 @@ impl Report {
         }
     }
 
+    /// What took long to measure is shown also where it cannot be written.
     pub fn print(&self, files: &Files<'_>, reporter: &Reporter) -> Result<()> {
-        let header: Vec<&str> = self.header.iter().map(AsRef::as_ref).collect();
-        let right: Vec<usize> = (1..header.len()).collect();
+        let written = self.write(files);
+        self.show(reporter)?;
+        written
+    }
+
+    fn columns(&self) -> (Vec<&str>, Vec<usize>) {
+        (self.header.iter().map(AsRef::as_ref).collect(), (1..self.header.len()).collect())
+    }
+
+    fn write(&self, files: &Files<'_>) -> Result<()> {
+        let (header, right) = self.columns();
         if let Some(path) = files.markdown {
             let text = format!("{}\n{}\n", markdown(&header, &right, &self.cells), self.notes.join("  \n"));
             write(path, &text)?;
@@ -47,9 +57,14 @@ impl Report {
         if let Some(path) = files.html {
             html::page(path, &self.json)?;
         }
+        Ok(())
+    }
+
+    fn show(&self, reporter: &Reporter) -> Result<()> {
         if reporter.json {
             return reporter.value(&self.json);
         }
+        let (header, right) = self.columns();
         reporter.text(&table(&header, &right, self.cells.iter().cloned()))?;
         reporter.text("")?;
         for more in &self.more {
