@@ -136,7 +136,7 @@ fn no_hub(id: &str, what: &str) -> Error {
 mod tests {
     #[test]
     fn models_of_the_cache_have_the_name_of_their_repository() {
-        let of = |path: &str| cached(Path::new(path));
+        let of = |path: &str| super::cached(std::path::Path::new(path));
         assert_eq!(of("/c/hub/models--org--Some-Model/snapshots/0a1b").as_deref(), Some("Some-Model"));
         assert_eq!(of("/c/models--gpt2/snapshots/0a1b").as_deref(), Some("gpt2"));
         assert_eq!((of("/c/models--org--m"), of("/snapshots/x"), of("/")), (None, None, None));
