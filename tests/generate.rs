@@ -199,6 +199,13 @@ fn chats_follow_the_template_with_one_bos() {
     folder.put("tokenizer_config.json", settings(json!("{{ raise_exception('no system role') }}")));
     let error = quant_fails(&["generate", path(&folder), "--chat", "--prompt", "hi"]);
     assert!(error.contains("no system role") && error.contains("tokenizer.chat_template"), "{error}");
+    // Both parse, and make no prompt: `verify` tells.
+    let verified = || String::from_utf8(quant(&["verify", path(&folder), "--json"]).stdout).unwrap();
+    assert!(verified().contains("no system role"), "{}", verified());
+    folder.put("tokenizer_config.json", settings(json!("{{ bos_token }}{{ messages[0].text }}")));
+    assert!(verified().contains("what users say is lost"), "{}", verified());
+    folder.put("tokenizer_config.json", settings(json!(template)));
+    assert!(verified().contains("a first message becomes"), "{}", verified());
     folder.put("tokenizer_config.json", settings(json!([{"name": "rag", "template": template}])));
     let error = quant_fails(&["generate", path(&folder), "--chat", "--prompt", "hi"]);
     assert!(error.contains("no default chat template, only rag") && error.contains("without --chat"), "{error}");

@@ -7,6 +7,7 @@ use super::rows::check_finite;
 use super::{Plan, Progress, each_unit, units_of};
 use crate::codec::Codec;
 use crate::container::{Checkpoint, LeftOut, Tensor, hf, tokenizer};
+use crate::engine::chat::{self, Message};
 use crate::error::{At, Error, Result};
 use crate::tensor::{Dims, same_shape};
 
@@ -122,16 +123,28 @@ pub fn verify(
         }
     }
     report.add_or_skip("tokenizer", source.map(|s| same_tokens(artifact, s)), "needs --source");
-    match artifact.metadata() {
-        Ok(metadata) => {
-            let templates = tokenizer::templates(&metadata);
-            let checked = templates.iter().try_for_each(|(name, text)| tokenizer::check_template(text).at(|| *name));
-            let outcome = (!templates.is_empty()).then(|| checked.map(|()| format!("{} parsed", templates.len())));
-            report.add_or_skip("chat template", outcome, "the file carries none");
-        }
-        Err(e) => report.add("chat template", Err(e)),
-    }
+    report.add_or_skip("chat template", chat_template(artifact).transpose(), "the file carries none");
     report
+}
+
+/// What every chat begins with. A template may parse and still fail, or lose what was said.
+const GREETING: &str = "Hello, who are you?";
+
+/// Whether the templates parse, and the default one makes a prompt of a first message. `None`: there is no template.
+fn chat_template(artifact: &dyn Checkpoint) -> Result<Option<String>> {
+    let metadata = artifact.metadata()?;
+    let templates = tokenizer::templates(&metadata);
+    templates.iter().try_for_each(|(name, text)| tokenizer::check_template(text).at(|| *name))?;
+    if !templates.iter().any(|(name, _)| *name == "default") {
+        return Ok((!templates.is_empty()).then(|| format!("{} parsed, none of them the default", templates.len())));
+    }
+    let tokens = artifact.tokenizer()?;
+    let prompt = chat::prompt(&metadata, &tokens, &[Message { role: "user", content: GREETING }])?;
+    if !prompt.contains(GREETING) {
+        return Err(Error::input(format!("it makes {prompt:?} of {GREETING:?}: what users say is lost")));
+    }
+    let ids = chat::tokens(&metadata, &tokens, &prompt)?;
+    Ok(Some(format!("{} parsed, a first message becomes {} tokens", templates.len(), ids.len())))
 }
 
 /// The artifact's tokenizer and the source's see the bundled awkward strings alike.
