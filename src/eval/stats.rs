@@ -225,9 +225,12 @@ impl Sums {
     }
 }
 
+/// Low and high of several figures.
+type Ends<const N: usize> = [[f64; 2]; N];
+
 /// [low, high] of every figure and of every quantile, `None` for one chunk. A resample draws as many chunks as there are, with
 /// replacement, and all figures of artifact and reference are taken from that same draw (paired).
-fn bootstrap(chunks: &[Sums], ranked: &Ranked) -> Option<([[f64; 2]; FIGURES], [[f64; 2]; QUANTILES.len()])> {
+fn bootstrap(chunks: &[Sums], ranked: &Ranked) -> Option<(Ends<FIGURES>, Ends<{ QUANTILES.len() }>)> {
     if chunks.len() < 2 {
         return None;
     }
