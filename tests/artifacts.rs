@@ -243,6 +243,8 @@ fn quantized_weights_keep_their_values_where_formats_agree() {
             ("mlx-4bit", "mlx-4bit-g32"),
             ("mxfp4", "mlx-mxfp4"),
             ("mxfp4", "mxfp4_moe"),
+            ("mxfp4", "mxfp8"),
+            ("mxfp8", "mlx-mxfp8"),
             ("fp8-tensor", "fp8-tensor"),
         ] {
             let source = made(from);
@@ -462,6 +464,7 @@ fn parts_that_are_missing_or_too_many() {
         ("fp8-tensor", &["weight", "weight_scale"]),
         ("nvfp4a16", &["weight_packed", "weight_scale", "weight_global_scale"]),
         ("mxfp4", &["weight_packed", "weight_scale"]),
+        ("mxfp8", &["weight", "weight_scale"]),
         ("exl2", &["q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm"]),
     ] {
         for part in parts {
@@ -494,6 +497,7 @@ fn shapes_and_types_that_disagree() {
         ("fp8-block", "weight_scale", vec![1, 8]),
         ("nvfp4a16", "weight_scale", vec![32, 256]),
         ("mxfp4", "weight_packed", vec![256, 2, 128]),
+        ("mxfp8", "weight_scale", vec![512, 8]),
     ] {
         let mut lie = artifact(to);
         lie.part(part).shape = shape;
@@ -577,7 +581,7 @@ fn mlx_parts_must_fit_together() {
     refused(&[DOWN, "says that it is not packed"], &setting(DOWN, json!(false)));
     refused(&[DOWN, "instead of [256, 16]"], &setting(DOWN, json!({ "bits": 4, "group_size": 32 })));
     refused(&["bits is 0"], &setting("bits", json!(0)));
-    refused(&["mlx, mode mxfp8"], &setting("mode", json!("mxfp8")));
+    refused(&["mlx, mode mxfp9"], &setting("mode", json!("mxfp9")));
     refused(&["lm_head", "4 bits in groups of 64 with scales of BF16"], &setting("mode", json!("mxfp4")));
     refused(&["lm_head.weight", "does not say how it is packed"], &|lie| {
         lie.config.as_object_mut().unwrap().retain(|key, _| !key.starts_with("quantization"));

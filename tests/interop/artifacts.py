@@ -32,11 +32,11 @@ from common import QuantError, Report, cannot, convert, main, presets, quant
 HERE = Path(__file__).resolve().parent
 COSINE, KLD, LLAMA = 0.999, 2e-4, 5
 # gptqmodel 7.7 looks for other names in phi3 and mixtral than published files have; transformers 5.17 stacks experts, and knows no
-# place there for scales of whole matrices; mlx-lm's gemma2 attends beyond the window.
+# place there for scales of whole matrices, nor 8-bit floats with scales of 32; mlx-lm's gemma2 attends beyond the window.
 FAMILIES = {"gpt-oss": ("mxfp4-gpt-oss", "mlx-4bit", "mlx-mxfp4"), "gpt-oss-mxfp4": ("mxfp4-gpt-oss", "mlx-mxfp4"),
             "llama": None, "qwen2": ("w4a16", "gptq", "awq", "mlx-4bit"), "qwen3": ("w4a16-asym", "gptq-g32", "awq", "mlx-6bit"),
-            "phi3": ("w4a16", "nvfp4a16", "mlx-8bit"), "llama3-rope": ("w8a8", "gptq-8bit", "fp8", "mlx-4bit-g32"),
-            "qwen3moe": ("w4a16", "gptq", "awq", "fp8", "mxfp4", "mlx-4bit", "mlx-mixed-3-6", "mlx-nvfp4"),
+            "phi3": ("w4a16", "mxfp8", "nvfp4a16", "mlx-8bit"), "llama3-rope": ("w8a8", "gptq-8bit", "fp8", "mlx-4bit-g32"),
+            "qwen3moe": ("w4a16", "gptq", "awq", "fp8", "mxfp4", "mlx-4bit", "mlx-mixed-3-6", "mlx-nvfp4", "mlx-mxfp8"),
             "mixtral": ("w4a16", "mxfp4", "mlx-4bit"), "gemma3": ("mlx-4bit",), "smollm3": ("mlx-5bit",)}
 
 # With scales of the KV cache, which the owner's package makes places for.

@@ -140,6 +140,7 @@ const FORMATS: &[(Family, &str)] = &[
     (Family::Float8Tensor, "float-quantized"),
     (Family::Nvfp4, "nvfp4-pack-quantized"),
     (Family::Mxfp4, "mxfp4-pack-quantized"),
+    (Family::Mxfp8, "mxfp8-quantized"),
 ];
 
 fn compressed_tensors(modules: &[Module], plain: &[&str], activations: Activations, cache: bool) -> Result<Value> {
@@ -216,7 +217,7 @@ fn weights(scheme: &Scheme) -> Value {
 fn scale_dtype(scheme: &Scheme) -> Option<&'static str> {
     match scheme.family {
         Family::Nvfp4 => Some("torch.float8_e4m3fn"),
-        Family::Mxfp4 => Some("torch.uint8"),
+        Family::Mxfp4 | Family::Mxfp8 => Some("torch.uint8"),
         _ => None,
     }
 }
@@ -330,6 +331,7 @@ mod tests {
             (Family::ModelOptNvfp4, 4, Some(16), Activations::Static),
             (Family::ModelOptNvfp4, 4, Some(16), Activations::Plain),
             (Family::Mxfp4, 4, Some(32), Activations::Plain),
+            (Family::Mxfp8, 8, Some(32), Activations::Plain),
         ] {
             let declared = declare(&[module("a.x", family, bits, group)], activations, false).unwrap().unwrap();
             let named = declared.config["quant_method"].as_str().unwrap();

@@ -181,6 +181,7 @@ fn compressed_tensors(q: &Value) -> Result<Storage> {
         "naive-quantized",
         "nvfp4-pack-quantized",
         "mxfp4-pack-quantized",
+        "mxfp8-quantized",
         "mixed-precision",
     ];
     if !READ.contains(&name) {
@@ -215,6 +216,7 @@ fn compressed_tensors(q: &Value) -> Result<Storage> {
                 out.channel |= strategy == "channel";
             }
             ("float", 8, "tensor" | "channel" | "block") | ("float", 4, "tensor_group" | "group") => {}
+            ("float", 8, "group") if word(weights, &["scale_dtype"]) == Some("torch.uint8") => {}
             _ => return refuse(&format!("{name} of type {kind} with {bits} bits by {strategy}")),
         }
         described = true;
