@@ -17,7 +17,7 @@ embed! {
     "iq1_m" "iq1_s" "q1_0"
     "hf-f32" "hf-bf16" "hf-f16"
     "w8a16" "w8a8" "w4a16" "w4a16-asym" "w4a16-g32" "w3a16" "w2a16"
-    "fp8" "fp8-block" "fp8-tensor" "modelopt-fp8" "mxfp8" "nvfp4" "nvfp4a16" "modelopt-nvfp4" "mxfp4" "mxfp4-gpt-oss"
+    "fp8" "fp8-block" "fp8-tensor" "modelopt-fp8" "mxfp8" "nvfp4" "nvfp4a16" "modelopt-nvfp4" "nf4" "mxfp4" "mxfp4-gpt-oss"
     "gptq-8bit" "gptq" "gptq-g64" "gptq-g32" "gptq-asym" "gptq-3bit" "gptq-2bit" "awq" "awq-g64" "awq-g32"
     "mlx-8bit" "mlx-mxfp8" "mlx-6bit" "mlx-5bit" "mlx-mixed-4-6" "mlx-nvfp4" "mlx-mxfp4" "mlx-4bit" "mlx-4bit-g32" "mlx-mixed-3-6" "mlx-3bit" "mlx-3bit-g32"
     "mlx-mixed-2-6" "mlx-2bit" "mlx-2bit-g32"

@@ -49,6 +49,10 @@ pub enum Family {
     Mxfp4,
     /// MXFP4 as gpt-oss has it
     GptOss,
+    /// bitsandbytes `nf4`
+    Nf4,
+    /// bitsandbytes `fp4`
+    BnbFp4,
 }
 
 impl Family {
@@ -79,7 +83,7 @@ pub struct Scheme {
     pub group: Option<usize>,
     /// The zero is in the middle of the codes.
     pub symmetric: bool,
-    /// F16, BF16 or F32; of floats F8_E4M3 or U8 as well.
+    /// F16, BF16 or F32; of floats F8_E4M3 or U8 as well. Of bitsandbytes what runtimes decode to.
     pub scales: Dtype,
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::mlx;
+use super::{bnb, mlx};
 use crate::arch;
 use crate::codec::{Activations, Family, Scheme, fp4};
 use crate::error::{Error, Result};
@@ -42,6 +42,11 @@ pub fn declare(modules: &[Module], activations: Activations, cache: bool) -> Res
             alike(modules)?;
             alone(gpt_oss())
         }
+        Family::Nf4 | Family::BnbFp4 => {
+            // Names match as regular expressions.
+            let plain: Vec<_> = ignored(&plain).iter().map(|name| name.trim_start_matches("re:").to_owned()).collect();
+            alone(bnb::declare(&alike(modules)?, &plain))
+        }
         Family::ModelOptFloat8 | Family::ModelOptNvfp4 => modelopt(&alike(modules)?, &plain, activations, cache),
         _ => alone(compressed_tensors(modules, &plain, activations, cache)?),
     };
@@ -55,11 +60,11 @@ fn alike(modules: &[Module]) -> Result<Scheme> {
     let (_, first) = packed.next().ok_or_else(|| Error::request("no weight is packed"))?;
     match packed.find(|(_, scheme)| *scheme != first) {
         None => Ok(first),
-        Some((name, _)) => {
-            Err(Error::request("folders of GPTQ, AWQ and ModelOpt have one format for all their packed weights")
-                .at(name)
-                .help("give it that format or \"keep\", or use a recipe of compressed-tensors formats (w4a16)"))
-        }
+        Some((name, _)) => Err(Error::request(
+            "folders of GPTQ, AWQ, ModelOpt and bitsandbytes have one format for all their packed weights",
+        )
+        .at(name)
+        .help("give it that format or \"keep\", or use a recipe of compressed-tensors formats (w4a16)")),
     }
 }
 

@@ -76,6 +76,12 @@ const PARTS: &[&str] = &[
     ".weight_zero_point",
     ".weight_shape",
     ".weight_g_idx",
+    ".absmax",
+    ".quant_map",
+    ".quant_state.bitsandbytes__nf4",
+    ".quant_state.bitsandbytes__fp4",
+    ".nested_absmax",
+    ".nested_quant_map",
 ];
 
 /// A packed weight in a folder that does not say that it has any.
