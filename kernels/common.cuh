@@ -51,6 +51,11 @@ FN float e4m3(u32 bits) {
     return __uint_as_float(__float_as_uint(size) | sign);
 }
 
+// A power of two.
+FN float e8m0(u32 bits) {
+    return __uint_as_float(bits == 0xff ? 0x7fc00000u : bits == 0 ? 0x00400000u : bits << 23);
+}
+
 // (level - zero) * step, + offset
 struct Scale {
     float step, zero, offset;
@@ -61,7 +66,7 @@ struct Parts {
     const u8 *part[4];
 };
 
-// Columns and rows under one scale; the type of stored scales: 0 f32, 1 f16, 2 bf16.
+// Columns and rows under one scale; the type of stored scales: 0 f32, 1 f16, 2 bf16, 3 e8m0.
 struct Shape {
     i64 rows;
     int cols, group, tall, scales;
@@ -72,6 +77,7 @@ FN float scale_at(const u8 *part, i64 n, int type) {
         const u8 *b = part + 4 * n;
         return __uint_as_float(u32(two(b)) | u32(two(b + 2)) << 16);
     }
+    if (type == 3) return e8m0(part[n]);
     u16 bits = two(part + 2 * n);
     return type == 1 ? half_to_float(bits) : bf16_to_float(bits);
 }

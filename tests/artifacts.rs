@@ -122,7 +122,12 @@ fn folders_have_the_planned_bytes_and_all_side_files() {
             assert_eq!(names(&out), expected, "{kind} {preset}");
             let model = open(&out).unwrap_or_else(|e| panic!("{kind} {preset}: {e}"));
             let packed = model.tensors().iter().filter(|t| t.codec.packed()).count();
-            let linear = if kind == "moe" { 2 * 7 } else { 4 * 7 };
+            let linear = match kind {
+                // What its owner leaves as they are.
+                "moe" if preset == "nf4" => 2 * 4,
+                "moe" => 2 * 7,
+                _ => 4 * 7,
+            };
             // MLX has the embedding too, and the head unless it is the same; EXL2 a head in any case.
             let more = match preset.split('-').next() {
                 Some("mlx") => model.find("output.weight").map_or(1, |_| 2),
@@ -243,7 +248,10 @@ fn quantized_weights_keep_their_values_where_formats_agree() {
             ("mlx-4bit", "mlx-4bit-g32"),
             ("mxfp4", "mlx-mxfp4"),
             ("mxfp4", "mxfp4_moe"),
+            ("mxfp4", "mxfp8"),
+            ("mxfp8", "mlx-mxfp8"),
             ("fp8-tensor", "fp8-tensor"),
+            ("nf4", "nf4"),
         ] {
             let source = made(from);
             let is_file = to.starts_with('q') || to == "mxfp4_moe";
@@ -462,6 +470,8 @@ fn parts_that_are_missing_or_too_many() {
         ("fp8-tensor", &["weight", "weight_scale"]),
         ("nvfp4a16", &["weight_packed", "weight_scale", "weight_global_scale"]),
         ("mxfp4", &["weight_packed", "weight_scale"]),
+        ("mxfp8", &["weight", "weight_scale"]),
+        ("nf4", &["weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"]),
         ("exl2", &["q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm"]),
     ] {
         for part in parts {
@@ -494,6 +504,8 @@ fn shapes_and_types_that_disagree() {
         ("fp8-block", "weight_scale", vec![1, 8]),
         ("nvfp4a16", "weight_scale", vec![32, 256]),
         ("mxfp4", "weight_packed", vec![256, 2, 128]),
+        ("mxfp8", "weight_scale", vec![512, 8]),
+        ("nf4", "weight.absmax", vec![1024, 2]),
     ] {
         let mut lie = artifact(to);
         lie.part(part).shape = shape;
@@ -530,6 +542,73 @@ fn configurations_that_do_not_fit() {
     assert!(open(&lie.folder).is_ok(), "quantize_config.json says the same");
     fs::remove_file(lie.folder.join("quantize_config.json")).unwrap();
     lie.refused(&["qweight", "does not say how"]);
+}
+
+const STATE: &str = "weight.quant_state.bitsandbytes__nf4";
+
+#[test]
+fn states_of_bitsandbytes_must_be_those_of_the_parts() {
+    for (from, to, words) in [
+        (r#""nf4""#, r#""fp4""#, &["quant_type fp4"][..]),
+        (r#""bfloat16""#, r#""int8""#, &["decoded to int8"]),
+        ("64, ", "128, ", &["blocks of 128 weights, not of 64"]),
+        ("[256, 512]", "[256, 500]", &["rows of 500, so that blocks of 64 span two"]),
+        ("[256, 512]", "[256, 576]", &["[65536, 1] of U8 instead of [73728, 1]"]),
+        ("[256, 512]", "[131072]", &["not that of a matrix"]),
+        ("[256, 512]", "[-256, 512]", &["not that of a matrix"]),
+        ("[256, 512]", "[4611686018427387904, 64]", &["overflow"]),
+        ("}", "", &["not valid JSON"]),
+        ("}", r#", "nested_offset": "x"}"#, &["are not numbers"]),
+        ("}", r#", "nested_offset": 0.5, "nested_blocksize": 0}"#, &["are not numbers"]),
+        ("}", r#", "nested_offset": 0.5, "nested_blocksize": 256}"#, &["[2048] of F32 instead of [2048] of U8"]),
+    ] {
+        let mut lie = artifact("nf4");
+        let state = lie.part(STATE);
+        let text = String::from_utf8(state.bytes.clone()).unwrap();
+        assert!(text.contains(from), "{text}");
+        state.bytes = text.replace(from, to).into_bytes();
+        state.shape = vec![state.bytes.len()];
+        lie.refused(&[&[DOWN], words].concat());
+    }
+    let mut lie = artifact("nf4");
+    lie.part("weight.quant_map").bytes[3] ^= 1;
+    lie.refused(&[DOWN, "not that of nf4"]);
+    let mut lie = artifact("nf4");
+    lie.tensors.remove(&format!("{DOWN}.weight")).unwrap();
+    lie.refused(&[DOWN, "codes are missing"]);
+}
+
+/// Scales that are quantized themselves, by bitsandbytes' `bnb_4bit_use_double_quant`.
+#[test]
+fn nested_scales_are_read() {
+    let mut lie = artifact("nf4");
+    let before = values(open(&lie.folder).unwrap().as_ref());
+    let key = ("blk.1.ffn_down.weight".to_owned(), 0);
+    let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|x| x.to_le_bytes()).collect() };
+    let (scales, offset): (Vec<f32>, f32) = ((1..9).map(|n| n as f32 / 8.0).collect(), 0.25);
+    let table: Vec<f32> = (0..256).map(|n| n as f32 / 255.0).collect();
+    let absmax = lie.part("weight.absmax");
+    let old: Vec<f32> = absmax.bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let codes: Vec<u8> = (0..old.len()).map(|n| (n * 7 % 256) as u8).collect();
+    let new: Vec<f32> =
+        codes.iter().enumerate().map(|(n, c)| table[usize::from(*c)] * scales[n / 256] + offset).collect();
+    *absmax = Stored { dtype: "U8", shape: vec![codes.len()], bytes: codes };
+    let nested = Stored { dtype: "F32", shape: vec![8], bytes: bytes(&scales) };
+    lie.tensors.insert(format!("{DOWN}.weight.nested_absmax"), nested);
+    let nested = Stored { dtype: "F32", shape: vec![256], bytes: bytes(&table) };
+    lie.tensors.insert(format!("{DOWN}.weight.nested_quant_map"), nested);
+    let state = lie.part(STATE);
+    state.bytes.pop();
+    state.bytes.extend(br#", "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.25}"#);
+    state.shape = vec![state.bytes.len()];
+    lie.write();
+    let after = values(open(&lie.folder).unwrap().as_ref());
+    for (n, (now, was)) in after[&key].iter().zip(&before[&key]).enumerate() {
+        let level = was / old[n / 64];
+        assert!((now - level * new[n / 64]).abs() < 1e-6, "weight {n}: {now}, was {was}");
+    }
+    lie.tensors.remove(&format!("{DOWN}.weight.nested_absmax"));
+    lie.refused(&[DOWN, "nested_absmax is missing"]);
 }
 
 #[test]
@@ -577,7 +656,7 @@ fn mlx_parts_must_fit_together() {
     refused(&[DOWN, "says that it is not packed"], &setting(DOWN, json!(false)));
     refused(&[DOWN, "instead of [256, 16]"], &setting(DOWN, json!({ "bits": 4, "group_size": 32 })));
     refused(&["bits is 0"], &setting("bits", json!(0)));
-    refused(&["mlx, mode mxfp8"], &setting("mode", json!("mxfp8")));
+    refused(&["mlx, mode mxfp9"], &setting("mode", json!("mxfp9")));
     refused(&["lm_head", "4 bits in groups of 64 with scales of BF16"], &setting("mode", json!("mxfp4")));
     refused(&["lm_head.weight", "does not say how it is packed"], &|lie| {
         lie.config.as_object_mut().unwrap().retain(|key, _| !key.starts_with("quantization"));

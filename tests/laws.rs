@@ -165,10 +165,17 @@ fn exact_ways_exist() {
         ("modelopt-nvfp4", "nvfp4", true),
         ("pack-nvfp4", "nvfp4", true),
         ("pack-mxfp4", "mxfp4", true),
+        ("pack-mxfp4", "mxfp8", true),
+        ("mxfp8", "mlx-mxfp8", true),
+        ("mlx-mxfp8", "mxfp8", true),
+        ("mxfp8", "pack-mxfp4", false),
         ("fp8-tensor", "modelopt-fp8", true),
         ("pack-nvfp4", "pack-mxfp4", false),
         ("pack-mxfp4", "nvfp4", false),
         ("fp8-channel", "pack-nvfp4", false),
+        ("nf4", "nf4-f16", true),
+        ("nf4", "bnb-fp4", false),
+        ("nf4", "iq4_nl", false),
     ] {
         let [a, b] = [from, to].map(|name| codec::find(name).unwrap());
         assert_eq!(transcode::possible(a, b, 2048), expected, "{from} to {to}");

@@ -84,8 +84,7 @@ template <class F, bool POWER> struct Fp4 : F {
     static const bool OFFSET = false, SCATTERED = false;
     static FN Scale scale_of(const Parts &p, const Shape &shape, i64 row, int col) {
         u32 byte = p.part[1][row * (shape.cols / F::SPAN) + col / F::SPAN];
-        float half = POWER ? (byte == 0xff ? __uint_as_float(0x7fc00000u) : half_e8m0(byte)) : 0.5f * e4m3(byte);
-        return step_only(half);
+        return step_only(0.5f * (POWER ? e8m0(byte) : e4m3(byte)));
     }
     static FN float level_of(const Parts &p, const Shape &shape, i64 row, int col) {
         return F::level(p.part[0][(row * shape.cols + col) / 2] >> col % 2 * 4 & 15);

@@ -1,4 +1,4 @@
-// E4M3 weights under scales of rows, of rectangles, or none.
+// E4M3 weights under scales of rows, of rectangles, of runs of columns, or none.
 struct Float8 : FactsOfFloat8 {
     static const bool OFFSET = false, SCATTERED = false;
     static FN Scale scale_of(const Parts &p, const Shape &shape, i64 row, int col) {

@@ -29,6 +29,14 @@ pub fn dtype(codec: &dyn Codec) -> Option<Dtype> {
     DTYPES.iter().find(|(_, block)| block.name == codec.name()).map(|(dtype, _)| *dtype)
 }
 
+/// What torch calls those that models compute in.
+pub const TORCH: [(Dtype, &str); 3] = [(Dtype::BF16, "bfloat16"), (Dtype::F16, "float16"), (Dtype::F32, "float32")];
+
+/// The last for others.
+pub fn torch_name(dtype: Dtype) -> &'static str {
+    TORCH.iter().find(|(d, _)| *d == dtype).unwrap_or(&TORCH[2]).1
+}
+
 pub static F32: Block = Block {
     name: "f32",
     about: "IEEE 754 single precision",

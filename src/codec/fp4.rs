@@ -28,7 +28,7 @@ use safetensors::Dtype;
 
 use super::affine::{Family, Scheme};
 use super::facts::{DeviceGrid, Facts, type_name};
-use super::ggml::fp4::{E2M1_DOUBLED, half_e8m0};
+use super::ggml::fp4::E2M1_DOUBLED;
 use super::grid::{Codes, Grid, Levels, Scale};
 use super::{Codec, Part, TensorScale, fp8};
 use crate::error::{Error, Result};
@@ -184,7 +184,7 @@ impl ByteScale for PowerOfTwo {
     const SPAN: usize = 32;
 
     fn half(byte: u8) -> f32 {
-        if byte == 0xff { f32::NAN } else { half_e8m0(byte) }
+        0.5 * fp8::power(byte)
     }
 
     /// From 1.75 of a power of two on, the next.

@@ -16,6 +16,7 @@ mod gptq;
 pub mod grid;
 pub mod kv;
 mod mlx;
+pub mod nf4;
 mod packed;
 pub mod served;
 pub mod transcode;
@@ -210,6 +211,7 @@ pub static CODECS: &[&[&dyn Codec]] = &[
     &packed::INT,
     &mlx::CODECS,
     fp4::CODECS,
+    nf4::CODECS,
     &exl2::CODECS,
 ];
 
@@ -232,8 +234,9 @@ pub fn ggml_type(id: u32) -> Option<&'static dyn Codec> {
 
 /// `codec` with scales of the model's own type, in formats that follow the model. `model`: what its weights are stored as.
 pub fn suited(codec: &'static dyn Codec, model: &dyn Codec) -> &'static dyn Codec {
-    use Family::{Float8, Int, Mlx, Packed};
-    let Some(scheme) = codec.scheme().filter(|s| matches!(s.family, Packed | Int | Float8 | Mlx)) else {
+    use Family::{BnbFp4, Float8, Int, Mlx, Nf4, Packed};
+    let follows = |s: &&Scheme| matches!(s.family, Packed | Int | Float8 | Mlx | Nf4 | BnbFp4);
+    let Some(scheme) = codec.scheme().filter(follows) else {
         return codec;
     };
     let own = model.scheme().map(|s| s.scales).or_else(|| float::dtype(model).filter(|d| *d == Dtype::F16));

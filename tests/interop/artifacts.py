@@ -6,8 +6,8 @@
 written: every preset that makes a folder of packed weights, for several families: logits of the owner's package (gptqmodel and
          mlx-lm calculate in half precision) against those of quant's engine on the same folder. Cosine at least 0.999, mean
          divergence at most 2e-4 nats, no tensor missing or too many.
-read:    every folder in $QUANT_EXAMPLES, artifacts that other tools made: the owner's package against quant's decoded copy in
-         transformers, with the same limits. A format that quant does not read is skipped.
+read:    folders that bitsandbytes made, and every one in $QUANT_EXAMPLES, artifacts that other tools made: the owner's package
+         against quant's decoded copy in transformers, with the same limits. A format that quant does not read is skipped.
 values:  MLX folders, ours and those of others: mx.dequantize in single precision against what quant decodes: not one value may differ.
 llama:   NVFP4 in GGUF with its scales of matrices: llama.cpp's logits. Its products with packed weights round the activations
          too, so what is allowed is five times the divergence that a Q8_0 of the same model shows.
@@ -32,11 +32,11 @@ from common import QuantError, Report, cannot, convert, main, presets, quant
 HERE = Path(__file__).resolve().parent
 COSINE, KLD, LLAMA = 0.999, 2e-4, 5
 # gptqmodel 7.7 looks for other names in phi3 and mixtral than published files have; transformers 5.17 stacks experts, and knows no
-# place there for scales of whole matrices; mlx-lm's gemma2 attends beyond the window.
+# place there for scales of whole matrices, nor 8-bit floats with scales of 32; mlx-lm's gemma2 attends beyond the window.
 FAMILIES = {"gpt-oss": ("mxfp4-gpt-oss", "mlx-4bit", "mlx-mxfp4"), "gpt-oss-mxfp4": ("mxfp4-gpt-oss", "mlx-mxfp4"),
-            "llama": None, "qwen2": ("w4a16", "gptq", "awq", "mlx-4bit"), "qwen3": ("w4a16-asym", "gptq-g32", "awq", "mlx-6bit"),
-            "phi3": ("w4a16", "nvfp4a16", "mlx-8bit"), "llama3-rope": ("w8a8", "gptq-8bit", "fp8", "mlx-4bit-g32"),
-            "qwen3moe": ("w4a16", "gptq", "awq", "fp8", "mxfp4", "mlx-4bit", "mlx-mixed-3-6", "mlx-nvfp4"),
+            "llama": None, "qwen2": ("w4a16", "gptq", "awq", "nf4", "mlx-4bit"), "qwen3": ("w4a16-asym", "gptq-g32", "awq", "mlx-6bit"),
+            "phi3": ("w4a16", "mxfp8", "nvfp4a16", "nf4", "mlx-8bit"), "llama3-rope": ("w8a8", "gptq-8bit", "fp8", "mlx-4bit-g32"),
+            "qwen3moe": ("w4a16", "gptq", "awq", "fp8", "mxfp4", "nf4", "mlx-4bit", "mlx-mixed-3-6", "mlx-nvfp4", "mlx-mxfp8"),
             "mixtral": ("w4a16", "mxfp4", "mlx-4bit"), "gemma3": ("mlx-4bit",), "smollm3": ("mlx-5bit",)}
 
 # With scales of the KV cache, which the owner's package makes places for.
@@ -112,13 +112,29 @@ def check_written(python, a):
     return report.finish()
 
 
+def owners(python, work):
+    """Folders that the owner of their format makes here."""
+    source = small(work / "llama", "llama")
+    for kind in "nf4", "fp4":
+        out = work / f"bitsandbytes-{kind}"
+        done = subprocess.run([python, HERE / "bnb.py", source, out, kind], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise QuantError(done.stderr.strip().splitlines()[-1])
+        yield out
+
+
 def check_read(python, _):
+    with tempfile.TemporaryDirectory() as work:
+        return read(python, list(owners(python, Path(work))))
+
+
+def read(python, made):
     report = Report("artifacts read", "model", "format", "loader", "cosine", "mean KLD", "error")
     named = os.environ.get("QUANT_EXAMPLES")
     examples = sorted(p.parent for p in Path(named).glob("*/config.json")) if named else []
     if not examples:
         report.row("skipped", "-", "-", "no $QUANT_EXAMPLES", "-", "-", "")
-    for example in examples:
+    for example in made + examples:
         if "quantization_config" not in config(example):
             continue
         with tempfile.TemporaryDirectory() as work:

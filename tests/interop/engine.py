@@ -46,16 +46,20 @@ def read_reference(path):
     return about, windows, hidden, decoded(about["head_codec"], parts, about["head_dims"])
 
 
+def eights(bytes):
+    """What E4M3 stand for."""
+    exponent, fraction = bytes >> 3 & 15, (bytes & 7).astype(np.float32)
+    size = np.where(exponent, np.exp2(exponent - 7.0) * (1 + fraction / 8), fraction / 512).astype(np.float32)
+    return np.where(bytes & 0x80, -size, size)
+
+
 def decoded(codec, parts, dims):
-    """A matrix as f32: of floats, or of MLX's integers."""
-    if codec in ("mlx-nvfp4", "mlx-mxfp4"):
+    """A matrix as f32: of floats, or of MLX's."""
+    if codec in ("mlx-nvfp4", "mlx-mxfp4", "mlx-mxfp8"):
         sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-        values = np.concatenate([sizes, -sizes])[np.stack([parts[0] & 15, parts[0] >> 4], -1)]
-        if codec == "mlx-mxfp4":
-            scales = np.exp2(parts[1].astype(np.float32) - 127)
-        else:
-            exponent, fraction = parts[1] >> 3 & 15, (parts[1] & 7).astype(np.float32)
-            scales = np.where(exponent, np.exp2(exponent - 7.0) * (1 + fraction / 8), fraction / 512).astype(np.float32)
+        fours = lambda bytes: np.concatenate([sizes, -sizes])[np.stack([bytes & 15, bytes >> 4], -1)]
+        values = eights(parts[0]) if codec == "mlx-mxfp8" else fours(parts[0])
+        scales = eights(parts[1]) if codec == "mlx-nvfp4" else np.exp2(parts[1].astype(np.float32) - 127)
         return (values.reshape(len(scales), -1) * scales[:, None]).reshape(dims)
     if codec.startswith("mlx-"):
         _, width, group, *scales = codec.split("-")

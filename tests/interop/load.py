@@ -31,6 +31,12 @@ def in_transformers(folder, tokens):
         for module in model.modules():
             module._apply(lambda t: t.float() if t.is_floating_point() else t, recurse=False)
         model.apply(disable_quantization)
+    if method(folder) == "bitsandbytes":
+        # Its products round weights to what the file says, or to BF16 where the processor has that.
+        for module in model.modules():
+            if getattr(module, "quant_state", None):
+                module.weight.quant_state.dtype = torch.float32
+        model = model.dequantize().float()
     # Without a GPU transformers decodes MXFP4 to BF16, which holds all of its values, but not those of activations.
     return call(model.float() if method(folder) == "mxfp4" else model, tokens)
 

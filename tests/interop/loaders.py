@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Prints the Python that has the packages which own the Hugging Face formats: compressed-tensors with transformers, gptqmodel,
-mlx-lm. Builds it on first use (about 4 minutes and 1.7 GB), CPU only.
+"""Prints the Python that has the packages which own the Hugging Face formats: compressed-tensors and bitsandbytes with transformers,
+gptqmodel, mlx-lm. Builds it on first use (about 4 minutes and 1.7 GB), CPU only.
 
 torch's wheel for Linux is linked against CUDA libraries that no product on a CPU calls. It is installed without them; of the
 two that run code while torch is imported the real ones are taken out of their wheels, the others are replaced by stubs with the
@@ -27,9 +27,10 @@ FIRST = ["setuptools==81.0.0", "wheel==0.45.1", "numpy==2.4.6", "ml_dtypes==0.6.
          "tokenizers==0.23.2", "transformers==5.17.0"]
 WITH_TORCH = ["compressed-tensors==0.20.0", "accelerate==1.15.0", "mlx==0.32.4", "mlx-cpu==0.32.4", "mlx-lm==0.32.2",
               "threadpoolctl==3.8.0", "Device-SMI==0.5.7", "protobuf==7.36.2", "pillow==13.0.0", "PyPcre==0.6.4",
-              "TokeNicer==0.0.14", "LogBar==0.4.15", "dill==0.4.1", "requests==2.34.2", "torchao==0.18.0", "Defuser==0.0.28"]
+              "TokeNicer==0.0.14", "LogBar==0.4.15", "dill==0.4.1", "requests==2.34.2", "torchao==0.18.0", "Defuser==0.0.28",
+              "bitsandbytes==0.50.2"]
 ALONE = "gptqmodel==7.7.0"  # asks for a newer torch than it needs here
-TRIAL = "import compressed_tensors, gptqmodel, mlx_lm, torch; x = torch.ones(8, 64); assert (x @ x.T == 64).all()"
+TRIAL = "import bitsandbytes, compressed_tensors, gptqmodel, mlx_lm, torch; x = torch.ones(8, 64); assert (x @ x.T == 64).all()"
 VERSION = (3, 11)  # which the pinned wheels are for
 
 

@@ -15,7 +15,7 @@ use safetensors::Dtype;
 use super::bits::{self, UNIT};
 use super::facts::{DeviceGrid, Facts, type_name};
 use super::grid::{Codes, Grid, Levels, Scale};
-use super::{Codec, Part};
+use super::{Codec, Part, fp8};
 use crate::error::{Error, Result};
 use crate::tensor::{Bytes, Dims, Packed};
 use name::Name;
@@ -32,7 +32,7 @@ pub enum Family {
     Int,
     /// MLX's `affine`
     Mlx,
-    /// MLX's `nvfp4` and `mxfp4`
+    /// MLX's `nvfp4`, `mxfp4` and `mxfp8`
     MlxFloat,
     /// compressed-tensors `float-quantized`: E4M3 under a scale a row or a square
     Float8,
@@ -40,6 +40,8 @@ pub enum Family {
     Float8Tensor,
     /// ModelOpt's FP8, the same
     ModelOptFloat8,
+    /// compressed-tensors `mxfp8-quantized`
+    Mxfp8,
     /// compressed-tensors `nvfp4-pack-quantized`
     Nvfp4,
     ModelOptNvfp4,
@@ -47,6 +49,10 @@ pub enum Family {
     Mxfp4,
     /// MXFP4 as gpt-oss has it
     GptOss,
+    /// bitsandbytes `nf4`
+    Nf4,
+    /// bitsandbytes `fp4`
+    BnbFp4,
 }
 
 impl Family {
@@ -77,7 +83,7 @@ pub struct Scheme {
     pub group: Option<usize>,
     /// The zero is in the middle of the codes.
     pub symmetric: bool,
-    /// F16, BF16 or F32; of 4-bit floats F8_E4M3 or U8.
+    /// F16, BF16 or F32; of floats F8_E4M3 or U8 as well. Of bitsandbytes what runtimes decode to.
     pub scales: Dtype,
 }
 
@@ -120,13 +126,15 @@ impl Scheme {
     }
 
     pub fn scale_bytes(&self) -> usize {
-        if self.scales == Dtype::F32 { 4 } else { 2 }
+        self.scales.bitsize() / 8
     }
 
+    /// A byte is a power of two.
     pub fn read_scale(&self, bytes: &[u8], n: usize) -> f32 {
         let width = self.scale_bytes();
         let bytes = &bytes[n * width..][..width];
         match (self.scales, bytes) {
+            (_, &[power]) => fp8::power(power),
             (Dtype::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
             (_, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
             (_, bytes) => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
@@ -135,6 +143,7 @@ impl Scheme {
 
     pub fn write_scale(&self, scale: f32, bytes: &mut [u8]) {
         match self.scales {
+            Dtype::U8 => bytes[0] = fp8::power_above(scale),
             Dtype::F32 => bytes.copy_from_slice(&scale.to_le_bytes()),
             Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(scale).to_le_bytes()),
             _ => bytes.copy_from_slice(&bf16::from_f32(scale).to_le_bytes()),
@@ -144,13 +153,14 @@ impl Scheme {
     /// `scale` as it will be read back.
     fn stored(&self, scale: f32) -> f32 {
         match self.scales {
+            Dtype::U8 => fp8::power(fp8::power_above(scale)),
             Dtype::F32 => scale,
             Dtype::F16 => f16::from_f32(scale).to_f32(),
             _ => bf16::from_f32(scale).to_f32(),
         }
     }
 
-    /// The nearest scale that the format can hold, never zero nor infinite.
+    /// The nearest scale that the format can hold, of powers of two the next; never zero nor infinite.
     pub fn storable(&self, scale: f32) -> f32 {
         let (smallest, largest) = match self.scales {
             Dtype::F16 => (f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32()),

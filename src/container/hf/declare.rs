@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::mlx;
+use super::{bnb, mlx};
 use crate::arch;
 use crate::codec::{Activations, Family, Scheme, fp4};
 use crate::error::{Error, Result};
@@ -42,6 +42,11 @@ pub fn declare(modules: &[Module], activations: Activations, cache: bool) -> Res
             alike(modules)?;
             alone(gpt_oss())
         }
+        Family::Nf4 | Family::BnbFp4 => {
+            // Names match as regular expressions.
+            let plain: Vec<_> = ignored(&plain).iter().map(|name| name.trim_start_matches("re:").to_owned()).collect();
+            alone(bnb::declare(&alike(modules)?, &plain))
+        }
         Family::ModelOptFloat8 | Family::ModelOptNvfp4 => modelopt(&alike(modules)?, &plain, activations, cache),
         _ => alone(compressed_tensors(modules, &plain, activations, cache)?),
     };
@@ -55,11 +60,11 @@ fn alike(modules: &[Module]) -> Result<Scheme> {
     let (_, first) = packed.next().ok_or_else(|| Error::request("no weight is packed"))?;
     match packed.find(|(_, scheme)| *scheme != first) {
         None => Ok(first),
-        Some((name, _)) => {
-            Err(Error::request("folders of GPTQ, AWQ and ModelOpt have one format for all their packed weights")
-                .at(name)
-                .help("give it that format or \"keep\", or use a recipe of compressed-tensors formats (w4a16)"))
-        }
+        Some((name, _)) => Err(Error::request(
+            "folders of GPTQ, AWQ, ModelOpt and bitsandbytes have one format for all their packed weights",
+        )
+        .at(name)
+        .help("give it that format or \"keep\", or use a recipe of compressed-tensors formats (w4a16)")),
     }
 }
 
@@ -140,6 +145,7 @@ const FORMATS: &[(Family, &str)] = &[
     (Family::Float8Tensor, "float-quantized"),
     (Family::Nvfp4, "nvfp4-pack-quantized"),
     (Family::Mxfp4, "mxfp4-pack-quantized"),
+    (Family::Mxfp8, "mxfp8-quantized"),
 ];
 
 fn compressed_tensors(modules: &[Module], plain: &[&str], activations: Activations, cache: bool) -> Result<Value> {
@@ -216,7 +222,7 @@ fn weights(scheme: &Scheme) -> Value {
 fn scale_dtype(scheme: &Scheme) -> Option<&'static str> {
     match scheme.family {
         Family::Nvfp4 => Some("torch.float8_e4m3fn"),
-        Family::Mxfp4 => Some("torch.uint8"),
+        Family::Mxfp4 | Family::Mxfp8 => Some("torch.uint8"),
         _ => None,
     }
 }
@@ -330,6 +336,7 @@ mod tests {
             (Family::ModelOptNvfp4, 4, Some(16), Activations::Static),
             (Family::ModelOptNvfp4, 4, Some(16), Activations::Plain),
             (Family::Mxfp4, 4, Some(32), Activations::Plain),
+            (Family::Mxfp8, 8, Some(32), Activations::Plain),
         ] {
             let declared = declare(&[module("a.x", family, bits, group)], activations, false).unwrap().unwrap();
             let named = declared.config["quant_method"].as_str().unwrap();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
+use super::header::Entry;
 use super::place::{Plane, Stored};
 use super::quantized::{Packing, Storage};
 use super::shards::{Located, Shard};
@@ -75,6 +76,12 @@ const PARTS: &[&str] = &[
     ".weight_zero_point",
     ".weight_shape",
     ".weight_g_idx",
+    ".absmax",
+    ".quant_map",
+    ".quant_state.bitsandbytes__nf4",
+    ".quant_state.bitsandbytes__fp4",
+    ".nested_absmax",
+    ".nested_quant_map",
 ];
 
 /// A packed weight in a folder that does not say that it has any.
@@ -318,20 +325,25 @@ impl Module<'_> {
         Ok((Scheme { family, bits: 4, group: Some(group), symmetric: true, scales }, Dims::new(rows, cols)))
     }
 
-    /// Floats of eight bits, under scales of rows, of squares or of the matrix.
+    /// Floats of eight bits, under scales of rows, of squares, of runs of columns or of the matrix.
     fn eights(&self, all: &All) -> Result<(Scheme, Dims)> {
         let [rows, cols] = self.shape(all, "weight")?;
-        let shape = &find(self.module, all, "weight_scale")?.entry.shape;
+        let Entry { shape, dtype, .. } = &find(self.module, all, "weight_scale")?.entry;
         let squares = [rows.div_ceil(fp8::BLOCK), cols.div_ceil(fp8::BLOCK)];
         let modelopt = self.storage.family == Family::ModelOptNvfp4;
         let one = if modelopt { Family::ModelOptFloat8 } else { Family::Float8Tensor };
         let (family, group) = match shape[..] {
+            [r, c] if (*dtype, r, c.checked_mul(32)) == (Dtype::U8, rows, Some(cols)) => (Family::Mxfp8, Some(32)),
             [] | [1] => (one, None),
             [r] | [r, 1] if r == rows => (Family::Float8, None),
             [r, c] if [r, c] == squares => (Family::Float8, Some(fp8::BLOCK)),
             _ => return Err(Error::input(format!("weight_scale has shape {shape:?} for {rows} x {cols} weights"))),
         };
-        let scales = if family == one { Dtype::F32 } else { scales(self.module, all, "weight_scale")? };
+        let scales = match family {
+            Family::Mxfp8 => *dtype,
+            Family::Float8 => scales(self.module, all, "weight_scale")?,
+            _ => Dtype::F32,
+        };
         Ok((Scheme { family, bits: 8, group, symmetric: true, scales }, Dims::new(rows, cols)))
     }
 

@@ -1,5 +1,6 @@
 //! Hugging Face folders: safetensors shards, config.json, tokenizer files. Shards are mapped, nothing is copied.
 
+mod bnb;
 mod cache;
 mod check;
 mod declare;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use half::bf16;
 use safetensors::Dtype;
 
+use super::bnb::{self, Nested};
 use super::exl2;
 use super::integers::{self, Bundle};
 use super::mlx;
@@ -52,6 +53,7 @@ pub enum Stored {
         shard: usize,
         all: Scatter,
     },
+    Nested(Box<Nested>),
     Made(Vec<u8>),
 }
 
@@ -69,6 +71,7 @@ impl Stored {
                 let (from, shape) = (all.from + n * rows * all.step[0], [rows, all.shape[1]]);
                 Stored::Scattered { shard: *shard, all: Scatter { from, shape, ..all.clone() } }
             }
+            Stored::Nested(nested) => Stored::Nested(Box::new(nested.plane(n, size))),
             Stored::Made(bytes) => Stored::Made(bytes[piece].to_vec()),
         }
     }
@@ -92,13 +95,15 @@ impl Stored {
                 halves.iter().flat_map(|b| bf16::from_le_bytes(*b).to_f32().to_le_bytes()).collect()
             }
             Stored::Scattered { shard, all } => all.gather(&shards[*shard].map).into(),
+            Stored::Nested(nested) => nested.read(shards).into(),
         }
     }
 
     /// Its size in the file.
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         match self {
             Stored::Mapped { bytes, .. } => bytes.len(),
+            Stored::Nested(nested) => nested.bytes(),
             Stored::Scattered { all, .. } => all.bytes(),
             Stored::Made(bytes) => bytes.len(),
         }
@@ -159,11 +164,12 @@ pub fn place(
     let (bundles, located, dropped) = match storage {
         Storage::Packed(packing) => integers::bundles(packing, shards, located)?,
         Storage::Mlx(mlx) => mlx::bundles(mlx, shards, located)?,
+        Storage::BitsAndBytes => bnb::bundles(shards, located)?,
         // Folders of the first versions do not say what they are.
         Storage::Plain | Storage::Exl2 if packed => exl2::bundles(family, spec, shards, located)?,
         _ => (Vec::new(), located, Vec::new()),
     };
-    if bundles.is_empty() && matches!(storage, Storage::Packed(_) | Storage::Mlx(_) | Storage::Exl2) {
+    if bundles.is_empty() && !matches!(storage, Storage::Plain | Storage::Fp8Block) {
         return Err(Error::input("config.json says that the weights are packed, and none is")
             .help("config.json is of another model: download it again"));
     }

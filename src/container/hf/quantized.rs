@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::bnb;
 use super::mlx::{self, Mlx};
 use crate::codec::{Activations, Family, fp4, fp8};
 use crate::error::{At, Error, Result};
@@ -17,6 +18,7 @@ pub enum Storage {
     /// Weights that come in several parts; the others are plain.
     Packed(Packing),
     Mlx(Mlx),
+    BitsAndBytes,
     /// Weights that come in the parts of EXL2, which tell the rest.
     Exl2,
 }
@@ -76,6 +78,7 @@ const METHODS: &[(&str, Read)] = &[
     ("auto-round", auto_round),
     ("compressed-tensors", compressed_tensors),
     ("exl2", |_| Ok(Storage::Exl2)),
+    (bnb::METHOD, bnb::read),
     ("modelopt", modelopt),
     (fp4::GPT_OSS_METHOD, |_| Ok(floats(Family::GptOss, Activations::Plain))),
 ];
@@ -181,6 +184,7 @@ fn compressed_tensors(q: &Value) -> Result<Storage> {
         "naive-quantized",
         "nvfp4-pack-quantized",
         "mxfp4-pack-quantized",
+        "mxfp8-quantized",
         "mixed-precision",
     ];
     if !READ.contains(&name) {
@@ -215,6 +219,7 @@ fn compressed_tensors(q: &Value) -> Result<Storage> {
                 out.channel |= strategy == "channel";
             }
             ("float", 8, "tensor" | "channel" | "block") | ("float", 4, "tensor_group" | "group") => {}
+            ("float", 8, "group") if word(weights, &["scale_dtype"]) == Some("torch.uint8") => {}
             _ => return refuse(&format!("{name} of type {kind} with {bits} bits by {strategy}")),
         }
         described = true;
@@ -310,7 +315,7 @@ mod tests {
         let q = |extra: Value| json!({ "quantization_config": extra });
         let floats = json!({ "g": { "weights": { "num_bits": 8, "type": "float", "strategy": "group" } } });
         for (config, named) in [
-            (q(json!({ "quant_method": "bitsandbytes" })), "(bitsandbytes)"),
+            (q(json!({ "quant_method": "bitsandbytes", "load_in_8bit": true })), "(bitsandbytes with 8 bits)"),
             (q(json!({ "load_in_4bit": true })), "(unnamed)"),
             (q(json!({ "quant_method": "fp8", "weight_block_size": [64, 128] })), "(fp8 with blocks of 64 x 128)"),
             (json!({ "quantization": { "bits": 4, "group_size": 16, "mode": "mxfp9" } }), "(mlx, mode mxfp9)"),

@@ -205,11 +205,7 @@ fn forget(config: &mut Value) {
 const DTYPE: [&str; 2] = ["dtype", "torch_dtype"];
 
 fn set_dtype(config: &mut Value, dtype: Dtype) {
-    let name = match dtype {
-        Dtype::F16 => "float16",
-        Dtype::BF16 => "bfloat16",
-        _ => "float32",
-    };
+    let name = float::torch_name(dtype);
     let mut set = false;
     for key in DTYPE {
         let inner = config.get_mut("text_config").and_then(|t| t.get_mut(key));

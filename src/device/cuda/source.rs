@@ -67,6 +67,7 @@ static GRIDS: &[(&str, &str)] = &[
     ("iq4", kernels!("grid/iq4.cuh")),
     ("fp4", kernels!("grid/fp4.cuh")),
     ("fp8", kernels!("grid/fp8.cuh")),
+    ("coded", kernels!("grid/coded.cuh")),
     ("affine", kernels!("grid/affine.cuh")),
 ];
 

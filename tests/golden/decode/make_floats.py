@@ -59,6 +59,9 @@ def main():
     codes, scales = some(1, 48, 4, 16), torch.arange(192, dtype=torch.uint8).add(32).reshape(1, 48, 4)
     weights = convert_moe_packed_tensors(codes, scales).float()[0].T + 0.0
     write("gpt-oss-mxfp4", 48, 128, [codes, scales], weights)
+    codes, scales = some(128, 64), torch.arange(256, dtype=torch.uint8).reshape(128, 2)
+    wide = scales.view(torch.float8_e8m0fnu).float().repeat_interleave(32, 1)
+    write("mxfp8", 128, 64, [codes, scales], codes.view(torch.float8_e4m3fn).float() * wide)
 
 
 main()

@@ -42,6 +42,12 @@ def main():
         scales = mx.array(np.stack([one, one[::-1]], -1))
         weights = mx.dequantize(codes, scales, group_size=group, bits=4, mode=mode, dtype=mx.float32)
         write(f"mlx-{mode}", rows, cols, [codes, scales], weights + 0)  # zeros without a sign
+    rows, cols = 255, 64
+    one = np.arange(rows, dtype=np.uint8)
+    eights = RNG.integers(0, 256, (rows, cols), dtype=np.uint8)
+    eights[eights & 0x7f == 0x7f] = 0  # a number to mlx
+    codes, scales = mx.array(eights).view(mx.uint32), mx.array(np.stack([one, one[::-1]], -1))
+    write("mlx-mxfp8", rows, cols, [codes, scales], mx.dequantize(codes, scales, group_size=32, bits=8, mode="mxfp8", dtype=mx.float32))
 
 
 main()

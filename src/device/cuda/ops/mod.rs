@@ -48,6 +48,7 @@ fn stored(facts: &Facts, dims: Dims) -> Result<Stored> {
     let scales = match facts.scales {
         None | Some(Dtype::F32) => 0,
         Some(Dtype::F16) => 1,
+        Some(Dtype::U8) => 3,
         Some(_) => 2,
     };
     let group = int(facts.group.unwrap_or(dims.cols))?;
