@@ -178,8 +178,8 @@ mod tests {
 
     #[test]
     fn single_modules_have_settings_of_their_own() {
-        let name = codec::all().find(|c| c.scheme().is_some_and(|s| s.family == Family::MlxFloat)).unwrap().name();
-        let float = name.strip_prefix(PREFIX).unwrap();
+        let codec = codec::all().find(|c| c.scheme().is_some_and(|s| s.family == Family::MlxFloat)).unwrap();
+        let (float, scheme) = (codec.name().strip_prefix(PREFIX).unwrap(), codec.scheme().unwrap());
         let q = json!({ "bits": 3, "group_size": 128, "a": false, "b": true, "c": { "bits": 8 }, "d": {}, "e": "words",
             "f": { "mode": float } });
         let Storage::Mlx(read) = read(&q).unwrap() else { panic!() };
@@ -189,7 +189,7 @@ mod tests {
             ("b", setting(3, 128)),
             ("c", setting(8, 64)),
             ("d", setting(4, 64)),
-            ("f", Some(Setting { family: Family::MlxFloat, bits: 4, group: 16 })),
+            ("f", Some(Setting { family: Family::MlxFloat, bits: scheme.bits, group: scheme.group.unwrap() })),
         ];
         assert!(read.modules.iter().map(|(name, s)| (name.as_str(), *s)).eq(expected));
         for wrong in [json!({ "bits": 0 }), json!({ "bits": "four" }), json!({ "a": { "group_size": 1e9 } })] {
