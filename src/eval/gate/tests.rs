@@ -206,6 +206,5 @@ fn gates_on_quantiles_keep_their_word() {
     let same = share(1.0, Verdict::Regression);
     assert!(same <= 5, "{same} of 100 at the limit regress");
     let (found, passed) = (share(2.0, Verdict::Regression), share(0.5, Verdict::Pass));
-    eprintln!("of 100 at the limit {same} regress, twice as far off {found}; half as far {passed} pass");
     assert!(found >= 80 && passed >= 80, "{found} of 100 that are twice as far off regress, {passed} half as far pass");
 }
