@@ -547,11 +547,12 @@ fn experts_both_fused_and_apart() {
 
 #[test]
 fn quantized_checkpoints_are_named() {
-    for method in ["bitsandbytes", "quark", "hqq", "exl3"] {
+    let others = [("bitsandbytes", " with 8 bits"), ("quark", ""), ("hqq", ""), ("exl3", "")];
+    for (method, more) in others {
         let mut folder = Folder::llama();
         folder.config["quantization_config"] = json!({ "quant_method": method, "bits": 4 });
         folder.write();
-        refuse(&folder, &["config.json", &format!("({method})"), "unquantized"]);
+        refuse(&folder, &["config.json", &format!("({method}{more})"), "unquantized"]);
     }
     let folder = Folder::llama();
     folder.write().put("hf_quant_config.json", "{\"quantization\": {}}");
