@@ -36,7 +36,7 @@ const STEPS: u64 = 1 << 16;
 /// Errors: a budget that no mix keeps, with what is the least.
 pub fn choose(items: &[Item], budget: Budget) -> Result<Mix> {
     if let Some(item) = items.iter().find(|i| i.options.is_empty()) {
-        return Err(Error::request("no format of the ladder fits it").at(&item.name));
+        return Err(Error::request("no format on offer fits it").at(&item.name));
     }
     let least: Vec<u64> = items.iter().map(|i| i.options.iter().map(|o| o.0).min().unwrap_or(0)).collect();
     let most: u64 = items.iter().map(|i| i.options.iter().map(|o| o.0).max().unwrap_or(0)).sum();
