@@ -247,8 +247,7 @@ impl Weigher<'_> {
         let ladder: Vec<&'static dyn Codec> = self.job.ladder.iter().filter(fits).copied().collect();
         let distance = |c: &&&'static dyn Codec| (codec::bits_per_weight(**c).unwrap_or(0.0) - self.job.bits).abs();
         let run_with = ladder.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).copied();
-        let run_with =
-            run_with.ok_or_else(|| Error::request("no format on offer takes it").at(place()))?;
+        let run_with = run_with.ok_or_else(|| Error::request("no format on offer takes it").at(place()))?;
 
         let weight = self.job.source.read(tensor, plane).at(place)?;
         // Rows that share parameters stay together.
