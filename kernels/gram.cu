@@ -19,3 +19,17 @@ KERNEL gram_f32(const float *x, const float *weights, int rows, int columns, dou
 KERNEL gram_bf16(const u16 *x, const float *weights, int rows, int columns, double *upper) {
     add_gram(x, weights, rows, columns, upper);
 }
+
+// Inner products of columns `from`.. `from + count` with all from `from` on, `[count][columns - from]`: what is on the diagonal or to
+// its right is added.
+KERNEL add_strip(const float *strip, int from, int count, int columns, double *upper) {
+    i64 n = columns, wide = n - from, at = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    i64 i = from + at / wide, j = from + at % wide;
+    if (at < count * wide && i <= j) upper[i * (2 * n - i + 1) / 2 + j - i] += double(strip[at]);
+}
+
+// Some columns of x times the squares of the rows' weights: `[rows][count]` from rows of `columns`.
+KERNEL weigh_strip(const float *x, const float *weights, int rows, int count, int columns, float *out) {
+    i64 at = i64(blockIdx.x) * blockDim.x + threadIdx.x, row = at / count;
+    if (row < rows) out[at] = x[row * columns + at % count] * (weights[row] * weights[row]);
+}

@@ -14,12 +14,15 @@ echo '```'
 echo
 echo '### selftest'
 echo '```'
-if report=$("$quant" selftest --device "$device" 2>&1); then
-    tail -n 1 <<<"$report"
-else
-    # All of it: a failure is what this is for.
-    echo "$report"
-fi
+for precision in exact f32 tf32 bf16; do
+    echo "precision $precision"
+    if report=$("$quant" selftest --device "$device" --precision $precision 2>&1); then
+        tail -n 1 <<<"$report"
+    else
+        # All of it: a failure is what this is for.
+        echo "$report"
+    fi
+done
 echo '```'
 echo
 echo '### benchmarks'

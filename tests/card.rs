@@ -125,8 +125,68 @@ fn perplexity_and_divergence_are_the_cpu_s_in_every_family() {
         let card = bench.report(&[&reference[..], &CARD].concat());
         same_figures(of.name, &cpu, &card);
         assert!(cpu["artifacts"][0]["kld"]["mean"].as_f64().unwrap() > 1e-7, "{}: nothing was compared", of.name);
-        assert_eq!((cpu["device"].as_str(), card["device"].as_str()), (Some("cpu"), Some("cuda:0 (the host)")));
+        assert_eq!((cpu["device"].as_str(), card["device"].as_str()), (Some("cpu"), Some("cuda:0 (the host, exact)")));
     }
+}
+
+/// A dense model, and one with experts whose sums are weighted.
+#[test]
+fn by_a_library_figures_and_statistics_are_close() {
+    for of in FAMILIES.iter().filter(|f| f.name.starts_with("qwen2-moe") || f.name.starts_with("gemma2")) {
+        let Some(bench) = Bench::new(family(of), of.artifact) else { return };
+        let source = bench.source();
+        let cpu = bench.report(&["--reference", &source]);
+        let [artifact, text] = ["artifact", "text.txt"].map(|name| bench.text(name));
+        let args = ["eval", &artifact, "--reference", &source, "--data", &text, "--context", "48", "--chunks", "3"];
+        // Perplexity and divergence, as shares.
+        for (precision, allowed) in [("f32", [1e-6, 1e-4]), ("tf32", [5e-4, 0.02]), ("bf16", [5e-3, 0.2])] {
+            let fast = ["--json", "--quiet", "--precision", precision];
+            let out = bench.card.quant_fast(&[&args[..], &fast, &CARD].concat(), "");
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            let card: Value = serde_json::from_slice(&out.stdout).unwrap();
+            assert_eq!(card["device"], format!("cuda:0 (the host, {precision})"));
+            for ((what, of_it), allowed) in [("perplexity", "value"), ("kld", "mean")].into_iter().zip(allowed) {
+                let [ours, theirs] = [&cpu, &card].map(|r| r["artifacts"][0][what][of_it].as_f64().unwrap());
+                let off = (ours - theirs).abs() / ours;
+                println!("{}, {precision}: {what} {ours}, off by {off:.1e}", of.name);
+                assert!(off <= allowed && off > 0.0, "{}, {precision}: {what} {ours}, {theirs}", of.name);
+            }
+        }
+        let ours = bench.calibrate("cpu.st", &[]);
+        let out = bench.text("fast.st");
+        let args =
+            ["calibrate", &source, "--data", &text, "--rows", "4", "--length", "32", "--gram", "--quiet", "-o", &out];
+        let made = bench.card.quant_fast(&[&args[..], &CARD].concat(), "");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let theirs = Statistics::open(&bench.path("fast.st")).unwrap();
+        for (i, shape) in ours.about().sites.iter().enumerate() {
+            let [ours, theirs] = [ours.nth(i), theirs.nth(i)].map(|site| dense(&site.gram));
+            let most = ours.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(ours.len() == theirs.len() && worst <= 4e-3 * most, "{}: {worst} of {most}", shape.key);
+        }
+    }
+}
+
+#[test]
+fn factors_by_a_library_choose_nearly_the_same_codes() {
+    let Some(bench) = Bench::new(llama(), "q4_0") else { return };
+    bench.calibrate("s.st", &[]);
+    let [source, stats] = [bench.source(), bench.text("s.st")];
+    let files = ["exact", "f32"].map(|precision| {
+        let out = bench.text(precision);
+        let args = ["convert", &source, "--to", "q4_0", "--method", "gptq", "--stats", &stats, "--quiet", "-o", &out];
+        let made = bench.card.quant_fast(&[&args[..], &CARD, &["--precision", precision]].concat(), "");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        fs::read(&out).unwrap()
+    });
+    let differ = files[0].iter().zip(&files[1]).filter(|(a, b)| a != b).count();
+    assert!(files[0].len() == files[1].len() && differ * 1000 <= files[0].len(), "{differ} of {}", files[0].len());
+    // It was the library that did it.
+    let out = bench.text("none");
+    let args = ["convert", &source, "--to", "q4_0", "--method", "gptq", "--stats", &stats, "--quiet", "-o", &out];
+    let made = bench.card.quant_fast(&[&args[..], &CARD, &["--precision", "f32"]].concat(), "cusolverDnDpotrf:6");
+    assert!(!made.status.success(), "a library that fails is an error");
 }
 
 #[test]
@@ -174,7 +234,7 @@ fn statistics_are_the_cpu_s() {
         let (cpu, card) = (bench.calibrate("cpu.st", &[]), bench.calibrate("card.st", &CARD));
         assert_eq!(
             (&cpu.about().runs[0].device, card.about().runs[0].device.as_deref()),
-            (&None, Some("cuda:0 (the host)"))
+            (&None, Some("cuda:0 (the host, exact)"))
         );
         let mut grams = 0;
         for (i, shape) in cpu.about().sites.iter().enumerate() {
@@ -250,7 +310,7 @@ fn what_a_card_does_not_run_is_refused_by_name_and_left_to_the_cpu_by_auto() {
     }
     let auto = bench.report(&["--kv", "q8_0", "--device", "auto"]);
     assert!(auto["artifacts"][0].is_object(), "{auto}");
-    assert_eq!(bench.report(&["--device", "auto"])["device"], "cuda:0 (the host)");
+    assert_eq!(bench.report(&["--device", "auto"])["device"], "cuda:0 (the host, exact)");
     // Heads of a size without a kernel.
     let Some(odd) = Bench::new(model(&Shape { layers: 1, ..common::model::ODD }), "q8_0") else { return };
     let said = odd.refusal(&CARD, &[]);

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use common::card::{FakeCard, build, compiler, program};
+use quant::device::Precision;
 use quant::device::cuda::selftest;
 use quant::device::cuda::source::Unit;
 use quant::device::cuda::{Arg, Runner, Shape};
@@ -111,7 +112,7 @@ fn kernels_give_the_cpu_s_answers() {
             return;
         };
         let (mut wrong, mut numbers) = (Vec::new(), 0);
-        for check in selftest::checks() {
+        for check in selftest::checks(Precision::Exact) {
             let name = format!("{} {} [{}] {}", check.op, check.of, check.shape, check.dtype);
             let start = std::time::Instant::now();
             match check.run(&host) {
@@ -201,6 +202,49 @@ fn a_card_that_fails_is_an_error() {
     assert!(text(&out.stdout).contains("no log"), "what the compiler says is passed on: {}", text(&out.stdout));
     let out = card.quant(&["selftest", "--device", "cuda:3"], "");
     assert!(text(&out.stderr).contains("there is no card 3"), "{}", text(&out.stderr));
+}
+
+/// NVIDIA's libraries beside the kernels: found, held to the kernels, refused, absent.
+#[cfg(target_os = "linux")]
+#[test]
+fn products_by_a_library_are_held_to_the_kernels() {
+    let Some(card) = FakeCard::new() else {
+        return eprintln!("SKIPPED: no C++ compiler: no card was made of the host");
+    };
+    let ops = ["linear", "gram", "cholesky"];
+    for precision in ["f32", "tf32", "bf16"] {
+        let mut count = 0;
+        for op in ops {
+            let args = ["selftest", "--only", op, "--precision", precision, "--json"];
+            let out = card.quant_fast(&args, "");
+            let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+            assert_eq!(report["failed"], 0, "{report:#}");
+            let checks = report["checks"].as_array().unwrap().iter().filter(|c| c["of"] == precision);
+            count += checks.clone().count();
+            // Nothing but 1 x 1 comes out the same to the bit: it was the library.
+            let differ: Vec<_> = checks.map(|c| c["differ"].as_u64().unwrap()).collect();
+            assert!(op == "cholesky" || differ.iter().filter(|n| **n > 0).count() >= 2, "{op} {precision}: {differ:?}");
+        }
+        assert_eq!(count, 10);
+    }
+    // Not asked for, it is used where it is; asked for, it must be.
+    let said = |out: &std::process::Output| text(&out.stdout) + &text(&out.stderr);
+    let by_itself = said(&card.quant_fast(&["selftest", "--only", "linear"], ""));
+    assert!(by_itself.contains("tf32") && by_itself.contains("0 failed"), "{by_itself}");
+    assert!(!said(&card.quant(&["selftest", "--only", "linear"], "")).contains("tf32"));
+    assert!(!said(&card.quant_fast(&["selftest", "--only", "linear"], "cublasCreate_v2:3")).contains("tf32"));
+    for (args, fails, says) in [
+        (&["--precision", "tf32"][..], "cublasCreate_v2:3", "cuBLAS, which multiplies so, cannot be used"),
+        (&[][..], "cublasGemmEx:13", "cuBLAS cannot multiply 3 x 8 by 8 x 1: a failure that was asked for (error 13)"),
+        (&["--precision", "double"][..], "", "\"double\" is no precision"),
+    ] {
+        let out = card.quant_fast(&[&["selftest", "--only", "linear"], args].concat(), fails);
+        assert!(!out.status.success() && said(&out).contains(says), "{}", said(&out));
+    }
+    let out = said(&card.quant_fast(&["selftest", "--only", "cholesky"], "cusolverDnDpotrf:6"));
+    assert!(out.contains("cuSOLVER cannot factor a matrix of 65 columns (error 6 of cusolverStatus_t)"), "{out}");
+    let out = said(&card.quant(&["selftest", "--precision", "tf32"], ""));
+    assert!(out.contains("pip install nvidia-cublas"), "{out}");
 }
 
 /// Libraries that are no driver, in its place.

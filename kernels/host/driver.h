@@ -1,10 +1,11 @@
-// A driver and an NVRTC that run the kernels of this program on the host, for tests of everything between `quant` and a card. A
+// A driver, an NVRTC, a cuBLAS and a cuSOLVER that run the kernels of this program on the host, for tests of everything between `quant` and a card. A
 // "CUBIN" is the name of its unit. Put behind the program, whose `quant_launch` finds kernels by name.
 //
 // HOST_CARD_FAILS=function:code lets one function fail, and function:code:n after n calls that did not. HOST_CARD_MEMORY is all the
 // bytes that it has.
 
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <mutex>
 #include <string>
@@ -99,6 +100,61 @@ CALL(cuLaunchKernel, void *function, unsigned bx, unsigned by, unsigned bz, unsi
     const unsigned shape[] = {bx, by, tx, ty};
     std::lock_guard<std::mutex> guard(card::lock);
     if (quant_launch(static_cast<card::Function *>(function)->name.c_str(), shape, args, 0)) return 719;
+END
+
+// cuBLAS: plain loops, of what was rounded as it rounds.
+namespace card {
+
+static float rounded(float x, int compute) {
+    unsigned drop = compute == 77 ? 13 : compute == 75 ? 16 : 0, bits;
+    if (!drop) return x;
+    memcpy(&bits, &x, 4);
+    bits = (bits + (1u << (drop - 1)) - 1 + (bits >> drop & 1)) & ~((1u << drop) - 1);
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+} // namespace card
+
+extern "C" __attribute__((visibility("default"))) const char *cublasGetStatusString(int code) {
+    return code == 7 ? "an unsupported value or parameter was passed to the function" : "a failure that was asked for";
+}
+CALL(cublasCreate_v2, void **handle) *handle = &card::lock; END
+CALL(cublasDestroy_v2, void *handle) if (handle != &card::lock) return 1; END
+CALL(cublasGemmEx, void *handle, int left, int right, int m, int n, int k, const float *alpha, const float *a, int a_type, int lda,
+     const float *b, int b_type, int ldb, const float *beta, float *c, int c_type, int ldc, int compute, int)
+    if (handle != &card::lock) return 1;
+    if (a_type || b_type || c_type || (compute != 68 && compute != 75 && compute != 77)) return 15;
+    if (lda < (left ? k : m) || ldb < (right ? n : k) || ldc < m || m < 1 || n < 1 || k < 1) return 7;
+    for (long j = 0; j < n; j++)
+        for (long i = 0; i < m; i++) {
+            float sum = 0;
+            for (long l = 0; l < k; l++)
+                sum += card::rounded(left ? a[i * lda + l] : a[l * lda + i], compute) *
+                       card::rounded(right ? b[l * ldb + j] : b[j * ldb + l], compute);
+            c[j * ldc + i] = *alpha * sum + (*beta ? *beta * c[j * ldc + i] : 0);
+        }
+END
+
+CALL(cusolverDnCreate, void **handle) *handle = &card::used; END
+CALL(cusolverDnDestroy, void *handle) if (handle != &card::used) return 1; END
+CALL(cusolverDnDpotrf_bufferSize, void *handle, int part, int n, double *, int stride, int *size)
+    if (handle != &card::used || part != 1 || stride < n) return 3;
+    *size = n;
+END
+// A = U^T U, U above the diagonal of columns one after another.
+CALL(cusolverDnDpotrf, void *handle, int part, int n, double *a, int stride, double *work, int size, int *went)
+    if (handle != &card::used || part != 1 || stride < n || size < n || !work) return 3;
+    *went = 0;
+    for (long j = 0; j < n && !*went; j++)
+        for (long i = 0; i <= j; i++) {
+            double sum = a[j * stride + i];
+            for (long k = 0; k < i; k++) sum -= a[i * stride + k] * a[j * stride + k];
+            if (i < j) a[j * stride + i] = sum / a[i * stride + i];
+            else if (sum > 0) a[j * stride + j] = sqrt(sum);
+            else *went = int(j + 1);
+            work[i] = 0;
+        }
 END
 
 CALL(nvrtcVersion, int *major, int *minor) *major = 13; *minor = 0; END

@@ -2,6 +2,7 @@
 
 use super::layout::{Shape, triangle};
 use crate::device::Worker;
+use crate::device::cuda::{Runner, ops};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 
@@ -23,13 +24,30 @@ pub fn used() -> u64 {
 
 /// Tokens to run at a time, at least `longest`. Bytes of the model's file and of the hidden states are mapped, and do not count.
 ///
-/// Errors: `memory` does not suffice for one sequence and one layer's sums.
-pub fn batch(sites: &[Shape], gram: bool, hidden: usize, longest: usize, memory: Option<u64>) -> Result<usize> {
-    let most = longest.max(MOST);
+/// Errors: `memory`, or that of a card, does not suffice for one sequence and one layer's sums.
+pub fn batch(sites: &[Shape], gram: bool, engine: &Engine<'_>, longest: usize, memory: Option<u64>) -> Result<usize> {
+    let hidden = engine.hidden();
+    match engine.worker() {
+        Worker::Cpu => {
+            let widest = widest(sites);
+            let values = HIDDEN_VECTORS * hidden + (WIDE_VECTORS + usize::from(gram)) * widest;
+            fit(sites, gram, values, longest.max(MOST), longest, memory)
+        }
+        // Every batch brings all weights there once more, so it is as large as the card allows. Here are what it starts from and ends with.
+        Worker::Card(runner) => {
+            let most = on_card(sites, gram, engine, runner, longest)?;
+            fit(sites, gram, 2 * hidden, most, longest, memory)
+        }
+    }
+}
+
+/// Of `most` tokens, as many as `memory` allows with so many values for each.
+fn fit(sites: &[Shape], gram: bool, values: usize, most: usize, longest: usize, memory: Option<u64>) -> Result<usize> {
     let Some(memory) = memory else { return Ok(most) };
+    let sums = sums(sites, gram);
     let mut batch = most;
     loop {
-        let needed = needed(sites, gram, hidden, batch);
+        let needed = sums.saturating_add((batch as u64).saturating_mul(values as u64 * 4));
         if needed <= memory {
             return Ok(batch);
         }
@@ -50,17 +68,21 @@ pub fn batch(sites: &[Shape], gram: bool, hidden: usize, longest: usize, memory:
     }
 }
 
-/// Of `batch` tokens, as many as a card has room for.
+/// As many as a card has room for.
 ///
 /// Errors: it has no room for a sequence of `longest` and one layer's sums.
-pub fn on_card(sites: &[Shape], gram: bool, engine: &Engine<'_>, longest: usize, batch: usize) -> Result<usize> {
-    let Worker::Card(runner) = engine.worker() else { return Ok(batch) };
+fn on_card(sites: &[Shape], gram: bool, engine: &Engine<'_>, runner: &dyn Runner, longest: usize) -> Result<usize> {
     let bytes = runner.room()?;
     let mut room = engine.room(bytes)?;
-    let widest = sites.iter().map(|s| s.columns).max().unwrap_or(0);
-    let sums = sums(sites, gram).saturating_add(widest as u64 * SHARES);
+    let widest = widest(sites);
+    let scratch = if gram { ops::Gram::scratch(runner, widest) as u64 } else { 0 };
+    let sums = sums(sites, gram).saturating_add(widest as u64 * SHARES).saturating_add(scratch);
     room.fixed = room.fixed.saturating_add(usize::try_from(sums).unwrap_or(usize::MAX));
-    Ok(room.tokens(bytes, longest)?.min(batch))
+    room.tokens(bytes, longest)
+}
+
+fn widest(sites: &[Shape]) -> usize {
+    sites.iter().map(|s| s.columns).max().unwrap_or(0)
 }
 
 /// Bytes a column of an expert's squares, sums and maxima, and of the shares that a card adds them up from.
@@ -76,13 +98,6 @@ fn sums(sites: &[Shape], gram: bool) -> u64 {
     layers.map(|part| part.iter().fold(0, |sum: u64, s| sum.saturating_add(of(s)))).max().unwrap_or(0)
 }
 
-/// Bytes at the most.
-fn needed(sites: &[Shape], gram: bool, hidden: usize, batch: usize) -> u64 {
-    let widest = sites.iter().map(|s| s.columns).max().unwrap_or(0);
-    let tokens = HIDDEN_VECTORS * hidden + (WIDE_VECTORS + usize::from(gram)) * widest;
-    sums(sites, gram).saturating_add((batch as u64).saturating_mul(tokens as u64 * 4))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,10 +111,10 @@ mod tests {
             site("blk.1.attn_q", 1000),
             site("output", 1000),
         ];
-        let at = |gram, memory: u64| batch(&sites, gram, 1000, 100, Some(memory));
-        assert_eq!(batch(&sites, true, 1000, 100, None).unwrap(), MOST);
+        let values = |gram| 6 * 1000 + (4 + usize::from(gram)) * 4000;
+        let at = |gram, memory: u64| fit(&sites, gram, values(gram), MOST, 100, Some(memory));
+        assert_eq!(fit(&sites, true, values(true), MOST, 100, None).unwrap(), MOST);
         assert_eq!(at(false, 1 << 40).unwrap(), MOST);
-        assert_eq!(batch(&sites, false, 1000, 9000, None).unwrap(), 9000);
         // 22,000 values a token, and some for the sums.
         assert_eq!(at(false, 1024 * 88_000 + 200_000).unwrap(), 1024);
         assert!(at(false, 99 * 88_000).is_err());

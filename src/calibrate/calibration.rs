@@ -45,8 +45,7 @@ impl<'a> Calibration<'a> {
         let about = self.about(engine)?;
         let memory = self.memory.map(|m| m.saturating_sub(budget::used()));
         let longest = self.longest();
-        let batch = budget::batch(&about.sites, self.gram, engine.hidden(), longest, memory)?;
-        let batch = budget::on_card(&about.sites, self.gram, engine, longest, batch)?;
+        let batch = budget::batch(&about.sites, self.gram, engine, longest, memory)?;
         Job { engine, sequences: &self.draw.sequences, about, batch, output: self.output }.run(event)
     }
 

@@ -12,7 +12,7 @@ use super::size::Size;
 use super::{Common, model, outputs};
 use crate::container::{OpenOptions, hf};
 use crate::convert::{self, Plan, Request};
-use crate::device::{Device, Worker};
+use crate::device::{Device, Precision, Worker};
 use crate::error::{At, Error, Result};
 use crate::recipe::Recipe;
 
@@ -44,9 +44,12 @@ pub struct Convert {
     /// llama.cpp's name of the pre-tokenizer, where quant cannot recognise it
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
-    /// Where codes are chosen: cpu, cuda:N, or auto for a card if there is one. The bytes are the same
+    /// Where codes are chosen: cpu, cuda:N, or auto for a card if there is one
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: Device,
+    /// exact: the CPU's bytes. f32, tf32 or bf16: cuSOLVER factors Gram matrices where it is found, and a code here and there may differ
+    #[arg(long, default_value = "exact", value_name = "HOW")]
+    precision: Precision,
     /// Show the plan, write nothing
     #[arg(long)]
     dry_run: bool,
@@ -60,7 +63,7 @@ impl Convert {
         let inputs = self.inputs.load(model.checkpoint.as_ref(), reporter)?;
         let dry_run = dry_run || self.dry_run;
         // A plan needs no card.
-        let card = if dry_run { None } else { self.device.open()? };
+        let card = if dry_run { None } else { self.device.open(Some(self.precision))? };
         let request = Request {
             worker: card.as_ref().map_or(Worker::Cpu, |card| Worker::Card(card)),
             allow_requantize: self.allow_requantize,

@@ -1,10 +1,10 @@
-//! `--device` and `--vram` of commands that run models.
+//! `--device`, `--precision` and `--vram` of commands that run models.
 
 use clap::Args;
 
 use super::size::Size;
-use crate::device::cuda::Memory;
-use crate::device::{Device, Worker};
+use crate::device::cuda::{Memory, Runner};
+use crate::device::{Device, Precision, Worker};
 use crate::error::{Error, Result};
 
 #[derive(Args)]
@@ -12,6 +12,10 @@ pub struct DeviceArgs {
     /// Where models run: cpu, cuda:N, or auto for a card if there is one that can do what is asked
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: Device,
+    /// How a card multiplies: exact (kernels whose sums are the CPU's), or by cuBLAS, which is many times as fast: f32, tf32 (what is
+    /// multiplied is rounded to 11 bits), bf16 (to 8) [default: tf32 where cuBLAS is found, else exact]
+    #[arg(long, value_name = "HOW")]
+    precision: Option<Precision>,
     /// Allocate at most so much of the card's memory, beside what its driver takes; text goes through in smaller batches, larger weights
     /// in parts [default: all that is free]
     #[arg(long, value_name = "SIZE")]
@@ -30,6 +34,10 @@ impl DeviceArgs {
     /// Errors: a card was asked for by name, and cannot be had or cannot do it.
     pub fn open(&self, refused: Option<&str>) -> Result<Place> {
         let asked = self.device;
+        if let (Device::Cpu, Some(precision)) = (asked, self.precision) {
+            return Err(Error::request(format!("--precision {precision} is for a card, and models run on the CPU"))
+                .help("pass --device cuda:0 too"));
+        }
         match (asked, refused) {
             (Device::Cpu, _) if self.vram.is_some() => {
                 return Err(Error::request("--vram bounds a card's memory, and models run on the CPU")
@@ -42,8 +50,8 @@ impl DeviceArgs {
             _ => {}
         }
         let limit = self.vram.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX));
-        let card = asked.open()?.map(|card| {
-            let name = format!("cuda:{} ({})", card.info.index, card.info.name);
+        let card = asked.open(self.precision)?.map(|card| {
+            let name = format!("cuda:{} ({}, {})", card.info.index, card.info.name, card.precision());
             Memory::new(card, limit).map(|memory| (memory, name))
         });
         match card.transpose() {

@@ -1,11 +1,13 @@
 //! `quant devices`: where arithmetic can run here, and why not elsewhere.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::report::{Reporter, table};
 use crate::device::cpu;
-use crate::device::cuda::{CardInfo, Driver, Nvrtc};
+use crate::device::cuda::{CardInfo, Driver, Nvrtc, libraries};
 use crate::error::{Error, Result};
 
 #[derive(Args)]
@@ -17,12 +19,15 @@ struct Cuda {
     cards: Vec<CardInfo>,
     /// Major and minor version and where it lies, or why it cannot be used.
     nvrtc: Result<Nvrtc>,
+    /// NVIDIA's products and factors, each where it lies if it loads.
+    libraries: [(&'static str, Option<PathBuf>); 2],
 }
 
 impl Cuda {
     fn find() -> Result<Cuda> {
         let driver = Driver::open()?;
-        Ok(Cuda { driver: driver.version, cards: driver.cards()?, nvrtc: Nvrtc::find(driver.version) })
+        let (driver, cards) = (driver.version, driver.cards()?);
+        Ok(Cuda { driver, cards, nvrtc: Nvrtc::find(driver), libraries: libraries(driver) })
     }
 }
 
@@ -51,7 +56,17 @@ impl Devices {
         match &cuda {
             Err(e) => reporter.text(&format!("\nno cuda device: {e}"))?,
             Ok(Cuda { nvrtc: Err(e), .. }) => reporter.text(&format!("\nthe cards cannot be used: {e}"))?,
-            Ok(_) => {}
+            Ok(Cuda { libraries, .. }) => {
+                let rows = libraries.iter().map(|(name, path)| {
+                    let path = path.as_ref().map_or_else(|| "not found".to_owned(), |p| p.display().to_string());
+                    vec![(*name).to_owned(), path]
+                });
+                reporter.text(&format!("\n{}", table(&["library", "where"], &[], rows)))?;
+                if libraries[0].1.is_none() {
+                    let says = "without cuBLAS products are exact and many times as slow: `pip install nvidia-cublas` brings it";
+                    reporter.text(&format!("\n{says}"))?;
+                }
+            }
         }
         Ok(true)
     }
@@ -88,6 +103,7 @@ impl Cuda {
             Ok(n) => json!({"version": format!("{}.{}", n.version.0, n.version.1), "path": n.path()}),
             Err(e) => failure(e),
         };
-        json!({"driver": format!("{}.{}", self.driver.0, self.driver.1), "nvrtc": nvrtc, "cards": cards})
+        let [(_, cublas), (_, cusolver)] = &self.libraries;
+        json!({"driver": format!("{}.{}", self.driver.0, self.driver.1), "nvrtc": nvrtc, "cublas": cublas, "cusolver": cusolver, "cards": cards})
     }
 }

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use super::report::{Reporter, table};
 use crate::device::check::{Check, Difference};
 use crate::device::cuda::bench::{self, Speed};
-use crate::device::cuda::{Card, selftest};
-use crate::device::{Device, twins};
+use crate::device::cuda::{Card, Runner, selftest};
+use crate::device::{Device, Precision, twins};
 use crate::error::{Error, Kind, Result};
 
 #[derive(Args)]
@@ -15,6 +15,9 @@ pub struct Selftest {
     /// auto, cpu or cuda:N; a card is compared with the CPU, the CPU's fast paths with their plain twins
     #[arg(long, default_value = "cuda:0", value_name = "DEVICE")]
     device: Device,
+    /// How a card multiplies beside its kernels: see `quant eval --help`
+    #[arg(long, value_name = "HOW")]
+    precision: Option<Precision>,
     /// Only operations that begin so
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
@@ -36,9 +39,9 @@ struct Row {
 
 impl Selftest {
     pub fn run(&self, reporter: &Reporter) -> Result<bool> {
-        let card = self.device.open()?;
+        let card = self.device.open(self.precision)?;
         let (on, rows) = match &card {
-            Some(card) => (describe(card), self.rows(selftest::checks(), card as &selftest::On)),
+            Some(card) => (describe(card), self.rows(selftest::checks(card.precision()), card as &selftest::On)),
             None => ("the CPU's fast paths, against the plain ones".to_owned(), self.rows(twins::checks(), &())),
         };
         if rows.is_empty() {

@@ -1,4 +1,4 @@
-//! Which device is asked for.
+//! Which device is asked for, and how it is to multiply.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,12 +20,47 @@ impl Device {
     /// The card that was asked for. `None`: the CPU.
     ///
     /// Errors: a card was asked for by name, and why it cannot be had.
-    pub fn open(self) -> Result<Option<Card>> {
+    pub fn open(self, precision: Option<Precision>) -> Result<Option<Card>> {
         match self {
             Device::Cpu => Ok(None),
-            Device::Auto => Ok(Card::open(0).ok()),
-            Device::Cuda(index) => Card::open(index).map(Some),
+            Device::Auto => Ok(Card::open(0, precision).ok()),
+            Device::Cuda(index) => Card::open(index, precision).map(Some),
         }
+    }
+}
+
+/// How a card multiplies activations and weights. Sums are in single precision always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// By kernels whose every sum is the CPU's.
+    Exact,
+    /// By cuBLAS: in another order, on units that are not made for matrices.
+    Single,
+    /// By cuBLAS, what is multiplied rounded to 11 significant bits, which weights in F16 and BF16 have no more of.
+    Tf32,
+    /// The same, to 8.
+    Bf16,
+}
+
+/// As `--precision` has them.
+const PRECISIONS: [(&str, Precision); 4] =
+    [("exact", Precision::Exact), ("f32", Precision::Single), ("tf32", Precision::Tf32), ("bf16", Precision::Bf16)];
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Precision> {
+        let found = PRECISIONS.iter().find(|(name, _)| *name == s);
+        found
+            .map(|(_, precision)| *precision)
+            .ok_or_else(|| Error::request(format!("{s:?} is no precision")).help(PRECISIONS.map(|(n, _)| n).join(", ")))
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = PRECISIONS.iter().find(|(_, precision)| precision == self);
+        f.write_str(name.map_or("", |(name, _)| name))
     }
 }
 

@@ -7,5 +7,5 @@ pub mod cuda;
 pub mod twins;
 mod worker;
 
-pub use choice::Device;
+pub use choice::{Device, Precision};
 pub use worker::{Columns, Worker};

@@ -1,7 +1,9 @@
 //! Where work is done: the same operations on the CPU and on a card, with the same results.
 
+use ndarray::Array2;
+
 use super::cpu::{self, Feedback, Scales};
-use super::cuda::{Runner, ops};
+use super::cuda::{Buffer, Runner, ops};
 use crate::codec::{Codec, Encode};
 use crate::error::Result;
 
@@ -37,6 +39,23 @@ impl<'a> Worker<'a> {
             _ => (encode.run)(w, cols, importance, out),
         }
         Ok(())
+    }
+
+    /// [`cpu::cholesky`]; a card's library does it where there is one, and room for the matrix and as much again.
+    pub fn cholesky(self, a: &mut Array2<f64>) -> Result<Result<(), usize>> {
+        let n = a.nrows();
+        match (self, a.as_slice_mut()) {
+            (Worker::Card(card), Some(numbers)) if card.factors() && card.room()? / 16 > n * n => {
+                let matrix = Buffer::of(card, numbers)?;
+                // SAFETY: `matrix` has its `n` rows of `n`.
+                let done = unsafe { card.cholesky(matrix.address(), n)? };
+                if done.is_ok() {
+                    matrix.read_into(numbers)?;
+                }
+                Ok(done)
+            }
+            _ => Ok(cpu::cholesky(a)),
+        }
     }
 
     pub fn columns(self, feedback: &'a Feedback) -> Result<Columns<'a>> {

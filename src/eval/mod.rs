@@ -35,7 +35,7 @@ use score::{Side, compare, likelihoods};
 /// Tokens that are run at a time: enough that decoding weights costs little beside multiplying them.
 pub const BATCH: usize = 2048;
 /// The same on a card, to which weights have a longer way.
-const CARD_BATCH: usize = 16_384;
+const CARD_BATCH: usize = 65_536;
 
 /// A model to be compared, and what messages call it.
 pub struct Candidate<'a> {

@@ -1,4 +1,4 @@
-//! A card that is the host: the kernels as C++, behind a driver and an NVRTC that run them there.
+//! A card that is the host: the kernels as C++, behind a driver and libraries that run them there.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -58,7 +58,7 @@ pub fn build(compiler: &str, folder: &Path, text: &str) -> PathBuf {
     library
 }
 
-/// A driver and an NVRTC that run the kernels on the host, where the loader finds them; `quant` in their company.
+/// A driver, an NVRTC, a cuBLAS and a cuSOLVER that run on the host, where the loader finds them; `quant` in their company.
 pub struct FakeCard {
     pub folder: tempfile::TempDir,
     library: PathBuf,
@@ -80,9 +80,17 @@ impl FakeCard {
         self.quant_with(args, &[("HOST_CARD_FAILS", fails)])
     }
 
+    /// The same beside NVIDIA's libraries.
+    pub fn quant_fast(&self, args: &[&str], fails: &str) -> Output {
+        let library = self.library.to_str().unwrap();
+        self.quant_with(args, &[("HOST_CARD_FAILS", fails), ("QUANT_CUBLAS", library), ("QUANT_CUSOLVER", library)])
+    }
+
     pub fn quant_with(&self, args: &[&str], settings: &[(&str, &str)]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_quant"));
         command.args(args).env("LD_LIBRARY_PATH", self.folder.path()).env("QUANT_NVRTC", &self.library);
+        // Whatever this machine has is not asked.
+        command.env("QUANT_CUBLAS", "/none").env("QUANT_CUSOLVER", "/none");
         command
             .env("QUANT_CACHE", self.folder.path().join("cache"))
             .env("NO_COLOR", "1")

@@ -3,13 +3,16 @@
 use std::time::Instant;
 
 use half::bf16;
+use ndarray::Array2;
 
 use super::ops::{self, Element, Matrix};
 use super::runner::{Buffer, Runner};
 use super::source;
 use crate::codec::grid::{Levels, Scale};
 use crate::codec::{self, Codec};
+use crate::device::check::noise;
 use crate::device::cpu::{Attention, Feedback, GRAM_ROWS, Scales};
+use crate::device::{Precision, Worker};
 use crate::error::Result;
 use crate::tensor::{Dims, Packed};
 
@@ -59,8 +62,15 @@ pub fn run(runner: &dyn Runner, small: bool) -> Result<Vec<Speed>> {
         }
     }
     out.push(solve(runner, n)?);
-    out.push(linear(runner, n)?);
-    out.push(gram(runner, n)?);
+    for exact in [true, false] {
+        if exact || runner.precision() != Precision::Exact {
+            out.push(linear(runner, n, exact)?);
+            out.push(gram(runner, n, exact)?);
+        }
+    }
+    if runner.factors() {
+        out.push(cholesky(runner, n)?);
+    }
     out.push(attention(runner, n / 2)?);
     Ok(out)
 }
@@ -121,27 +131,40 @@ fn solve(runner: &dyn Runner, n: usize) -> Result<Speed> {
     })
 }
 
-fn linear(runner: &dyn Runner, n: usize) -> Result<Speed> {
-    let (x, w) = (Buffer::zeros(runner, n * n * 4)?, Buffer::zeros(runner, n * n * 2)?);
-    let out = Buffer::new(runner, n * n * 4)?;
-    let seconds = fastest(runner, || ops::linear::<bf16>(&x, &w, [n, n, n], &out, n))?;
-    let (bytes, flops) = ((n * n * 10) as f64, 2.0 * (n as f64).powi(3));
-    Ok(Speed {
-        op: "linear",
-        of: "bf16 weights, exact".to_owned(),
-        shape: format!("{n} x {n} x {n}"),
-        seconds,
-        bytes,
-        flops,
-    })
+/// How a row of the table says it: by the kernel, or by the library.
+fn how(runner: &dyn Runner, exact: bool) -> String {
+    if exact { "exact".to_owned() } else { runner.precision().to_string() }
 }
 
-fn gram(runner: &dyn Runner, n: usize) -> Result<Speed> {
+fn linear(runner: &dyn Runner, n: usize, exact: bool) -> Result<Speed> {
+    let [x, w] = [5, 7].map(|seed| Buffer::of(runner, &noise(n * n, seed)));
+    let (x, w, out) = (x?, w?, Buffer::new(runner, n * n * 4)?);
+    let run = if exact { ops::linear_exact::<f32> } else { ops::linear };
+    let seconds = fastest(runner, || run(&x, &w, [n, n, n], &out, n))?;
+    let (bytes, flops) = ((n * n * 12) as f64, 2.0 * (n as f64).powi(3));
+    Ok(Speed { op: "linear", of: how(runner, exact), shape: format!("{n} x {n} x {n}"), seconds, bytes, flops })
+}
+
+fn gram(runner: &dyn Runner, n: usize, exact: bool) -> Result<Speed> {
     let rows = GRAM_ROWS.min(n);
-    let (gram, x) = (ops::Gram::new(runner, n)?, Buffer::zeros(runner, rows * n * 2)?);
-    let seconds = fastest(runner, || gram.add::<bf16>(&x, rows, None))?;
-    let (bytes, flops) = ((rows * n * 2 + n * n * 8) as f64, rows as f64 * (n * n) as f64);
-    Ok(Speed { op: "gram", of: "bf16, exact".to_owned(), shape: format!("{rows} x {n}"), seconds, bytes, flops })
+    let (gram, x) = (ops::Gram::new(runner, n)?, Buffer::of(runner, &noise(rows * n, 5))?);
+    let run = if exact { ops::Gram::add_exact::<f32> } else { ops::Gram::add };
+    let seconds = fastest(runner, || run(&gram, &x, rows, None))?;
+    let (bytes, flops) = ((rows * n * 4 + n * n * 8) as f64, rows as f64 * (n * n) as f64);
+    Ok(Speed { op: "gram", of: how(runner, exact), shape: format!("{rows} x {n}"), seconds, bytes, flops })
+}
+
+/// With the way to the card and back.
+fn cholesky(runner: &dyn Runner, n: usize) -> Result<Speed> {
+    let matrix = Array2::from_shape_fn((n, n), |(i, j)| if i == j { n as f64 } else { 1.0 / (1 + i + j) as f64 });
+    let mut work = matrix.clone();
+    let seconds = fastest(runner, || {
+        work.assign(&matrix);
+        Worker::Card(runner).cholesky(&mut work).map(drop)
+    })?;
+    let shape = format!("{n} x {n}, from and to the host");
+    let (bytes, flops) = ((n * n * 16) as f64, (n as f64).powi(3) / 3.0);
+    Ok(Speed { op: "cholesky", of: "f64".to_owned(), shape, seconds, bytes, flops })
 }
 
 fn attention(runner: &dyn Runner, tokens: usize) -> Result<Speed> {

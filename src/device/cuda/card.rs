@@ -7,11 +7,14 @@ use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUcontext, CUfunction, CUmodule};
 
+use super::blas::Blas;
 use super::cache;
 use super::driver::{CardInfo, Driver, check};
 use super::nvrtc::Nvrtc;
-use super::runner::{Arg, Runner, Shape};
+use super::runner::{Arg, Product, Runner, Shape};
+use super::solver::Solver;
 use super::source::Unit;
+use crate::device::Precision;
 use crate::error::{Error, Kind, Result};
 
 pub struct Card {
@@ -22,6 +25,9 @@ pub struct Card {
     pub arch: String,
     handle: c_int,
     context: CUcontext,
+    /// NVIDIA's products and factors, unless all is to be exact.
+    blas: Option<Blas>,
+    solver: Option<Solver>,
     loaded: Mutex<HashMap<String, Loaded>>,
 }
 
@@ -38,10 +44,10 @@ unsafe impl Send for Card {}
 unsafe impl Sync for Card {}
 
 impl Card {
-    /// Card `index`.
+    /// Card `index`. Without `precision` it multiplies as TF32 where cuBLAS is found, else exactly.
     ///
-    /// Errors: no driver, no such card, no compiler for it.
-    pub fn open(index: usize) -> Result<Card> {
+    /// Errors: no driver, no such card, no compiler for it, no library that multiplies as is asked.
+    pub fn open(index: usize, precision: Option<Precision>) -> Result<Card> {
         let driver = Driver::open()?;
         let cards = driver.cards()?;
         let Some(info) = cards.get(index).cloned() else {
@@ -54,7 +60,18 @@ impl Card {
         let mut context = ptr::null_mut();
         // SAFETY: writes one handle; `Drop` releases it.
         check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, handle) }, "open the card")?;
-        Ok(Card { driver, nvrtc, info, arch, handle, context, loaded: Mutex::default() })
+        let (blas, solver, loaded) = (None, None, Mutex::default());
+        let mut card = Card { driver, nvrtc, info, arch, handle, context, blas, solver, loaded };
+        card.enter()?;
+        card.blas = match precision {
+            Some(Precision::Exact) => None,
+            Some(precision) => Some(Blas::find(card.driver.version, precision)?),
+            None => Blas::find(card.driver.version, Precision::Tf32).ok(),
+        };
+        if card.blas.is_some() {
+            card.solver = Solver::find(card.driver.version);
+        }
+        Ok(card)
     }
 
     pub fn driver_version(&self) -> (i32, i32) {
@@ -160,11 +177,34 @@ impl Runner for Card {
         // SAFETY: the context is current.
         check(unsafe { sys::cuCtxSynchronize() }, "finish")
     }
+
+    fn precision(&self) -> Precision {
+        self.blas.as_ref().map_or(Precision::Exact, |blas| blas.precision)
+    }
+
+    unsafe fn multiply(&self, product: &Product) -> Result<()> {
+        self.enter()?;
+        let blas = self.blas.as_ref().ok_or_else(|| Error::unsupported("this card multiplies by kernels alone"))?;
+        // SAFETY: the caller's word.
+        unsafe { blas.multiply(product) }
+    }
+
+    fn factors(&self) -> bool {
+        self.solver.is_some()
+    }
+
+    unsafe fn cholesky(&self, at: u64, n: usize) -> Result<Result<(), usize>> {
+        self.enter()?;
+        let solver = self.solver.as_ref().ok_or_else(|| Error::unsupported("this card has no factors"))?;
+        // SAFETY: the caller's word.
+        unsafe { solver.cholesky(self, at, n) }
+    }
 }
 
 impl Drop for Card {
     fn drop(&mut self) {
         if self.enter().is_ok() {
+            (self.blas, self.solver) = (None, None);
             let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
             for module in loaded.values().filter_map(|l| l.module) {
                 // SAFETY: loaded here, and no kernel runs any more: results were read before.

@@ -76,6 +76,44 @@ pub fn folders() -> Vec<PathBuf> {
     out
 }
 
+/// Where a library may be: what `variable` names, else under each of `names`, the best first, as the loader looks them up and in
+/// [`folders`].
+pub fn candidates(variable: &str, names: impl Iterator<Item = String>) -> Vec<PathBuf> {
+    if let Some(named) = std::env::var_os(variable).filter(|v| !v.is_empty()) {
+        return vec![named.into()];
+    }
+    let folders = folders();
+    let mut out = Vec::new();
+    for name in names {
+        out.push(PathBuf::from(&name));
+        out.extend(folders.iter().map(|f| f.join(&name)).filter(|p| p.exists()));
+    }
+    out
+}
+
+/// The first that opens.
+///
+/// Errors: why the first of those that are there does not; of names that the loader does not find there is nothing to tell.
+pub fn first<T>(paths: Vec<PathBuf>, open: impl Fn(&Path) -> Result<T>) -> Result<T, Option<String>> {
+    let mut refused = None;
+    for path in paths {
+        match open(&path) {
+            Ok(found) => return Ok(found),
+            Err(e) if path.is_absolute() && refused.is_none() => {
+                refused = Some(format!("{}: {}", path.display(), e.message()));
+            }
+            Err(_) => {}
+        }
+    }
+    Err(refused)
+}
+
+/// A library that another in the same folder needs: loaded first, it is found.
+pub fn beside(path: &Path, prefix: &str) -> Option<Library> {
+    let folder = path.parent().filter(|p| p.is_absolute())?;
+    children(folder, prefix).into_iter().find_map(|p| Library::open(p).ok())
+}
+
 /// What lies in a folder and begins so, the last first: of several versions the newest.
 pub fn children(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };

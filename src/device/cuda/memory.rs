@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::runner::{Arg, Runner, Shape};
+use super::runner::{Arg, Product, Runner, Shape};
 use super::source::Unit;
+use crate::device::Precision;
 use crate::error::{Error, Result};
 
 /// A runner that allocates at most so much of another's memory.
@@ -126,6 +127,24 @@ impl Runner for Memory<'_> {
 
     fn finish(&self) -> Result<()> {
         self.runner.finish()
+    }
+
+    fn precision(&self) -> Precision {
+        self.runner.precision()
+    }
+
+    unsafe fn multiply(&self, product: &Product) -> Result<()> {
+        // SAFETY: the caller's word.
+        unsafe { self.runner.multiply(product) }
+    }
+
+    fn factors(&self) -> bool {
+        self.runner.factors()
+    }
+
+    unsafe fn cholesky(&self, at: u64, n: usize) -> Result<Result<(), usize>> {
+        // SAFETY: the caller's word.
+        unsafe { self.runner.cholesky(at, n) }
     }
 }
 

@@ -5,6 +5,7 @@
 //! error with its name.
 
 pub mod bench;
+mod blas;
 mod cache;
 mod card;
 pub mod driver;
@@ -14,10 +15,19 @@ pub mod nvrtc;
 pub mod ops;
 pub mod runner;
 pub mod selftest;
+mod solver;
 pub mod source;
+
+use std::path::PathBuf;
 
 pub use card::Card;
 pub use driver::{CardInfo, Driver};
 pub use memory::Memory;
 pub use nvrtc::Nvrtc;
-pub use runner::{Arg, Buffer, Runner, Shape, View};
+pub use runner::{Arg, Buffer, Factor, Product, Runner, Shape, View};
+
+/// NVIDIA's products and factors for a driver of this version, each where it lies if it loads.
+pub fn libraries(driver: (i32, i32)) -> [(&'static str, Option<PathBuf>); 2] {
+    let found = |paths| library::first(paths, |path| library::Library::open(path).map(|l| l.path)).ok();
+    [("cuBLAS", found(blas::candidates(driver))), ("cuSOLVER", found(solver::candidates(driver)))]
+}

@@ -5,7 +5,7 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
 
-use super::library::{Library, children, folders};
+use super::library::{self, Library, children};
 use super::source::Unit;
 use crate::error::{Error, Kind, Result};
 
@@ -57,22 +57,24 @@ impl Nvrtc {
     ///
     /// Errors: none is found, or none for this driver (major and minor of its CUDA).
     pub fn find(driver: (i32, i32)) -> Result<Nvrtc> {
-        let (mut refused, mut newer) = (Vec::new(), None);
-        for path in candidates() {
-            match Nvrtc::open(&path) {
-                Ok(found) if found.version.0 <= driver.0 => return Ok(found),
-                Ok(found) => newer = newer.or(Some(found.version)),
-                // One that is not there is nothing to tell of.
-                Err(e) if path.is_absolute() => refused.push(format!("{}: {}", path.display(), e.message())),
-                Err(_) => {}
+        let newer = std::cell::Cell::new(None);
+        let open = |path: &Path| match Nvrtc::open(path)? {
+            found if found.version.0 <= driver.0 => Ok(found),
+            found => {
+                newer.set(newer.get().or(Some(found.version)));
+                Err(Error::new(Kind::Device, "it is for a newer driver"))
             }
-        }
-        if let Some((major, minor)) = newer {
+        };
+        let why = match library::first(candidates(), open) {
+            Ok(found) => return Ok(found),
+            Err(why) => why,
+        };
+        if let Some((major, minor)) = newer.get() {
             let message = format!("the driver is for CUDA {}.{}, NVRTC for CUDA {major}.{minor}", driver.0, driver.1);
             let advice = format!("update the driver, or `pip install nvidia-cuda-nvrtc-cu{}`", driver.0);
             return Err(Error::new(Kind::Device, message).help(advice));
         }
-        let why = refused.first().map_or_else(String::new, |why| format!(" ({why})"));
+        let why = why.map_or_else(String::new, |why| format!(" ({why})"));
         Err(Error::new(Kind::Device, format!("NVRTC, which compiles the kernels, was not found{why}")).help(INSTALL))
     }
 
@@ -182,19 +184,10 @@ fn version(get: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int) -> Result
     }
 }
 
-/// Where it may be, the newest version first. Names without a folder are looked up by the loader.
+/// Where it may be, the newest version first.
 fn candidates() -> Vec<PathBuf> {
-    if let Some(named) = std::env::var_os("QUANT_NVRTC").filter(|v| !v.is_empty()) {
-        return vec![named.into()];
-    }
     let names = |major: i32| {
         [format!("libnvrtc.so.{major}"), format!("nvrtc64_{major}0_0.dll"), format!("nvrtc64_{major}_0.dll")]
     };
-    let folders = folders();
-    let mut out = Vec::new();
-    for name in MAJORS.into_iter().flat_map(names) {
-        out.push(PathBuf::from(&name));
-        out.extend(folders.iter().map(|f| f.join(&name)).filter(|p| p.exists()));
-    }
-    out
+    library::candidates("QUANT_NVRTC", MAJORS.into_iter().flat_map(names))
 }

@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::ops::{Deref, Range};
 
 use super::source::Unit;
+use crate::device::Precision;
 use crate::error::{Error, Result};
 
 /// A device that kernels run on: a card behind its driver; in tests the host, whose compiler reads the same sources.
@@ -31,6 +32,52 @@ pub trait Runner: Sync {
 
     /// Waits for all kernels.
     fn finish(&self) -> Result<()>;
+
+    /// How [`Runner::multiply`] does; `Exact`: it does not, and products are kernels with the CPU's sums.
+    fn precision(&self) -> Precision {
+        Precision::Exact
+    }
+
+    /// A product by a library, in order with the kernels.
+    ///
+    /// # Safety
+    /// The factors and the product stay within memory of this device.
+    unsafe fn multiply(&self, _: &Product) -> Result<()> {
+        Err(Error::unsupported("this device multiplies by kernels alone"))
+    }
+
+    /// Whether [`Runner::cholesky`] can be asked.
+    fn factors(&self) -> bool {
+        false
+    }
+
+    /// [`cpu::cholesky`](crate::device::cpu::cholesky) of an `n` x `n` matrix in double precision.
+    ///
+    /// # Safety
+    /// The matrix lies within memory of this device.
+    unsafe fn cholesky(&self, _at: u64, _n: usize) -> Result<Result<(), usize>> {
+        Err(Error::unsupported("this device has no factors"))
+    }
+}
+
+/// `c = a b`, of `m` x `k` and `k` x `n` in single precision, as BLAS counts: columns one after another, `stride` apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub a: Factor,
+    pub b: Factor,
+    pub c: u64,
+    pub stride: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Factor {
+    pub at: u64,
+    pub stride: usize,
+    /// Its rows lie one after another.
+    pub transposed: bool,
 }
 
 /// Blocks, and threads of each: across and down.
@@ -119,10 +166,15 @@ impl<'r> View<'r> {
     /// The first `n` values.
     pub fn read<T: bytemuck::Pod>(&self, n: usize) -> Result<Vec<T>> {
         let mut out = vec![T::zeroed(); n];
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
-        assert!(bytes.len() <= self.bytes);
-        self.runner.download(self.at, bytes)?;
+        self.read_into(&mut out)?;
         Ok(out)
+    }
+
+    /// The first values.
+    pub fn read_into<T: bytemuck::Pod>(&self, out: &mut [T]) -> Result<()> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(out);
+        assert!(bytes.len() <= self.bytes);
+        self.runner.download(self.at, bytes)
     }
 
     pub fn runner(&self) -> &'r dyn Runner {

@@ -151,7 +151,7 @@ impl<'r> Ops for OnCard<'r> {
             sums.add::<f32>(x, rows, weights)?;
         }
         match &sums.gram {
-            Some(gram) => gram.add::<f32>(x, rows, weights),
+            Some(gram) => gram.add(x, rows, weights),
             None => Ok(()),
         }
     }

@@ -26,7 +26,7 @@ impl<'r, 's> Logits<'r, 's> {
     fn over(&self, w: &Buffer<'r>, rows: usize, positions: Range<usize>) -> Result<Buffer<'r>> {
         let out = Buffer::singles(w.runner(), positions.len() * rows)?;
         let sizes = [positions.len(), rows, self.cols];
-        ops::linear::<f32>(&self.hidden.rows(positions, self.cols), w, sizes, &out, rows)?;
+        ops::linear(&self.hidden.rows(positions, self.cols), w, sizes, &out, rows)?;
         if let Some(cap) = self.softcap {
             ops::softcap(&out, cap)?;
         }

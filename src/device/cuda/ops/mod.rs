@@ -9,10 +9,11 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::runner::{Arg, Buffer, Runner, Shape, Stored, View};
+use super::runner::{Arg, Buffer, Factor, Product, Runner, Shape, Stored, View};
 use super::source::Unit;
 use crate::codec::grid::{Levels, Scale};
 use crate::codec::{Codec, Facts};
+use crate::device::Precision;
 use crate::device::cpu::{Feedback, SOLVE_BLOCK, Scales};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
@@ -237,17 +238,48 @@ impl<'r> Shares<'r> {
     }
 }
 
-/// `out[t][n] = sum over k of x[t][k] w[n][k]`, in the order of the CPU's sums. Sizes are tokens, rows and depth; from one row of `out`
-/// to the next it is `stride` values.
-pub fn linear<T: Element>(x: &View<'_>, w: &View<'_>, sizes: [usize; 3], out: &View<'_>, stride: usize) -> Result<()> {
+/// `out[t][n] = sum over k of x[t][k] w[n][k]`, in the precision that the device multiplies in. Sizes are tokens, rows and depth; from
+/// one row of `out` to the next it is `stride` values.
+pub fn linear(x: &View<'_>, w: &View<'_>, sizes: [usize; 3], out: &View<'_>, stride: usize) -> Result<()> {
+    let [tokens, rows, depth] = sizes;
+    if x.runner().precision() == Precision::Exact || tokens * rows * depth == 0 {
+        return linear_exact::<f32>(x, w, sizes, out, stride);
+    }
+    fits::<f32>(x, w, sizes, out, stride);
+    // What are rows here are columns to BLAS: out^T = w x^T.
+    let product = Product {
+        m: rows,
+        n: tokens,
+        k: depth,
+        a: Factor { at: w.address(), stride: depth, transposed: true },
+        b: Factor { at: x.address(), stride: depth, transposed: false },
+        c: out.address(),
+        stride,
+    };
+    // SAFETY: the buffers have the sizes.
+    unsafe { x.runner().multiply(&product) }
+}
+
+fn fits<T>(x: &View<'_>, w: &View<'_>, [tokens, rows, depth]: [usize; 3], out: &View<'_>, stride: usize) {
+    assert!(x.singles() >= tokens * depth && w.bytes() >= rows * depth * size_of::<T>());
+    assert!(stride >= rows && out.singles() >= (tokens - 1) * stride + rows);
+}
+
+/// The same by a kernel, in the order of the CPU's sums.
+pub fn linear_exact<T: Element>(
+    x: &View<'_>,
+    w: &View<'_>,
+    sizes: [usize; 3],
+    out: &View<'_>,
+    stride: usize,
+) -> Result<()> {
     let [tokens, rows, depth] = sizes;
     if tokens * rows == 0 {
         return Ok(());
     }
-    assert!(x.singles() >= tokens * depth && w.bytes() >= rows * depth * size_of::<T>());
-    assert!(stride >= rows && out.singles() >= (tokens - 1) * stride + rows);
+    fits::<T>(x, w, sizes, out, stride);
     let [t, n, k, stride] = [int(tokens)?, int(rows)?, int(depth)?, int(stride)?].map(Arg::Int);
     let (kernel, args) = (format!("linear_{}", T::NAME), [x.arg(), w.arg(), t, n, k, stride, out.arg()]);
-    // SAFETY: the buffers have the sizes, by the asserts.
+    // SAFETY: the buffers have the sizes.
     unsafe { x.runner().launch(&Unit::of("product")?, &kernel, tiles(tokens, rows)?, &args) }
 }

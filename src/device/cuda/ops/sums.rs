@@ -1,10 +1,14 @@
 //! Statistics of activations, kept on a device from one batch to the next.
 
 use super::{Element, fill, int, tiles};
+use crate::device::Precision;
 use crate::device::cpu::GRAM_ROWS;
-use crate::device::cuda::runner::{Arg, Buffer, Runner, Shape, View};
+use crate::device::cuda::runner::{Arg, Buffer, Factor, Product, Runner, Shape, View};
 use crate::device::cuda::source::Unit;
 use crate::error::{Error, Result};
+
+/// Columns whose inner products a library computes at a time.
+const STRIP: usize = 512;
 
 /// [`cpu::Gram`](crate::device::cpu::Gram).
 pub struct Gram<'r> {
@@ -21,8 +25,53 @@ impl<'r> Gram<'r> {
         Ok(Gram { upper, columns })
     }
 
-    /// Adds rows `[rows][columns]`, with a weight each or without.
-    pub fn add<T: Element>(&self, x: &View<'_>, rows: usize, weights: Option<&View<'_>>) -> Result<()> {
+    /// Bytes that adding takes, beside the matrix, for a time.
+    pub fn scratch(runner: &dyn Runner, columns: usize) -> usize {
+        let strip = STRIP.min(columns);
+        if runner.precision() == Precision::Exact { 0 } else { (columns + GRAM_ROWS) * strip * 4 }
+    }
+
+    /// Adds rows `[rows][columns]`, with a weight each or without, in the precision that the device multiplies in.
+    pub fn add(&self, x: &View<'_>, rows: usize, weights: Option<&View<'_>>) -> Result<()> {
+        let (runner, columns) = (x.runner(), self.columns);
+        if runner.precision() == Precision::Exact || rows * columns == 0 {
+            return self.add_exact::<f32>(x, rows, weights);
+        }
+        assert!(x.singles() >= rows * columns && weights.is_none_or(|w| w.singles() >= rows));
+        let strip = STRIP.min(columns);
+        let sums = Buffer::singles(runner, strip * columns)?;
+        let weighted = weights.map(|_| Buffer::singles(runner, GRAM_ROWS.min(rows) * strip)).transpose()?;
+        for row in (0..rows).step_by(GRAM_ROWS) {
+            let k = GRAM_ROWS.min(rows - row);
+            for from in (0..columns).step_by(strip) {
+                // This strip's columns with themselves and all to their right. Rows of `x` are columns to BLAS.
+                let (n, m) = (strip.min(columns - from), columns - from);
+                let here = x.address() + ((row * columns + from) * 4) as u64;
+                let a = Factor { at: here, stride: columns, transposed: false };
+                let mut b = Factor { transposed: true, ..a };
+                let [from, count, all] = [int(from)?, int(n)?, int(columns)?].map(Arg::Int);
+                if let (Some(weights), Some(to)) = (weights, &weighted) {
+                    b = Factor { at: to.address(), stride: n, transposed: true };
+                    let weights = weights.rows(row..row + k, 1).arg();
+                    let args = [Arg::Address(here), weights, Arg::Int(int(k)?), count, all, to.arg()];
+                    let shape = Shape::each((k * n) as u64)?;
+                    // SAFETY: `x` and `weights` have `k` rows from `row` on, `to` as many of `n` columns.
+                    unsafe { runner.launch(&Unit::of("gram")?, "weigh_strip", shape, &args)? };
+                }
+                let product = Product { m, n, k, a, b, c: sums.address(), stride: m };
+                // SAFETY: `x` has the rows and columns; `sums` has room for a strip of all columns.
+                unsafe { runner.multiply(&product)? };
+                let args = [sums.arg(), from, count, all, self.upper.arg()];
+                let shape = Shape::each((n * m) as u64)?;
+                // SAFETY: `sums` has `n` rows of `m`; `upper` is the triangle of `columns`.
+                unsafe { runner.launch(&Unit::of("gram")?, "add_strip", shape, &args)? };
+            }
+        }
+        Ok(())
+    }
+
+    /// The same by a kernel, in the order of the CPU's sums.
+    pub fn add_exact<T: Element>(&self, x: &View<'_>, rows: usize, weights: Option<&View<'_>>) -> Result<()> {
         let row = self.columns * size_of::<T>();
         assert!(x.bytes() >= rows * row && weights.is_none_or(|w| w.singles() >= rows));
         let kernel = format!("gram_{}", T::NAME);

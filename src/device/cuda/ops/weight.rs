@@ -94,7 +94,7 @@ impl<'r, 'w> Streamed<'r, 'w> {
     }
 }
 
-/// [`cpu::linear`](crate::device::cpu::linear): `x W^T + bias`, `[tokens][rows]`, for these rows of `weight`, of which decoded ones take
+/// [`cpu::linear`](crate::device::cpu::linear), in the device's precision: `x W^T + bias`, `[tokens][rows]`, for these rows of `weight`, of which decoded ones take
 /// `part` bytes at a time.
 pub fn product<'r>(
     weight: &Weight<'_>,
@@ -110,7 +110,7 @@ pub fn product<'r>(
     for from in (0..n).step_by(step) {
         let until = n.min(from + step);
         let w = streamed.rows(rows.start + from..rows.start + until)?;
-        linear::<f32>(x, &w, [tokens, until - from, cols], &out.part(from * 4..out.bytes()), n)?;
+        linear(x, &w, [tokens, until - from, cols], &out.part(from * 4..out.bytes()), n)?;
     }
     if let Some(bias) = bias {
         add_bias(&out, &*Buffer::of(runner, bias)?)?;

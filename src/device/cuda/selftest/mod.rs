@@ -3,6 +3,7 @@
 mod layer;
 
 use half::bf16;
+use ndarray::Array2;
 
 use super::ops;
 use super::runner::{Buffer, Runner};
@@ -12,14 +13,15 @@ use crate::codec::{self, Codec, DeviceGrid, float};
 use crate::container::Weight;
 use crate::device::check::{Check, Difference, bytes, noise};
 use crate::device::cpu::{self, Feedback, Scales};
-use crate::error::Result;
+use crate::device::{Precision, Worker};
+use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 
 /// Whatever kernels run on.
 pub type On = dyn Runner;
 
-/// Every check there is, for every format that has kernels.
-pub fn checks() -> Vec<Check<On>> {
+/// Every check there is, for every format that has kernels, and for the libraries of a card that multiplies by them.
+pub fn checks(precision: Precision) -> Vec<Check<On>> {
     let mut out = Vec::new();
     for grid in source::grids() {
         decode(&grid, &mut out);
@@ -30,6 +32,9 @@ pub fn checks() -> Vec<Check<On>> {
     solve(&mut out);
     sums(&mut out);
     layer::checks(&mut out);
+    if precision != Precision::Exact {
+        libraries(precision, &mut out);
+    }
     out
 }
 
@@ -174,7 +179,7 @@ fn product<T: ops::Element>(runner: &On, x: &[f32], w: &[T], depth: usize, expec
     let (x, w, out) = (Buffer::of(runner, x)?, Buffer::of(runner, w)?, Buffer::singles(runner, expected.len())?);
     for part in [0..rows / 2, rows / 2..rows] {
         let w = w.part(part.start * depth * size_of::<T>()..part.end * depth * size_of::<T>());
-        ops::linear::<T>(&x, &w, [tokens, part.len(), depth], &out.part(part.start * 4..out.bytes()), rows)?;
+        ops::linear_exact::<T>(&x, &w, [tokens, part.len(), depth], &out.part(part.start * 4..out.bytes()), rows)?;
     }
     Ok(Difference::singles(&out.read(expected.len())?, expected))
 }
@@ -221,8 +226,8 @@ fn sums(out: &mut Vec<Check<On>>) {
                 let gram = ops::Gram::new(runner, columns)?;
                 let weights = weights.map(|w| Buffer::of(runner, &w)).transpose()?;
                 match name {
-                    0 => gram.add::<f32>(&*Buffer::of(runner, &x)?, rows, weights.as_deref())?,
-                    _ => gram.add::<bf16>(&*Buffer::of(runner, &narrow(&x))?, rows, weights.as_deref())?,
+                    0 => gram.add_exact::<f32>(&*Buffer::of(runner, &x)?, rows, weights.as_deref())?,
+                    _ => gram.add_exact::<bf16>(&*Buffer::of(runner, &narrow(&x))?, rows, weights.as_deref())?,
                 }
                 Ok(Difference::of(gram.upper()?, expected.iter().flat_map(|g| g.upper()).copied()))
             }));
@@ -255,5 +260,67 @@ fn sums(out: &mut Vec<Check<On>>) {
                 },
             ));
         }
+    }
+}
+
+/// What comes of a library's products and factors: never the CPU's bits.
+fn libraries(precision: Precision, out: &mut Vec<Check<On>>) {
+    let name = precision.to_string();
+    // What rounding both factors comes to, in sums of a few hundred terms of any sign.
+    let allowed = match precision {
+        Precision::Exact => 0.0,
+        Precision::Single => 1e-5,
+        Precision::Tf32 => 1e-3,
+        Precision::Bf16 => 1e-2,
+    };
+    for (tokens, rows, depth) in [(1, 3, 8), (70, 65, 513), (33, 130, 300)] {
+        let shape = format!("{tokens} x {depth} x {rows}");
+        out.push(Check::new(("linear", &name), &shape, "f32", allowed, move |runner: &On| {
+            let (x, w) = (noise(tokens * depth, 5), noise(rows * depth, 6));
+            let [out, expected] = [(); 2].map(|()| Buffer::singles(runner, tokens * (rows + 3)));
+            let (out, expected) = (out?, expected?);
+            let (x, w) = (Buffer::of(runner, &x)?, Buffer::of(runner, &w)?);
+            // Rows further apart than they are long: what is between them stays.
+            ops::fill(&out, 0.5)?;
+            ops::fill(&expected, 0.5)?;
+            ops::linear(&x, &w, [tokens, rows, depth], &out, rows + 3)?;
+            ops::linear_exact::<f32>(&x, &w, [tokens, rows, depth], &expected, rows + 3)?;
+            let n = tokens * (rows + 3);
+            Ok(Difference::singles(&out.read(n)?, &expected.read(n)?))
+        }));
+    }
+    for (rows, columns, weighted) in
+        [(1, 1, false), (300, 700, false), (517, 600, true), (cpu::GRAM_ROWS + 5, 33, true)]
+    {
+        let shape = format!("{rows} x {columns}");
+        let dtype = if weighted { "f32, weighted" } else { "f32" };
+        out.push(Check::new(("gram", &name), &shape, dtype, allowed, move |runner: &On| {
+            let x = Buffer::of(runner, &noise(rows * columns, 7))?;
+            let weights = weighted.then(|| Buffer::of(runner, &noise(rows, 8))).transpose()?;
+            let [got, expected] = [(); 2].map(|()| ops::Gram::new(runner, columns));
+            let (got, expected) = (got?, expected?);
+            // Twice: what is there already is added to.
+            for _ in 0..2 {
+                got.add(&x, rows, weights.as_deref())?;
+                expected.add_exact::<f32>(&x, rows, weights.as_deref())?;
+            }
+            Ok(Difference::of(got.upper()?, expected.upper()?))
+        }));
+    }
+    for n in [1, 65, 203] {
+        out.push(Check::new(("cholesky", &name), &format!("{n} x {n}"), "f64", 1e-12, move |runner: &On| {
+            let x = Array2::from_shape_vec((n, n), noise(n * n, 9)).map_err(|e| Error::limits(e.to_string()))?;
+            let x = x.mapv(f64::from);
+            let matrix = x.dot(&x.t()) + Array2::<f64>::eye(n);
+            let (mut got, mut expected) = (matrix.clone(), matrix);
+            let went = (Worker::Card(runner).cholesky(&mut got)?, cpu::cholesky(&mut expected));
+            let lower = |a: &Array2<f64>| (0..n).flat_map(|i| a.row(i).to_vec()[..=i].to_vec()).collect::<Vec<f64>>();
+            // One that has none is told from one that has.
+            let mut none = Array2::from_diag_elem(n, 1.0);
+            none[[n - 1, n - 1]] = -1.0;
+            let pivot = Worker::Card(runner).cholesky(&mut none)?;
+            let told = Difference::of([f64::from(u8::from(went == (Ok(()), Ok(())) && pivot == Err(n - 1)))], [1.0]);
+            Ok(Difference::of(lower(&got), lower(&expected)).and(told))
+        }));
     }
 }
