@@ -523,6 +523,30 @@ fn rows_of_data_sets() {
     }
 }
 
+/// Text of a data set is downloaded to be run on.
+#[test]
+fn texts_on_the_hub() {
+    let rows: String = (0..60).map(|i| format!("{{\"text\": \"The heron saw {i} fish and flew away.\"}}\n")).collect();
+    let server = Server::with(&[("text/train.jsonl", rows.as_bytes())]);
+    let model = common::model::model(&common::model::Shape { layers: 1, ..common::model::DENSE });
+    let (path, out) = (model.path().to_str().unwrap(), server.home.path().join("s.st"));
+    let data = "hf:org/set/text/train.jsonl";
+    let eval = ["eval", path, "--data", data, "--context", "32", "--chunks", "2", "--json", "--quiet"];
+    let evaluated = server.quant(&eval);
+    assert!(evaluated.status.success(), "{}", String::from_utf8_lossy(&evaluated.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&evaluated.stdout).unwrap();
+    assert_eq!(report["conditions"]["corpus"], "train.jsonl", "{report:#}");
+    let weighted = format!("{data}:0.5");
+    let calibrate = ["calibrate", path, "--data", &weighted, "--rows", "2", "--length", "32", "--quiet", "-o"];
+    let calibrated = server.quant(&[&calibrate[..], &[out.to_str().unwrap()]].concat());
+    assert!(calibrated.status.success() && out.exists(), "{}", String::from_utf8_lossy(&calibrated.stderr));
+    let asked = std::mem::take(&mut server.hub.lock().unwrap().log);
+    assert_eq!(asked.iter().filter(|l| l.starts_with("GET /datasets/org/set/resolve/")).count(), 1, "{asked:?}");
+    let missing = server.quant(&["eval", path, "--data", "hf:org/set/none.jsonl", "--quiet"]);
+    let said = String::from_utf8_lossy(&missing.stderr);
+    assert!(missing.status.code() == Some(1) && said.contains("It has text/train.jsonl"), "{said}");
+}
+
 /// A task asks the rows that were downloaded, and knows where those of a public set are.
 #[test]
 fn tasks_ask_rows_on_the_hub() {

@@ -112,7 +112,7 @@ impl Allocation<'_> {
         let source = self.request.source;
         let narrowest = Plan::new(self.request, &self.recipe.narrowest(), self.path)?;
         self.reachable(&narrowest)?;
-        let (mut windows, _) = self.args.text.prepare_at_most(source, MEASURED + JUDGED)?;
+        let (mut windows, _) = self.args.text.prepare_at_most(source, MEASURED + JUDGED, self.reporter)?;
         if windows.len() < 2 {
             return Err(Error::request("the text fills one window: some are measured on, others judge the outcome")
                 .help("give more text, or a smaller --context"));

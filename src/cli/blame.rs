@@ -38,7 +38,7 @@ impl Blame {
         let options = OpenOptions::default();
         let reference = model::open(&self.reference, &options, reporter)?;
         let artifact = model::open(&self.artifact, &options, reporter)?;
-        let (windows, conditions) = self.text.prepare_at_most(reference.checkpoint.as_ref(), CHUNKS)?;
+        let (windows, conditions) = self.text.prepare_at_most(reference.checkpoint.as_ref(), CHUNKS, reporter)?;
         let pair = Pair::new(reference.checkpoint.as_ref(), artifact.checkpoint.as_ref())?;
         let (parts, folded) = (pair.parts()?, pair.folded()?);
         if parts.is_empty() {

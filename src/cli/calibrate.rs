@@ -28,7 +28,8 @@ pub struct Calibrate {
     /// The model, as it will be converted
     #[arg(required = true)]
     model: Option<String>,
-    /// Text to run it on, and its share of the tokens [default: 1]: .jsonl, .parquet, or any plain text
+    /// Text to run it on, and its share of the tokens [default: 1]: .jsonl, .parquet, or any plain text; on the hub
+    /// hf:org/name/FILE[@revision]
     #[arg(long, value_name = "FILE[:WEIGHT]")]
     data: Vec<String>,
     /// A mix of bundled texts (see `quant list mixes`), or one of your own [default: general, if there is no --data]
@@ -164,8 +165,8 @@ impl Calibrate {
         let checkpoint = model.checkpoint.as_ref();
         let amount = self.amount(checkpoint)?;
         let tokens = Tokens::of(checkpoint)?;
-        let draw = data::draw(&self.sources(&data, &tokens)?, &tokens, &amount)?;
-        let overlap = overlap::share(&draw.sequences, &self.judged(&tokens)?);
+        let draw = data::draw(&self.sources(&data, &tokens, reporter)?, &tokens, &amount)?;
+        let overlap = overlap::share(&draw.sequences, &self.judged(&tokens, reporter)?);
         if overlap >= NOTABLE {
             let share = overlap * 100.0;
             reporter.note(&format!(
@@ -202,10 +203,12 @@ impl Calibrate {
         statistics_report::print(&statistics, &sites, output, Some(overlap), reporter)
     }
 
-    fn sources(&self, data: &[(PathBuf, f64)], tokens: &Tokens) -> Result<Vec<Source>> {
+    fn sources(&self, data: &[(PathBuf, f64)], tokens: &Tokens, reporter: &Reporter) -> Result<Vec<Source>> {
         let mut sources = Vec::new();
         for (path, weight) in data {
-            sources.push(Source::file(path, *weight, tokens)?);
+            for here in model::texts(std::slice::from_ref(path), reporter)? {
+                sources.push(Source::file(&here, *weight, tokens)?);
+            }
         }
         let default = [mix::DEFAULT.to_owned()];
         let mixes = if data.is_empty() && self.mix.is_empty() { &default[..] } else { &self.mix };
@@ -217,10 +220,10 @@ impl Calibrate {
     }
 
     /// The text that models will be judged by, document by document.
-    fn judged(&self, tokens: &Tokens) -> Result<Vec<Vec<u32>>> {
+    fn judged(&self, tokens: &Tokens, reporter: &Reporter) -> Result<Vec<Vec<u32>>> {
         let corpus = match self.eval_data.is_empty() {
             true => Corpus::bundled(),
-            false => Corpus::load(&self.eval_data, &|row| tokens.render(row))?,
+            false => Corpus::load(&model::texts(&self.eval_data, reporter)?, &|row| tokens.render(row))?,
         };
         corpus.documents.iter().map(|d| tokens.plain(d)).collect()
     }

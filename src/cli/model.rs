@@ -93,6 +93,15 @@ pub fn download_rows(id: &str, usual: Option<&str>, reporter: &Reporter) -> Resu
     fetch(&reference, reporter)
 }
 
+/// Files of text; those of data sets on the hub (`hf:org/name/FILE[@revision]`) are brought here.
+pub fn texts(paths: &[PathBuf], reporter: &Reporter) -> Result<Vec<PathBuf>> {
+    let here = |path: &PathBuf| match path.to_str().filter(|p| p.starts_with("hf:")) {
+        Some(id) => download_rows(id, None, reporter),
+        None => Ok(path.clone()),
+    };
+    paths.iter().map(here).collect()
+}
+
 #[cfg(feature = "hub")]
 fn fetch(reference: &Reference, reporter: &Reporter) -> Result<PathBuf> {
     let bars = Mutex::new(None::<(String, Progress)>);

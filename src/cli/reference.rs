@@ -36,7 +36,7 @@ impl Reference {
         let model = model::open(&self.model, &OpenOptions::default(), reporter)?;
         let inputs: Vec<PathBuf> = model.files().into_iter().chain(self.text.data.iter().cloned()).collect();
         refuse_inputs(std::slice::from_ref(&self.output), &inputs)?;
-        let (windows, conditions) = self.text.prepare(model.checkpoint.as_ref())?;
+        let (windows, conditions) = self.text.prepare(model.checkpoint.as_ref(), reporter)?;
         let facts = facts(&model.name, model.checkpoint.as_ref());
         let scored: usize = windows.iter().map(|w| w.scored.len()).sum();
         let place = self.device.open(None)?;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::model;
+use super::report::Reporter;
 use crate::container::Checkpoint;
 use crate::engine::chat;
 use crate::error::{At, Error, Result};
@@ -14,7 +16,7 @@ use crate::eval::text::Corpus;
 
 #[derive(Args)]
 pub struct TextArgs {
-    /// Text to evaluate on: .jsonl, .parquet, or any plain text [default: the bundled corpus]
+    /// Text to evaluate on: .jsonl, .parquet, or any plain text; on the hub hf:org/name/FILE[@revision] [default: the bundled corpus]
     #[arg(long, value_name = "FILE")]
     pub data: Vec<PathBuf>,
     /// Which windows of the text are run and what of them is scored
@@ -34,16 +36,26 @@ impl TextArgs {
     }
 
     /// [`TextArgs::prepare`], with so many windows unless the user says otherwise.
-    pub fn prepare_at_most(&self, checkpoint: &dyn Checkpoint, chunks: usize) -> Result<(Vec<Window>, Conditions)> {
-        self.windows(checkpoint, self.chunks.or(Some(chunks)))
+    pub fn prepare_at_most(
+        &self,
+        checkpoint: &dyn Checkpoint,
+        chunks: usize,
+        reporter: &Reporter,
+    ) -> Result<(Vec<Window>, Conditions)> {
+        self.windows(checkpoint, self.chunks.or(Some(chunks)), reporter)
     }
 
     /// Windows of the text under a model's tokenizer, and what the figures will depend on.
-    pub fn prepare(&self, checkpoint: &dyn Checkpoint) -> Result<(Vec<Window>, Conditions)> {
-        self.windows(checkpoint, self.chunks)
+    pub fn prepare(&self, checkpoint: &dyn Checkpoint, reporter: &Reporter) -> Result<(Vec<Window>, Conditions)> {
+        self.windows(checkpoint, self.chunks, reporter)
     }
 
-    fn windows(&self, checkpoint: &dyn Checkpoint, chunks: Option<usize>) -> Result<(Vec<Window>, Conditions)> {
+    fn windows(
+        &self,
+        checkpoint: &dyn Checkpoint,
+        chunks: Option<usize>,
+        reporter: &Reporter,
+    ) -> Result<(Vec<Window>, Conditions)> {
         let protocol = Protocol::find(&self.protocol)?;
         let context = self.context.unwrap_or(protocol.context);
         let most = checkpoint.family().and_then(|(_, spec)| spec.context).map_or(usize::MAX, |n| n as usize);
@@ -59,7 +71,7 @@ impl TextArgs {
             true => Corpus::bundled(),
             false => {
                 let tokenizer = checkpoint.tokenizer()?;
-                Corpus::load(&self.data, &|row| chat::render(&metadata, &tokenizer, row))?
+                Corpus::load(&model::texts(&self.data, reporter)?, &|row| chat::render(&metadata, &tokenizer, row))?
             }
         };
         let text = eval::tokenize(checkpoint, &protocol.text(&corpus.documents))?;

@@ -24,7 +24,7 @@ impl Eval {
         common: &Common,
         reporter: &Reporter,
     ) -> Result<Report> {
-        let prepared = source.map(|source| source.prepare(&self.text)).transpose()?;
+        let prepared = source.map(|source| source.prepare(&self.text, reporter)).transpose()?;
         if let Some((_, conditions, _)) = &prepared {
             same_tokenizers(artifacts, &conditions.tokenizer_hash, "the reference's")?;
         }
@@ -36,7 +36,7 @@ impl Eval {
             let (windows, conditions) = match &prepared {
                 Some((windows, conditions, _)) => (Cow::Borrowed(windows), conditions.clone()),
                 None => {
-                    let (windows, conditions) = self.text.prepare(artifact.1.checkpoint.as_ref())?;
+                    let (windows, conditions) = self.text.prepare(artifact.1.checkpoint.as_ref(), reporter)?;
                     (Cow::Owned(windows), conditions)
                 }
             };

@@ -109,7 +109,7 @@ impl Source {
         }
     }
 
-    fn prepare(&self, text: &TextArgs) -> Result<(Vec<Window>, Conditions, Facts)> {
+    fn prepare(&self, text: &TextArgs, reporter: &Reporter) -> Result<(Vec<Window>, Conditions, Facts)> {
         match self {
             Source::File(_) if !text.is_default() => {
                 Err(Error::request("a reference file has its own text, protocol and windows")
@@ -117,7 +117,7 @@ impl Source {
             }
             Source::File(cached) => Ok((cached.windows.clone(), cached.conditions.clone(), cached.facts.clone())),
             Source::Model(m) => {
-                let (windows, conditions) = text.prepare(m.checkpoint.as_ref())?;
+                let (windows, conditions) = text.prepare(m.checkpoint.as_ref(), reporter)?;
                 Ok((windows, conditions, facts(&m.name, m.checkpoint.as_ref())))
             }
         }
@@ -289,7 +289,7 @@ impl Eval {
             return Err(Error::request("a reference file has no weights to compare or to run")
                 .help("drop --weights, --stress and --short-context, or pass the model itself"));
         }
-        let (windows, conditions, reference_facts) = source.prepare(&self.text)?;
+        let (windows, conditions, reference_facts) = source.prepare(&self.text, reporter)?;
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the reference's")?;
         let again = self.short_context.map(|short| long::windows(&windows, short, conditions.bos)).transpose()?;
         let again: Option<Vec<Window>> = again.map(|parts| parts.concat());
@@ -363,7 +363,7 @@ impl Eval {
     /// Perplexity alone, artifact by artifact.
     fn alone(&self, artifacts: &[Artifact], place: &Place, common: &Common, reporter: &Reporter) -> Result<Report> {
         let Some((_, first)) = artifacts.first() else { return Err(Error::request("there is no artifact")) };
-        let (windows, conditions) = self.text.prepare(first.checkpoint.as_ref())?;
+        let (windows, conditions) = self.text.prepare(first.checkpoint.as_ref(), reporter)?;
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the first artifact's")?;
         let (mut rows, device) = cpu::pool(common.threads())?.install(|| {
             let positions = eval::longest(&windows);
