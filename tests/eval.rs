@@ -208,6 +208,23 @@ fn what_cannot_be_compared_is_refused() {
 }
 
 #[test]
+fn a_reference_of_another_size_is_pointed_out() {
+    let bench = Bench::new("q8_0");
+    let larger = model(&Shape { layers: 5, ..DENSE });
+    let said = |reference: &Folder| {
+        let (artifact, text) = (bench.path("q8_0.gguf"), bench.path("text.txt"));
+        let reference = reference.path().to_str().unwrap();
+        let args = ["eval", &artifact, "--reference", reference, "--data", &text, "--context", "64", "--chunks", "2"];
+        let out = common::quant(&args);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    };
+    let warned = said(&larger);
+    assert!(warned.contains("q8_0.gguf: it has") && warned.contains("was it made from this reference?"), "{warned}");
+    assert!(!said(&bench.model).contains("warning"));
+}
+
+#[test]
 fn a_weight_that_is_not_a_number_is_no_table_row() {
     let bench = Bench::new("f32");
     let path = PathBuf::from(bench.path("f32.gguf"));

@@ -55,6 +55,9 @@ fn a_gate_says_pass_or_stop() {
     assert_eq!(gate("good.json", &["--max", "kld=0.005"]), Some(0));
     assert_eq!(gate("bad.json", &["--max", "kld=0.0001"]), Some(3));
     assert_eq!(gate("bad.json", &["--max", "tasks.nothing.acc=1"]), Some(1));
+    for wrong in ["nothing=1", "kld=much", "kld"] {
+        assert_eq!(gate("bad.json", &["--max", wrong]), Some(2), "{wrong}");
+    }
     let since = write("since.toml", "[since]\n\"kld.mean\" = \"<= +10 %\"\n");
     let (good, bad) = (at("good.json"), at("bad.json"));
     assert_eq!(gate("good.json", &["--budgets", &since, "--baseline", &good]), Some(0));

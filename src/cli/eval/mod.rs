@@ -291,6 +291,11 @@ impl Eval {
         }
         let (windows, conditions, reference_facts) = source.prepare(&self.text, reporter)?;
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the reference's")?;
+        for (path, artifact) in artifacts {
+            if let Some(what) = unlike(&facts(&artifact.name, artifact.checkpoint.as_ref()), &reference_facts) {
+                reporter.note(&format!("warning: {path}: {what}: was it made from this reference?"));
+            }
+        }
         let again = self.short_context.map(|short| long::windows(&windows, short, conditions.bos)).transpose()?;
         let again: Option<Vec<Window>> = again.map(|parts| parts.concat());
         let (scores, short, noise, device) = cpu::pool(common.threads())?.install(|| {
@@ -409,6 +414,24 @@ fn tokens(windows: &[Window]) -> u64 {
 }
 
 /// `theirs`: the hash of the tokenizer, and `whose` it is.
+/// What of a model is not the reference's, though it need not be a mistake.
+fn unlike(model: &Facts, reference: &Facts) -> Option<String> {
+    // Padding, an output matrix of its own and pruned layers are less than that.
+    const NOTABLE: f64 = 1.5;
+    let ratio = model.weights as f64 / reference.weights.max(1) as f64;
+    if model.arch != reference.arch {
+        return Some(format!("its architecture is {}, the reference's {}", model.arch, reference.arch));
+    }
+    let unlike = !(1.0 / NOTABLE..NOTABLE).contains(&ratio);
+    unlike.then(|| {
+        format!(
+            "it has {:.2} M weights, the reference {:.2} M",
+            model.weights as f64 / 1e6,
+            reference.weights as f64 / 1e6
+        )
+    })
+}
+
 fn same_tokenizers(artifacts: &[Artifact], theirs: &str, whose: &str) -> Result<()> {
     for (path, artifact) in artifacts {
         let hash = eval::tokenizer_hash(&artifact.checkpoint.metadata()?)?;

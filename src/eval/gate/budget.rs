@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Map;
 
 use super::measure;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Error, Kind, Result};
 
 /// What an evaluation must keep.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -56,10 +56,16 @@ impl Budgets {
                 Error::request(format!("--max {argument:?} is not METRIC=NUMBER")).help("as in --max kld=0.02")
             })?;
             let metric = if metric == "kld" { "kld.mean" } else { metric };
-            measure::known(metric)?;
-            Ok((metric.to_owned(), format!("<= {number}").parse::<Limit>().at(|| format!("--max {argument}"))?))
+            let limit = measure::known(metric).and_then(|()| format!("<= {number}").parse::<Limit>());
+            Ok((metric.to_owned(), limit.at(|| format!("--max {argument}"))?))
         };
-        Ok(Budgets { budgets: arguments.iter().map(one).collect::<Result<_>>()?, since: Vec::new() })
+        let budgets: Result<_> = arguments.iter().map(one).collect();
+        // Here it is the command line that is wrong, not a file.
+        let budgets = budgets.map_err(|mut e| {
+            e.kind = Kind::Request;
+            e
+        })?;
+        Ok(Budgets { budgets, since: Vec::new() })
     }
 
     pub fn is_empty(&self) -> bool {
