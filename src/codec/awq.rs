@@ -11,7 +11,9 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::affine::{self, Family, Form, Naming, Row, Scheme, Taken, VARIANTS, put, word};
+use super::affine::{self, Form, Naming, Row, Taken, VARIANTS};
+use super::bits::{put, word};
+use super::scheme::{Family, Scheme};
 use super::{Codec, Part};
 use crate::error::Result;
 use crate::tensor::{Dims, Packed};

@@ -1,5 +1,7 @@
 //! Integers of 1 to 8 bits in 32-bit words: one stream, least significant bit first, values may straddle words.
 
+use crate::tensor::Bytes;
+
 /// Values that fill whole words whatever their width: as many words as a value has bits.
 pub const UNIT: usize = 32;
 
@@ -89,6 +91,47 @@ impl Width for Pack<'_> {
         }
         out
     }
+}
+
+/// Codes of rows, each a stream of words.
+pub(super) fn pack_rows(codes: &[u8], cols: usize, bits: usize) -> Vec<u8> {
+    let across = words(cols, bits);
+    let mut out = vec![0; codes.len() / cols.max(1) * across * 4];
+    for (row, codes) in codes.chunks_exact(cols.max(1)).enumerate() {
+        for (unit, from) in codes.chunks(UNIT).enumerate() {
+            let mut codes = [0; UNIT];
+            codes[..from.len()].copy_from_slice(from);
+            for (i, w) in pack(bits, &codes)[..words(from.len(), bits)].iter().enumerate() {
+                put(&mut out, row * across + unit * bits + i, *w);
+            }
+        }
+    }
+    out
+}
+
+/// Takes such a row apart.
+pub(super) fn unpack_row(part: &Bytes<'_>, row: usize, bits: usize, out: &mut [u8]) {
+    let across = words(out.len(), bits);
+    for (unit, out) in out.chunks_mut(UNIT).enumerate() {
+        let mut of_unit = [0; 8];
+        for (i, w) in of_unit[..words(out.len(), bits)].iter_mut().enumerate() {
+            *w = word(part, row * across + unit * bits + i);
+        }
+        out.copy_from_slice(&unpack(bits, &of_unit)[..out.len()]);
+    }
+}
+
+/// Word `n` of a part.
+#[inline(always)]
+pub(super) fn word(part: &Bytes<'_>, n: usize) -> u32 {
+    let bytes = &part[n * 4..][..4];
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// Sets word `n` of a part to be.
+#[inline(always)]
+pub(super) fn put(part: &mut [u8], n: usize, word: u32) {
+    part[n * 4..][..4].copy_from_slice(&word.to_le_bytes());
 }
 
 #[cfg(test)]

@@ -26,10 +26,10 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::affine::{Family, Scheme};
 use super::facts::{DeviceGrid, Facts, type_name};
 use super::ggml::fp4::E2M1_DOUBLED;
 use super::grid::{Codes, Grid, Levels, Scale};
+use super::scheme::{Family, Scheme};
 use super::{Codec, Part, TensorScale, fp8};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};

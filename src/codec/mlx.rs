@@ -10,7 +10,8 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::affine::{self, Family, Form, Naming, Row, Scheme, Taken};
+use super::affine::{self, Form, Naming, Row, Taken};
+use super::scheme::{Family, Scheme};
 use super::{Codec, Part, bits};
 use crate::error::Result;
 use crate::tensor::{Dims, Packed};
@@ -54,7 +55,7 @@ impl Form for Affine {
         let (group, groups) = (scheme.columns(cols), scheme.groups(cols));
         let mut codes = vec![0; cols];
         for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
-            affine::unpack_row(&packed.parts[0], row, scheme.bits, &mut codes);
+            bits::unpack_row(&packed.parts[0], row, scheme.bits, &mut codes);
             for (g, (codes, out)) in codes.chunks_exact(group).zip(out.chunks_exact_mut(group)).enumerate() {
                 let at = row * groups + g;
                 let (scale, bias) = (scheme.read_scale(&packed.parts[1], at), scheme.read_scale(&packed.parts[2], at));
@@ -64,14 +65,14 @@ impl Form for Affine {
     }
 
     fn pack(scheme: &Scheme, dims: Dims, taken: &Taken<'_>) -> Vec<Vec<u8>> {
-        vec![affine::pack_rows(&taken.codes, dims.cols, scheme.bits), taken.scales.clone(), taken.zeros.clone()]
+        vec![bits::pack_rows(&taken.codes, dims.cols, scheme.bits), taken.scales.clone(), taken.zeros.clone()]
     }
 
     fn unpack(scheme: &Scheme, packed: &Packed<'_>) -> Option<Taken<'static>> {
         let Dims { rows, cols } = packed.dims;
         let mut codes = vec![0; rows * cols];
         for (row, codes) in codes.chunks_exact_mut(cols.max(1)).enumerate() {
-            affine::unpack_row(&packed.parts[0], row, scheme.bits, codes);
+            bits::unpack_row(&packed.parts[0], row, scheme.bits, codes);
         }
         Some(Taken { scales: packed.parts[1].to_vec(), zeros: packed.parts[2].to_vec(), codes: codes.into() })
     }

@@ -1,7 +1,7 @@
 //! Formats. A [`Codec`] says how one weight lies in bytes; [`CODECS`] lists them all, and the readers, the planner, the
 //! command line, the tests and the benches walk that list. A format's name is written in its own row and nowhere else.
 
-pub mod affine;
+mod affine;
 pub mod awq;
 pub mod bits;
 pub mod block;
@@ -18,6 +18,7 @@ pub mod kv;
 mod mlx;
 pub mod nf4;
 mod packed;
+mod scheme;
 pub mod served;
 pub mod transcode;
 
@@ -27,10 +28,10 @@ use safetensors::Dtype;
 
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
-pub use affine::{Family, Scheme};
 pub use block::{Block, Encode, Importance};
 pub use facts::{DeviceGrid, Facts};
 pub use grid::{Codes, Grid, Joint};
+pub use scheme::{Family, Scheme};
 
 /// One stored part of a weight.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,9 +12,9 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::affine::{Family, Scheme};
 use super::facts::{DeviceGrid, Facts};
 use super::grid::{Codes, Grid, Levels, Scale};
+use super::scheme::{Family, Scheme};
 use super::{Codec, Part, float};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};

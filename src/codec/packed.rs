@@ -22,8 +22,9 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::affine::{self, Family, Form, Naming, Row, Scheme, Taken, VARIANTS, put, word};
-use super::bits::{self, UNIT};
+use super::affine::{self, Form, Naming, Row, Taken, VARIANTS};
+use super::bits::{self, UNIT, put, word};
+use super::scheme::{Family, Scheme};
 use super::{Codec, Part};
 use crate::error::Result;
 use crate::tensor::{Dims, Packed};
@@ -76,7 +77,7 @@ impl Form for Pack {
         let (group, groups) = (scheme.columns(cols), scheme.groups(cols));
         let mut codes = vec![0; cols];
         for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
-            affine::unpack_row(&packed.parts[0], row, scheme.bits, &mut codes);
+            bits::unpack_row(&packed.parts[0], row, scheme.bits, &mut codes);
             for (g, (codes, out)) in codes.chunks_exact(group).zip(out.chunks_exact_mut(group)).enumerate() {
                 let scale = scheme.read_scale(&packed.parts[1], row * groups + g);
                 affine::values(codes, zero(scheme, packed, row, g), scale, out);
@@ -87,7 +88,7 @@ impl Form for Pack {
     fn pack(scheme: &Scheme, dims: Dims, taken: &Taken<'_>) -> Vec<Vec<u8>> {
         let Dims { rows, cols } = dims;
         let (width, groups) = (scheme.bits, scheme.groups(cols));
-        let mut parts = vec![affine::pack_rows(&taken.codes, cols, width), taken.scales.clone()];
+        let mut parts = vec![bits::pack_rows(&taken.codes, cols, width), taken.scales.clone()];
         if !scheme.symmetric {
             let mut zeros = vec![0; bits::words(rows, width) * groups * 4];
             for g in 0..groups {
@@ -111,7 +112,7 @@ impl Form for Pack {
         let groups = scheme.groups(cols);
         let mut codes = vec![0; rows * cols];
         for (row, codes) in codes.chunks_exact_mut(cols.max(1)).enumerate() {
-            affine::unpack_row(&packed.parts[0], row, scheme.bits, codes);
+            bits::unpack_row(&packed.parts[0], row, scheme.bits, codes);
         }
         let at = (0..rows).flat_map(|row| (0..groups).map(move |g| (row, g)));
         let zeros = at.map(|(row, g)| zero(scheme, packed, row, g)).collect();

@@ -1,8 +1,8 @@
 //! What runtimes make of the inputs of quantized weights before they multiply: rounded to the weights' format, so that both sides
 //! of a product are small. Sources: compressed-tensors `quantization/lifecycle/forward.py`; ModelOpt `quantization/`.
 
-use super::affine::Family;
 use super::ggml::fp4::E2M1_DOUBLED;
+use super::scheme::Family;
 use super::{Activations, Codec, fp4, fp8};
 
 /// Rounds inputs `[tokens][cols]` as a runtime would. `scale`: what was measured beforehand, where `activations` is static.

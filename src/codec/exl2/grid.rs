@@ -4,7 +4,7 @@ use half::f16;
 
 use super::mix::Mix;
 use super::{Bands, ROWS, SIDE, share};
-use crate::codec::affine::put;
+use crate::codec::bits::put;
 use crate::codec::bits::{self, UNIT};
 use crate::codec::grid::{Grid, Joint, Levels, Scale};
 use crate::tensor::Dims;

@@ -22,7 +22,7 @@ use std::ops::Range;
 use half::f16;
 use safetensors::Dtype;
 
-use super::affine::word;
+use super::bits::word;
 use super::bits::{self, UNIT};
 use super::{Codec, Joint, Part};
 use crate::error::{Error, Result};

@@ -19,9 +19,9 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use super::{BLOCK, F8_E4M3, MAX, on_device};
-use crate::codec::affine::{Family, Scheme};
 use crate::codec::facts::Facts;
 use crate::codec::grid::{Codes, Grid, Levels, Scale};
+use crate::codec::scheme::{Family, Scheme};
 use crate::codec::{Codec, Part, TensorScale};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};

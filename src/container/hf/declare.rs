@@ -252,6 +252,9 @@ fn inputs(scheme: &Scheme, activations: Activations) -> Value {
             if let Some(group) = scheme.group {
                 out["group_size"] = json!(group);
             }
+            if let Some(dtype) = scale_dtype(scheme) {
+                out["scale_dtype"] = json!(dtype);
+            }
             out["dynamic"] = json!(true);
         }
     }
