@@ -1,5 +1,6 @@
 //! What each weight would cost in each format. The error of its outputs is computed for every format from a sample of its rows;
-//! what an error does to the model's answers is measured once a weight, by running the model with that weight rounded.
+//! what an error does to the model's answers is measured by running the model with that weight rounded, of models of many layers
+//! for some of them: between two layers that were run it changes little.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -37,6 +38,9 @@ pub struct Measured {
     /// The format that it was run with, and the divergence that this caused.
     pub rounded_to: String,
     pub kld: f64,
+    /// It was not run: that is what its neighbours of the same role tell.
+    #[serde(default)]
+    pub inferred: bool,
     pub offers: Vec<Offer>,
 }
 
@@ -69,37 +73,79 @@ const SAMPLE: usize = 48;
 /// Matrices of a stack that stand for all of them.
 const PLANES: usize = 4;
 
+/// Weights that are run, at the most, and of each role at the least.
+const RUNS: usize = 64;
+const OF_A_ROLE: usize = 4;
+
 /// Measures; `progress` is called twice with every weight. Runs in the caller's rayon pool.
 pub fn measure(job: &Job<'_>, model_hash: String, progress: &dyn Fn(u64)) -> Result<Measurement> {
     let imatrix = job.statistics.map(Statistics::imatrix);
     let weigher = Weigher { job, imatrix: imatrix.as_ref() };
     let costs = weigher.costs(progress)?;
     let tensors = job.source.tensors();
-    let variants: Vec<Variant> = costs
+    let mut roles: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    (0..costs.len()).for_each(|i| roles.entry(tensors[costs[i].tensor].id.role.stem()).or_default().push(i));
+    let of_a_role = (RUNS / roles.len().max(1)).max(OF_A_ROLE);
+    let run: Vec<usize> = roles.values().flat_map(|all| spread(all, of_a_role)).collect();
+    progress((costs.len() - run.len()) as u64);
+    let variants: Vec<Variant> = run
         .iter()
-        .map(|c| Variant {
-            name: tensors[c.tensor].name.clone(),
-            layer: tensors[c.tensor].id.layer,
-            tensors: vec![c.tensor],
-        })
+        .map(|i| costs[*i].tensor)
+        .map(|t| Variant { name: tensors[t].name.clone(), layer: tensors[t].id.layer, tensors: vec![t] })
         .collect();
-    let make = |i: usize| Ok(HashMap::from([(costs[i].tensor, weigher.rounded(&costs[i])?)]));
+    let make = |v: usize| Ok(HashMap::from([(costs[run[v]].tensor, weigher.rounded(&costs[run[v]])?)]));
     let klds = damages(job.source, job.windows, &variants, &make, progress)?;
-    let measured = |(c, kld): (&Cost, &f64)| {
-        // Second order: the divergence grows with the square of the change, as the error does.
-        let slope = if c.run_error > 0.0 { kld.max(0.0) / c.run_error } else { 0.0 };
-        let offer =
-            |o: &(&'static dyn Codec, u64, f64)| Offer { codec: o.0.name().to_owned(), bytes: o.1, kld: slope * o.2 };
+    let found: HashMap<usize, f64> = run.iter().copied().zip(klds).collect();
+    // Second order: the divergence grows with the square of the change, as the error does.
+    let slope = |i: usize| found.get(&i).map(|kld| kld.max(0.0) / costs[i].run_error).filter(|s| s.is_finite());
+    let mut slopes = vec![0.0; costs.len()];
+    for all in roles.values() {
+        let known: Vec<Option<f64>> = all.iter().map(|i| slope(*i)).collect();
+        all.iter().zip(between(&known)).for_each(|(i, slope)| slopes[*i] = slope);
+    }
+    let measured = |(i, c): (usize, &Cost)| {
+        let offer = |o: &(&'static dyn Codec, u64, f64)| Offer {
+            codec: o.0.name().to_owned(),
+            bytes: o.1,
+            kld: slopes[i] * o.2,
+        };
         Measured {
             name: tensors[c.tensor].name.clone(),
             rounded_to: c.run_with.name().to_owned(),
-            kld: *kld,
+            kld: found.get(&i).copied().unwrap_or(slopes[i] * c.run_error),
+            inferred: !found.contains_key(&i),
             offers: c.offers.iter().map(offer).collect(),
         }
     };
     let tokens = job.windows.iter().map(|w| w.scored.len()).sum();
-    let weights = costs.iter().zip(&klds).map(measured).collect();
+    let weights = costs.iter().enumerate().map(measured).collect();
     Ok(Measurement { model_hash, tokens, weights })
+}
+
+/// At most `most` of them, at least two, the first and the last among them and the rest evenly between.
+fn spread(all: &[usize], most: usize) -> Vec<usize> {
+    let n = most.max(2).min(all.len());
+    (0..n).map(|i| all[i * (all.len() - 1) / (n - 1).max(1)]).collect()
+}
+
+/// What is known, and between it what lies between: of positive numbers on a scale of ratios. Beyond the last that is known it goes on as
+/// it is there.
+fn between(known: &[Option<f64>]) -> Vec<f64> {
+    let places: Vec<(usize, f64)> = known.iter().enumerate().filter_map(|(i, x)| Some((i, (*x)?))).collect();
+    let at = |i: usize| {
+        let before = places.iter().rev().find(|(p, _)| *p <= i);
+        let after = places.iter().find(|(p, _)| *p >= i);
+        match (before, after) {
+            (Some((p, a)), Some((q, b))) if q > p => {
+                let part = (i - p) as f64 / (q - p) as f64;
+                let ratios = *a > 0.0 && *b > 0.0;
+                if ratios { a * (b / a).powf(part) } else { a + (b - a) * part }
+            }
+            (Some((_, x)), _) | (_, Some((_, x))) => *x,
+            _ => 0.0,
+        }
+    };
+    (0..known.len()).map(at).collect()
 }
 
 impl Measurement {
@@ -361,4 +407,23 @@ fn on_grid(
         None => method::nearest(grid, w, cols, importance),
     };
     method::errors(grid, w, cols, &found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{between, spread};
+
+    #[test]
+    fn runs_are_spread_and_the_rest_lies_between() {
+        assert_eq!(spread(&[3, 5, 8], 8), [3, 5, 8]);
+        assert_eq!(spread(&(10..34).collect::<Vec<_>>(), 4), [10, 17, 25, 33]);
+        assert_eq!((spread(&[7], 1), spread(&[], 4)), (vec![7], vec![]));
+        let close = |found: Vec<f64>, expected: &[f64]| {
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{found:?}");
+            assert_eq!(found.len(), expected.len());
+        };
+        close(between(&[Some(1.0), None, Some(4.0), None, None]), &[1.0, 2.0, 4.0, 4.0, 4.0]);
+        close(between(&[None, Some(0.0), None, Some(2.0)]), &[0.0, 0.0, 1.0, 2.0]);
+        close(between(&[None, None]), &[0.0, 0.0]);
+    }
 }
