@@ -38,8 +38,8 @@ impl States {
         all[tokens.start * self.hidden..tokens.end * self.hidden].copy_from_slice(x);
     }
 
-    /// BLAKE3 of all of them.
+    /// BLAKE3 of all of them, by all threads of the pool.
     pub fn hash(&self) -> String {
-        blake3::hash(&self.map).to_hex().to_string()
+        blake3::Hasher::new().update_rayon(&self.map).finalize().to_hex().to_string()
     }
 }

@@ -12,6 +12,9 @@ use crate::error::Result;
 /// Takes bytes, a piece at a time.
 pub type Out<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
 
+/// Bytes that are hashed at a time, enough for all threads.
+const PIECE: usize = 16 << 20;
+
 /// A file under a temporary name that only its owner can read, until [`Writer::finish`]. What is never written is zero.
 pub struct Writer {
     output: Output,
@@ -62,12 +65,12 @@ impl Writer {
     pub fn digest(&self, text: &str, wanted: impl Fn(&Section) -> bool) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(text.as_bytes());
-        let mut buffer = vec![0; 1 << 20];
+        let mut buffer = vec![0; PIECE];
         for section in self.sections.iter().filter(|s| wanted(s)) {
             for from in section.bytes.clone().step_by(buffer.len()) {
                 let piece = buffer.len().min(section.bytes.end - from);
                 self.output.read_at(self.start + from as u64, &mut buffer[..piece])?;
-                hasher.update(&buffer[..piece]);
+                hasher.update_rayon(&buffer[..piece]);
             }
         }
         Ok(hasher.finalize().to_hex().to_string())
