@@ -83,6 +83,14 @@ fn mixes_keep_their_budget_and_lose_less_than_presets() {
     assert_eq!(formats(&bench.file("mix.gguf")), formats(&bench.file("again.gguf")));
     assert_eq!(fs::metadata(&again).unwrap().len(), fs::metadata(bench.file("mix.gguf")).unwrap().len());
 
+    // A recipe of one's own is not overwritten, and points in the names of folders are no suffixes.
+    let own = fs::read(bench.file("few.toml")).unwrap();
+    let said = quant_fails(&strs(&bench.args("few", "few.gguf", ["--target-bpw", "3.4"])));
+    assert!(said.contains("few.toml") && fs::read(bench.file("few.toml")).unwrap() == own, "{said}");
+    let mut split = args.clone();
+    split.extend(["--split-max-size", "1MiB"].map(str::to_owned));
+    assert!(quant_fails(&strs(&split)).contains("cannot be used with"));
+
     // A measurement serves every goal, and no other model.
     let mut smaller = bench.args("few", "small.gguf", ["--target-size", "1700KiB"]);
     smaller.extend(["--measurement".to_owned(), measurement.clone()]);

@@ -485,6 +485,8 @@ fn scale_of_a_weight() {
         let path = save(&folder, "bad.gguf", &scaled("e.scale", &[ne], kind, &[value]));
         assert_eq!(open_refused(&path, why).places()[0], "e.scale");
     }
+    let path = save(&folder, "bad.gguf", &scaled("e.scale", &[1, 3], F32, &[2.0, 3.0, 4.0]));
+    open_refused(&path, "a weight's scale is f32 [1] or [3]");
 }
 
 #[test]

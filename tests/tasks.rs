@@ -258,6 +258,14 @@ fn items_beyond_the_context() {
     assert_eq!((&skipped["tasks"][0]["items"], &skipped["tasks"][0]["skipped"]), (&1.into(), &1.into()));
     let cut = ask(PROBE, None, &[&task], &["--overlong", "left-truncate"]);
     assert_eq!((&cut["tasks"][0]["items"], &cut["tasks"][0]["truncated"]), (&2.into(), &1.into()));
+
+    // What is to be written is put behind what is left of the prompt.
+    let rows = format!("{}\n{}\n", json!({"q": long, "a": "b"}), json!({"q": "short", "a": "b"}));
+    write(folder.path(), "write.jsonl", &rows);
+    let text = "about = \"x\"\nkind = \"generate\"\ndata = \"write.jsonl\"\nprompt = \"{{ q }}\"\nlimit = 4\n[check]\nkind = \"exact\"\nanswer = \"a\"\n";
+    let task = write(folder.path(), "write.toml", text);
+    let cut = ask(PROBE, None, &[&task], &["--overlong", "left-truncate"]);
+    assert_eq!((&cut["tasks"][0]["items"], &cut["tasks"][0]["truncated"]), (&2.into(), &1.into()));
 }
 
 /// Rows as the sets are published, and what each becomes.

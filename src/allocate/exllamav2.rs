@@ -126,7 +126,7 @@ impl Mix {
             return Err(Error::input(message).help("this measurement was made for another model"));
         }
         let error = 1.0 - self.accuracy;
-        match error.is_finite() {
+        match (error * error).is_finite() {
             true => Ok(Combination { formats, loss: error * error }),
             false => Err(Error::input(format!("an accuracy of {}", self.accuracy))),
         }

@@ -38,6 +38,10 @@ pub fn choose(items: &[Item], budget: Budget) -> Result<Mix> {
     if let Some(item) = items.iter().find(|i| i.options.is_empty()) {
         return Err(Error::request("no format on offer fits it").at(&item.name));
     }
+    let worst: f64 = items.iter().map(|i| i.options.iter().map(|o| o.1.abs()).fold(0.0, f64::max)).sum();
+    if !worst.is_finite() {
+        return Err(Error::input("what is said to be lost adds up to more than a number holds"));
+    }
     let least: Vec<u64> = items.iter().map(|i| i.options.iter().map(|o| o.0).min().unwrap_or(0)).collect();
     let most: u64 = items.iter().map(|i| i.options.iter().map(|o| o.0).max().unwrap_or(0)).sum();
     let floor: u64 = least.iter().sum();
@@ -165,5 +169,8 @@ mod tests {
         assert!(choose(&items, Budget::Loss(0.01)).unwrap_err().message().contains("1.00e-1"));
         assert_eq!(choose(&items, Budget::Bytes(u64::MAX)).unwrap().chosen, [1]);
         assert_eq!(choose(&[], Budget::Bytes(0)).unwrap().bytes, 0);
+        let huge = |name: &str| Item { name: name.into(), options: vec![(4096, 1.5e308), (2048, 1.5e308)] };
+        let error = choose(&[huge("a"), huge("b")], Budget::Bytes(5000)).unwrap_err();
+        assert!(error.message().contains("more than a number holds"), "{error}");
     }
 }

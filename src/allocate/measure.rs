@@ -234,8 +234,7 @@ impl Weigher<'_> {
         let mut out = Vec::new();
         for readers in sites.into_values() {
             let t = &self.job.source.tensors()[readers[0]];
-            let planes: Vec<usize> =
-                (0..t.planes().min(PLANES)).map(|p| p * t.planes() / t.planes().min(PLANES)).collect();
+            let planes = self.planes(t);
             let mut sums: Vec<Option<Cost>> = readers.iter().map(|_| None).collect();
             for plane in &planes {
                 let feedback = self.feedback(t, *plane);
@@ -250,10 +249,28 @@ impl Weigher<'_> {
                     }
                 }
             }
-            out.extend(sums.into_iter().flatten());
+            let mean = |mut cost: Cost| {
+                cost.run_error /= planes.len() as f64;
+                cost.offers.iter_mut().for_each(|offer| offer.2 /= planes.len() as f64);
+                cost
+            };
+            out.extend(sums.into_iter().flatten().map(mean));
             progress(readers.len() as u64);
         }
         Ok(out)
+    }
+
+    /// Matrices of a stack that stand for all: of those whose inputs were seen, if any were, for errors of others are in other units.
+    fn planes(&self, t: &Tensor) -> Vec<usize> {
+        let seen = |p: &usize| {
+            let site = self.job.statistics.and_then(|s| s.site(t.id.layer, &t.id.role, Some(*p as u32)));
+            t.planes() == 1 || site.is_some_and(|s| s.tokens > 0)
+        };
+        let mut all: Vec<usize> = (0..t.planes()).filter(seen).collect();
+        if all.is_empty() {
+            all = (0..t.planes()).collect();
+        }
+        spread(&all, PLANES)
     }
 
     fn feedback(&self, t: &Tensor, plane: usize) -> Option<Feedback> {

@@ -77,11 +77,15 @@ pub fn mix(
     let predicted = choices.divergences.then_some(chosen.loss);
     let promise = predicted.map_or_else(String::new, |kld| format!(": a mean divergence of {kld:.2e} is predicted"));
     let mut text = format!(
-        "# Chosen by {}{promise}.\nextends = {}\nname = \"{name}\"\n\n[tensors]\n",
+        "# Chosen by {}{promise}.\nextends = {}\nname = {}\n\n[tensors]\n",
         choices.by,
-        toml::Value::from(base)
+        toml::Value::from(base),
+        toml::Value::from(name)
     );
-    named.iter().for_each(|(tensor, codec)| text += &format!("'^{}$' = \"{codec}\"\n", regex::escape(tensor)));
+    for (tensor, codec) in &named {
+        let pattern = toml::Value::from(format!("^{}$", regex::escape(tensor)));
+        text += &format!("{pattern} = \"{codec}\"\n");
+    }
     Ok(Mixed { recipe: recipe.with_formats(name, named.into_iter())?, text, predicted })
 }
 

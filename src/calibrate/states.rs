@@ -6,7 +6,7 @@ use std::path::Path;
 
 use memmap2::MmapMut;
 
-use crate::container::output::open_private;
+use crate::container::output::{allocate, check_space, open_private};
 use crate::error::{At, Error, Result};
 
 /// `[tokens][hidden]`, f32 as this machine stores it.
@@ -20,9 +20,13 @@ impl States {
     pub fn open(path: &Path, tokens: usize, hidden: usize) -> Result<States> {
         let bytes = tokens.checked_mul(hidden).and_then(|n| n.checked_mul(4)).map(|n| n as u64);
         let bytes = bytes.ok_or_else(|| Error::limits(format!("{tokens} tokens are too many")).help("lower --rows"))?;
+        let there = std::fs::metadata(path).map_or(0, |m| m.len());
+        check_space(path, bytes.saturating_sub(there))?;
         let open = || -> Result<MmapMut> {
             let file = open_private(path)?;
             file.set_len(bytes)?;
+            // A mapped page that the disk has no room for is a signal, not an error.
+            allocate(&file, bytes)?;
             // SAFETY: the file is ours: under a name that only a run with this output uses, and such runs exclude each other.
             Ok(unsafe { MmapMut::map_mut(&file)? })
         };

@@ -14,6 +14,7 @@ use super::size::{Size, positive};
 use super::text::TextArgs;
 use crate::allocate::{self, Choices, Goal, Job, Measurement, Mixed, exllamav2};
 use crate::calibrate::fingerprint;
+use crate::container::output::refuse_inputs;
 use crate::container::{self, Checkpoint, Tensor};
 use crate::convert::{self, Output, Plan, Request};
 use crate::device::cpu;
@@ -109,6 +110,8 @@ impl Allocation<'_> {
             return Err(Error::request("weights are measured with statistics of their inputs")
                 .help("make them with `quant calibrate MODEL --gram -o STATS` and pass --stats STATS"));
         }
+        let named = PathBuf::from(self.target);
+        refuse_inputs(&[recipe_beside(self.path)], std::slice::from_ref(&named))?;
         let source = self.request.source;
         let narrowest = Plan::new(self.request, &self.recipe.narrowest(), self.path)?;
         self.reachable(&narrowest)?;
@@ -243,7 +246,8 @@ impl Allocation<'_> {
             if self.recipe.container == "gguf" { ".gguf" } else { "" }
         ));
         let mut plans = vec![plan];
-        plans.extend(self.preset(&plans[0], &other)?);
+        let (preset_name, preset) = self.preset(&plans[0], &other)?.unzip();
+        plans.extend(preset);
         let bytes = self.request.source.tensors().iter().map(|t| t.bytes as u64).sum();
         let bar = self.reporter.progress("convert", bytes);
         let mut outputs =
@@ -257,12 +261,14 @@ impl Allocation<'_> {
         })?;
         let preset = plans.get(1).zip(klds.get(1)).map(|(p, kld)| (p.target.clone(), *kld));
         let rejected = preset.as_ref().is_some_and(|(_, kld)| *kld < klds[0]);
-        let recipe = self.path.with_extension("toml");
+        let recipe = recipe_beside(self.path);
         if rejected {
             remove(self.path).at(|| self.path.display().to_string())?;
             std::fs::rename(&other, self.path).at(|| self.path.display().to_string())?;
             plans.swap_remove(0);
             outputs.swap_remove(0);
+            let name = preset_name.unwrap_or_default();
+            write(&recipe, &format!("# A preset that loses less than what was chosen.\nextends = \"{name}\"\n"))?;
         } else {
             if preset.is_some() {
                 remove(&other).at(|| other.display().to_string())?;
@@ -286,9 +292,9 @@ impl Allocation<'_> {
     }
 
     /// The largest preset of the same formats within the goal.
-    fn preset(&self, mix: &Plan, path: &Path) -> Result<Option<Plan>> {
+    fn preset(&self, mix: &Plan, path: &Path) -> Result<Option<(String, Plan)>> {
         let ladder = self.recipe.offers();
-        let mut best: Option<Plan> = None;
+        let mut best: Option<(String, Plan)> = None;
         for preset in recipe::list()?.into_iter().filter(|p| p.container == self.recipe.container && p.writable) {
             let recipe = Recipe::load(&preset.name)?;
             if !recipe.offers().is_empty() {
@@ -302,8 +308,8 @@ impl Allocation<'_> {
                 Goal::Divergence(_) => plan.layout.bytes() <= mix.layout.bytes(),
             };
             let fits = within && plan.tensors.iter().all(of_ladder);
-            if fits && best.as_ref().is_none_or(|b| b.layout.bytes() < plan.layout.bytes()) {
-                best = Some(plan);
+            if fits && best.as_ref().is_none_or(|(_, b)| b.layout.bytes() < plan.layout.bytes()) {
+                best = Some((preset.name, plan));
             }
         }
         Ok(best)
@@ -318,7 +324,7 @@ impl Allocation<'_> {
 
 impl Allocated {
     fn json(&self) -> Value {
-        json!({"recipe": (!self.rejected).then_some(&self.recipe), "predicted_kld": self.predicted, "mix_kld": self.mix, "kld": self.measured,
+        json!({"recipe": self.recipe, "predicted_kld": self.predicted, "mix_kld": self.mix, "kld": self.measured,
             "preset": self.preset.as_ref().map(|(name, kld)| json!({"name": name, "kld": kld})), "rejected": self.rejected,
             "search_seconds": self.seconds})
     }
@@ -351,6 +357,21 @@ impl Allocated {
                 ))
             }
         }
+    }
+}
+
+/// Where the recipe of an artifact goes: that of `m.gguf` is `m.toml`, that of the folder `m-4.5` is `m-4.5.toml`.
+fn recipe_beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{}.toml", name.strip_suffix(".gguf").unwrap_or(&name)))
+}
+
+#[test]
+fn recipes_have_the_names_of_their_artifacts() {
+    for (artifact, recipe) in
+        [("a/m.gguf", "a/m.toml"), ("a/m-4.5", "a/m-4.5.toml"), ("Qwen2.5-0.5B-packed", "Qwen2.5-0.5B-packed.toml")]
+    {
+        assert_eq!(recipe_beside(Path::new(artifact)), Path::new(recipe));
     }
 }
 

@@ -36,7 +36,7 @@ pub struct Convert {
     #[arg(long)]
     allow_requantize: bool,
     /// Split the output into files of at most this size, e.g. 4GiB
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", conflicts_with = "goal")]
     split_max_size: Option<Size>,
     /// Refuse to start if the buffers would take more than this
     #[arg(long, value_name = "SIZE", conflicts_with = "goal")]

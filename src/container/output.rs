@@ -284,8 +284,11 @@ fn write_all_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> std::io::Resu
     Ok(())
 }
 
+/// Reserves disk space for a file of so many bytes; what it holds stays.
+///
+/// Errors: there is not so much.
 #[cfg(target_os = "linux")]
-fn allocate(file: &File, bytes: u64) -> Result<()> {
+pub fn allocate(file: &File, bytes: u64) -> Result<()> {
     use std::os::fd::AsRawFd;
     let length = libc::off_t::try_from(bytes).map_err(|_| Error::limits(format!("a file of {bytes} bytes")))?;
     if length == 0 {
@@ -304,7 +307,7 @@ fn allocate(file: &File, bytes: u64) -> Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn allocate(file: &File, bytes: u64) -> Result<()> {
+pub fn allocate(file: &File, bytes: u64) -> Result<()> {
     Ok(file.set_len(bytes)?)
 }
 

@@ -110,7 +110,7 @@ impl Gguf {
     fn scales(&self, weight: usize, companion: usize) -> Result<Vec<f32>> {
         let (tensor, planes) = (&self.tensors[companion], self.tensors[weight].planes());
         let is_f32 = tensor.codec.block().is_some_and(|b| b.ggml == Some(F32));
-        if !is_f32 || (tensor.len() != 1 && tensor.len() != planes) {
+        if !is_f32 || tensor.shape.len() != 1 || (tensor.len() != 1 && tensor.len() != planes) {
             let (codec, shape) = (tensor.codec.name(), &tensor.shape);
             return Err(Error::input(format!(
                 "a weight's scale is f32 [1] or [{planes}], this one is {codec} {shape:?}"

@@ -29,13 +29,21 @@ pub const KEYS: &[&str] = &["quantization_config"];
 /// Errors: formats of several methods, or settings that a method has for all weights alike.
 pub fn declare(modules: &[Module], activations: Activations, cache: bool) -> Result<Option<Declaration>> {
     let Some(first) = modules.iter().find_map(|m| m.scheme) else { return Ok(None) };
-    let plain: Vec<&str> = modules.iter().filter(|m| m.scheme.is_none()).map(|m| m.name.as_str()).collect();
+    let mut plain: Vec<&str> = modules.iter().filter(|m| m.scheme.is_none()).map(|m| m.name.as_str()).collect();
+    // Of a tied model the head is no tensor, but a layer all the same.
+    if !modules.iter().any(|m| m.name == HEAD) {
+        plain.push(HEAD);
+    }
     let alone = |config| Declaration { config, keys: KEYS, sidecar: None };
     let declared = match first.family {
         Family::Mlx | Family::MlxFloat => return mlx::declare(modules).map(Some),
         Family::Gptq | Family::GptqV2 => {
             let config = gptq(&alike(modules)?, &plain);
             Declaration { sidecar: Some(("quantize_config.json", config.clone())), ..alone(config) }
+        }
+        Family::Awq if !plain.contains(&HEAD) => {
+            let message = "loaders of AWQ look for a head that is not packed";
+            return Err(Error::request(message).at(HEAD).help("keep the output, or make GPTQ or w4a16"));
         }
         Family::Awq => alone(awq(&alike(modules)?, &plain)),
         Family::GptOss => {
@@ -68,13 +76,17 @@ fn alike(modules: &[Module]) -> Result<Scheme> {
     }
 }
 
-/// Matrices that runtimes fuse into one.
-const FUSED: &[&[&str]] = &[&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"], &["w1", "w3"]];
+/// Matrices that runtimes fuse into one, and what vLLM calls that.
+const FUSED: &[(&[&str], Option<&str>)] = &[
+    (&["q_proj", "k_proj", "v_proj"], Some("qkv_proj")),
+    (&["gate_proj", "up_proj"], Some("gate_up_proj")),
+    (&["w1", "w3"], None),
+];
 
 fn fused_alike(modules: &[Module]) -> Result<()> {
     for module in modules {
         let Some((parent, own)) = module.name.rsplit_once('.') else { continue };
-        let Some(set) = FUSED.iter().find(|set| set[1..].contains(&own)) else { continue };
+        let Some((set, _)) = FUSED.iter().find(|(set, _)| set[1..].contains(&own)) else { continue };
         let first =
             modules.iter().find(|m| m.name.strip_suffix(set[0]).and_then(|p| p.strip_suffix('.')) == Some(parent));
         if first.is_some_and(|first| first.scheme != module.scheme) {
@@ -95,15 +107,24 @@ fn gptq(scheme: &Scheme, plain: &[&str]) -> Value {
     let layout = if scheme.family == Family::Gptq { "gptq" } else { "gptq_v2" };
     let mut config = json!({
         "quant_method": "gptq", "bits": scheme.bits, "group_size": group_size(scheme), "desc_act": false,
-        "sym": scheme.symmetric, "lm_head": false, "checkpoint_format": layout, "format": layout, "pack_dtype": "int32",
+        "sym": scheme.symmetric, "lm_head": !plain.contains(&HEAD), "checkpoint_format": layout, "format": layout, "pack_dtype": "int32",
         "meta": { "quantizer": [concat!("quant:", env!("CARGO_PKG_VERSION"))] }
     });
     let skipped = plain.iter().filter(|name| **name != HEAD);
-    let rules: Map<String, Value> = skipped.map(|name| (format!("-:^{}$", regex::escape(name)), json!({}))).collect();
+    let rules: Map<String, Value> = skipped.map(|name| (format!("-:^{}$", asked(name)), json!({}))).collect();
     if !rules.is_empty() {
         config["dynamic"] = Value::Object(rules);
     }
     config
+}
+
+/// Of a module that stays as it is, the regular expression by which loaders know it: GPTQModel asks for `q_proj`, vLLM for `qkv_proj`.
+fn asked(name: &str) -> String {
+    let Some((parent, own)) = name.rsplit_once('.') else { return regex::escape(name) };
+    match FUSED.iter().find(|(set, _)| set.contains(&own)) {
+        Some((set, Some(whole))) => format!(r"{}\.({}|{whole})", regex::escape(parent), set.join("|")),
+        _ => regex::escape(name),
+    }
 }
 
 fn awq(scheme: &Scheme, plain: &[&str]) -> Value {
@@ -121,12 +142,6 @@ fn gpt_oss() -> Value {
 }
 
 const HEAD: &str = "lm_head";
-
-/// Of a tied model the head is no tensor, but a layer all the same.
-fn with_head<'a>(plain: &[&'a str]) -> Vec<&'a str> {
-    let head = (!plain.contains(&HEAD)).then_some(HEAD);
-    plain.iter().copied().chain(head).collect()
-}
 
 /// What the scales of a layer's keys and values are called, behind the name of its attention, and their shape. `None`: loaders
 /// of such weights look for none. Sources: vLLM `maybe_remap_kv_scale_name`, compressed-tensors, ModelOpt `export/quant_utils.py`.
@@ -185,7 +200,7 @@ fn compressed_tensors(modules: &[Module], plain: &[&str], activations: Activatio
 /// Runtimes call the other towers of a multimodal model what they like, up to the tower's own name.
 fn ignored(plain: &[&str]) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
-    for name in with_head(plain) {
+    for name in plain.iter().copied() {
         let name = arch::tower(name).map_or(name.to_owned(), |tower| format!("re:.*{}.*", regex::escape(tower)));
         if !out.contains(&name) {
             out.push(name);
@@ -270,7 +285,8 @@ fn modelopt(scheme: &Scheme, plain: &[&str], activations: Activations, cache: bo
         _ => "NVFP4",
     };
     let mut kind = json!({ "num_bits": scheme.bits, "type": "float", "dynamic": false });
-    let mut sidecar = json!({ "quant_algo": algorithm, "kv_cache_quant_algo": cache.then_some("FP8"), "exclude_modules": with_head(plain) });
+    let mut sidecar =
+        json!({ "quant_algo": algorithm, "kv_cache_quant_algo": cache.then_some("FP8"), "exclude_modules": plain });
     if let Some(group) = scheme.group {
         kind["group_size"] = json!(group);
         sidecar["group_size"] = json!(group);
@@ -278,7 +294,7 @@ fn modelopt(scheme: &Scheme, plain: &[&str], activations: Activations, cache: bo
     let inputs = if activations == Activations::Plain { Value::Null } else { kind.clone() };
     let groups = json!({ "group_0": { "weights": kind, "input_activations": inputs, "targets": ["Linear"] } });
     let mut config = json!({
-        "quant_method": "modelopt", "quant_algo": algorithm, "config_groups": groups, "ignore": with_head(plain),
+        "quant_method": "modelopt", "quant_algo": algorithm, "config_groups": groups, "ignore": plain,
         "producer": producer
     });
     if cache {
@@ -358,6 +374,32 @@ mod tests {
         assert_eq!(config(Family::Packed)["ignore"], json!(["l.0.mlp.gate", "lm_head"]));
         assert_eq!(config(Family::Awq)["modules_to_not_convert"], json!(["l.0.mlp.gate", "lm_head"]));
         assert_eq!(config(Family::Gptq)["dynamic"], json!({ r"-:^l\.0\.mlp\.gate$": {} }));
+    }
+
+    #[test]
+    fn a_packed_head_is_none_of_them() {
+        for family in [Family::Packed, Family::Nvfp4, Family::Gptq, Family::Nf4, Family::ModelOptNvfp4, Family::Awq] {
+            let group = if family == Family::Nvfp4 || family == Family::ModelOptNvfp4 { 16 } else { 64 };
+            let modules = [module("l.0.x", family, 4, Some(group)), module("lm_head", family, 4, Some(group))];
+            let Ok(declared) = declare(&modules, Activations::Plain, false) else {
+                assert_eq!(family, Family::Awq, "which knows no such head");
+                continue;
+            };
+            let config = declared.unwrap().config;
+            let listed = ["ignore", "llm_int8_skip_modules"].iter().filter_map(|key| config[key].as_array());
+            assert!(listed.flatten().all(|name| name != "lm_head"), "{config}");
+            assert!(family != Family::Gptq || config["lm_head"] == true, "{config}");
+        }
+    }
+
+    #[test]
+    fn what_is_fused_stays_under_the_name_of_the_whole_too() {
+        let of = |own: &str| plain(&format!("l.0.attn.{own}"));
+        let modules =
+            [module("l.0.x", Family::Gptq, 4, Some(32)), of("q_proj"), of("k_proj"), of("v_proj"), of("o_proj")];
+        let config = declare(&modules, Activations::Plain, false).unwrap().unwrap().config;
+        let expected = json!({ r"-:^l\.0\.attn\.(q_proj|k_proj|v_proj|qkv_proj)$": {}, r"-:^l\.0\.attn\.o_proj$": {} });
+        assert_eq!((&config["dynamic"], &config["lm_head"]), (&expected, &json!(false)));
     }
 
     #[test]

@@ -33,15 +33,16 @@ impl Budgets {
             Error::input(e.to_string().trim_end().to_owned())
                 .help("[budgets] and [since] hold lines such as \"kld.mean\" = \"<= 0.02\"")
         })?;
-        let read = |map: Map<String, serde_json::Value>| -> Result<Vec<(String, Limit)>> {
+        let read = |map: Map<String, serde_json::Value>, since: bool| -> Result<Vec<(String, Limit)>> {
             let one = |(metric, limit): (String, serde_json::Value)| {
                 let text = limit.as_str().ok_or_else(|| Error::input("a limit is a text such as \"<= 0.02\""));
-                let limit = text.and_then(str::parse).and_then(|limit| measure::known(&metric).map(|()| limit));
+                let limit = text.and_then(str::parse);
+                let limit = limit.and_then(|l: Limit| measure::known(&metric, l.unit, since).map(|()| l));
                 Ok((metric.clone(), limit.at(|| metric)?))
             };
             map.into_iter().map(one).collect()
         };
-        let budgets = Budgets { budgets: read(file.budgets)?, since: read(file.since)? };
+        let budgets = Budgets { budgets: read(file.budgets, false)?, since: read(file.since, true)? };
         match budgets.is_empty() {
             true => Err(Error::input("there are no budgets")
                 .help("write lines such as \"kld.mean\" = \"<= 0.02\" under [budgets]")),
@@ -56,7 +57,8 @@ impl Budgets {
                 Error::request(format!("--max {argument:?} is not METRIC=NUMBER")).help("as in --max kld=0.02")
             })?;
             let metric = if metric == "kld" { "kld.mean" } else { metric };
-            let limit = measure::known(metric).and_then(|()| format!("<= {number}").parse::<Limit>());
+            let limit = format!("<= {number}").parse::<Limit>();
+            let limit = limit.and_then(|l| measure::known(metric, l.unit, false).map(|()| l));
             Ok((metric.to_owned(), limit.at(|| format!("--max {argument}"))?))
         };
         let budgets: Result<_> = arguments.iter().map(one).collect();

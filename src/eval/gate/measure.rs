@@ -23,37 +23,64 @@ pub struct Measure {
 struct Metric {
     pattern: &'static str,
     own: fn(&Value, &[&str], &Limit) -> Found,
+    /// What a limit can be in beside the figure's own unit.
+    units: &'static [Unit],
     /// Against another report's artifact; the reports are known to be of the same text.
-    since: Option<Since>,
+    since: Option<(Since, &'static [Unit])>,
 }
 
 type Found = std::result::Result<Measure, String>;
 type Since = fn(&Value, &Value, &[&str], &Limit) -> Found;
 
+const OWN: &[Unit] = &[];
+/// A change in percent; of a share the share itself, in hundredths.
+const PERCENT: &[Unit] = &[Unit::Percent];
+const POINTS: &[Unit] = &[Unit::Points];
+
+const fn metric(
+    pattern: &'static str,
+    units: &'static [Unit],
+    own: fn(&Value, &[&str], &Limit) -> Found,
+    since: Option<(Since, &'static [Unit])>,
+) -> Metric {
+    Metric { pattern, own, units, since }
+}
+
 static METRICS: &[Metric] = &[
-    Metric { pattern: "kld.mean", own: |a, _, _| divergence(a), since: Some(divergence_since) },
-    Metric { pattern: "kld.NAME", own: |a, n, _| quantile(&a["kld"], n[0]), since: None },
-    Metric { pattern: "perplexity", own: |a, _, limit| perplexity(a, limit), since: Some(perplexity_since) },
-    Metric { pattern: "same_top", own: |a, _, _| estimate(&a["same_top"]), since: None },
-    Metric { pattern: "rms_delta_p", own: |a, _, _| estimate(&a["rms_delta_p"]), since: None },
-    Metric {
-        pattern: "bytes",
-        own: |a, _, _| point(&a["bytes"], ""),
-        since: Some(|a, b, _, limit| grown(&a["bytes"], &b["bytes"], limit)),
-    },
-    Metric { pattern: "bpw", own: |a, _, _| point(&a["bpw"], ""), since: None },
-    Metric { pattern: "tasks.NAME.NAME", own: task, since: Some(task_since) },
-    Metric { pattern: "positions.NAME.kld", own: |a, n, _| estimate(&position(a, n[0])["kld"]), since: None },
-    Metric { pattern: "positions.NAME.same_top", own: |a, n, _| estimate(&position(a, n[0])["same_top"]), since: None },
-    Metric { pattern: "kv.NAME.kld", own: |a, n, _| divergence(find(&a["kv"], "kv", n[0])), since: None },
+    metric("kld.mean", OWN, |a, _, _| divergence(a), Some((divergence_since, PERCENT))),
+    metric("kld.NAME", OWN, |a, n, _| quantile(&a["kld"], n[0]), None),
+    metric("perplexity", PERCENT, |a, _, limit| perplexity(a, limit), Some((perplexity_since, PERCENT))),
+    metric("same_top", PERCENT, |a, _, _| estimate(&a["same_top"]), None),
+    metric("rms_delta_p", PERCENT, |a, _, _| estimate(&a["rms_delta_p"]), None),
+    metric("bytes", OWN, |a, _, _| point(&a["bytes"], ""), Some((bytes_since, PERCENT))),
+    metric("bpw", OWN, |a, _, _| point(&a["bpw"], ""), None),
+    metric("tasks.NAME.NAME", POINTS, task, Some((task_since, POINTS))),
+    metric("positions.NAME.kld", OWN, |a, n, _| estimate(&position(a, n[0])["kld"]), None),
+    metric("positions.NAME.same_top", PERCENT, |a, n, _| estimate(&position(a, n[0])["same_top"]), None),
+    metric("kv.NAME.kld", OWN, |a, n, _| divergence(find(&a["kv"], "kv", n[0])), None),
 ];
 
-/// Whether a report can have this metric.
-pub fn known(metric: &str) -> Result<()> {
-    row(metric).map(|_| ()).ok_or_else(|| {
+/// Whether a report can have this metric, and a limit be in this unit: of the figure, or of what has become of it `since` a baseline.
+pub fn known(metric: &str, unit: Unit, since: bool) -> Result<()> {
+    let Some((row, _)) = row(metric) else {
         let known: Vec<_> = METRICS.iter().map(|m| m.pattern).collect();
-        Error::input(format!("there is no metric {metric:?}")).help(format!("one of: {}", known.join(", ")))
-    })
+        return Err(
+            Error::input(format!("there is no metric {metric:?}")).help(format!("one of: {}", known.join(", ")))
+        );
+    };
+    let units = match (since, row.since) {
+        // It says so when it is to be compared.
+        (true, None) => return Ok(()),
+        (true, Some((_, units))) => units,
+        (false, _) => row.units,
+    };
+    if unit == Unit::Own || units.contains(&unit) {
+        return Ok(());
+    }
+    let forms: Vec<&str> = units.iter().map(|u| u.name()).collect();
+    let also = if forms.is_empty() { String::new() } else { format!(", or one in {}", forms.join(" or ")) };
+    Err(Error::input(format!("{metric} has no limits in {}", unit.name()))
+        .help(format!("write a number of its own{also}")))
 }
 
 /// The row, and what `NAME` stands for.
@@ -90,7 +117,7 @@ pub fn own(artifact: &Value, metric: &str, limit: &Limit) -> Found {
 /// The figure against an earlier report of the same text and tasks.
 pub fn since(report: &Value, artifact: &Value, baseline: &Value, metric: &str, limit: &Limit) -> Found {
     let (row, names) = row(metric).ok_or("there is no such metric")?;
-    let since = row.since.ok_or("this metric cannot be compared with a baseline")?;
+    let (since, _) = row.since.ok_or("this metric cannot be compared with a baseline")?;
     let earlier = counterpart(report, artifact, baseline)?;
     if !metric.starts_with("tasks.") && metric != "bytes" {
         for key in ["protocol", "context", "corpus_hash", "tokenizer_hash"] {
@@ -258,9 +285,14 @@ fn chunks(a: &Value, key: &str) -> Option<Vec<(f64, f64)>> {
     a["chunks"].as_array()?.iter().map(|c| Some((c[key].as_f64()?, c["tokens"].as_f64()?))).collect()
 }
 
+/// Of nothing to nothing there is none.
+fn growth(now: f64, then: f64) -> f64 {
+    if now == then { 0.0 } else { now / then - 1.0 }
+}
+
 /// In percent the change, else the difference.
 fn divergence_since(a: &Value, b: &Value, _: &[&str], limit: &Limit) -> Found {
-    windows_since(a, b, "kld", limit, |now, then, relative| if relative { now / then - 1.0 } else { now - then })
+    windows_since(a, b, "kld", limit, |now, then, relative| if relative { growth(now, then) } else { now - then })
 }
 
 /// In percent the change of the perplexity.
@@ -295,9 +327,13 @@ fn windows_since(a: &Value, b: &Value, key: &str, limit: &Limit, change: fn(f64,
     })
 }
 
+fn bytes_since(a: &Value, b: &Value, _: &[&str], limit: &Limit) -> Found {
+    grown(&a["bytes"], &b["bytes"], limit)
+}
+
 /// In percent the growth, else the number of more.
 fn grown(now: &Value, then: &Value, limit: &Limit) -> Found {
     let (Some(now), Some(then)) = (now.as_f64(), then.as_f64()) else { return Err("it is not known".to_owned()) };
-    let value = if limit.unit == Unit::Own { now - then } else { now / then - 1.0 };
+    let value = if limit.unit == Unit::Own { now - then } else { growth(now, then) };
     Ok(Measure { value, low: None, high: None, exact: true, note: String::new() })
 }

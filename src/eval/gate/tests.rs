@@ -93,6 +93,8 @@ fn baselines_must_be_of_the_same_text_and_items() {
     assert_eq!(since(&now, Some(&then), "kld.mean", "<= 0.011").verdict, Verdict::Pass);
     assert_eq!(since(&now, Some(&then), "perplexity", "<= +1 %").verdict, Verdict::Pass);
     assert_eq!(since(&now, Some(&then), "bytes", "<= +0 %").verdict, Verdict::Pass);
+    let lossless = report([0.0, 0.0, 0.0]);
+    assert_eq!(since(&lossless, Some(&lossless), "kld.mean", "<= +5 %").verdict, Verdict::Pass);
     assert_eq!(since(&now, Some(&then), "tasks.json.acc", ">= -5 pt").verdict, Verdict::Pass);
     assert_eq!(since(&now, None, "kld.mean", "<= +10 %").verdict, Verdict::Invalid);
     for (key, value) in
@@ -122,6 +124,10 @@ fn budgets_are_checked_before_anything_runs() {
         "[budgets]\n\"kld.mean\" = \"<= many\"",
         "[budget]\n",
         "[budgets]\n\"kld.mean\" = \"<= inf\"",
+        "[budgets]\n\"kld.mean\" = \"<= +5 %\"",
+        "[budgets]\n\"bytes\" = \"<= +5 %\"",
+        "[budgets]\n\"tasks.a.acc\" = \">= -5 %\"",
+        "[since]\n\"kld.mean\" = \"<= +5 pt\"",
     ] {
         assert!(Budgets::parse(text).is_err(), "{text}");
     }

@@ -303,10 +303,14 @@ impl Question {
 /// Leaves the last `most` tokens.
 fn cut(window: &mut Window, most: usize) -> Result<()> {
     let gone = window.tokens.len().saturating_sub(most);
-    if window.scored.start < gone {
+    // Of what is to be written nothing is judged yet.
+    let judged = !window.scored.is_empty();
+    if most == 0 || judged && window.scored.start < gone {
         return Err(Error::request("what is judged is itself longer than the model's context"));
     }
     window.tokens.drain(..gone);
-    window.scored = window.scored.start - gone..window.scored.end - gone;
+    if judged {
+        window.scored = window.scored.start - gone..window.scored.end - gone;
+    }
     Ok(())
 }
