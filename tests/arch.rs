@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use quant::arch::{self, Arch, Convention, Folder, ModelSpec, Part, Placement, Size, always_f32};
-use quant::metadata::{Metadata, Value};
+use quant::metadata::{Array, Metadata, Value};
 use serde_json::{Value as Json, json};
 
 /// `(file stem, content)` of every golden file in `tests/golden/{folder}`.
@@ -26,6 +26,9 @@ fn expected(rows: &Json) -> Vec<(String, Value)> {
         "uint32" => Value::U32(v.as_u64().unwrap() as u32),
         "bool" => Value::Bool(v.as_bool().unwrap()),
         "int32" => Value::I32(v.as_i64().unwrap() as i32),
+        "array" if v[0].is_i64() => {
+            Value::Array(Array::I32(v.as_array().unwrap().iter().map(|n| n.as_i64().unwrap() as i32).collect()))
+        }
         "array" => v.as_array().unwrap().iter().map(|s| s.as_str().unwrap().to_owned()).collect::<Vec<_>>().into(),
         "f32_bits" => Value::F32(f32::from_bits(v.as_u64().unwrap() as u32)),
         other => panic!("type {other}"),

@@ -4,7 +4,7 @@
 use super::config::Config;
 use super::{Arch, ModelSpec};
 use crate::error::{Error, Result};
-use crate::metadata::Value;
+use crate::metadata::{Array, Value};
 
 /// A fact's place in a [`ModelSpec`]; its kind fixes the GGUF value type and whether it may be absent.
 pub enum Slot<'a> {
@@ -14,6 +14,8 @@ pub enum Slot<'a> {
     MaybeReal(&'a mut Option<f32>),
     MaybeBool(&'a mut Option<bool>),
     MaybeText(&'a mut Option<String>),
+    /// Four small numbers.
+    MaybeFour(&'a mut Option<[u32; 4]>),
 }
 
 #[derive(Clone, Copy)]
@@ -41,6 +43,7 @@ impl Slot<'_> {
             Slot::MaybeReal(v) => v.map(Value::F32),
             Slot::MaybeBool(v) => v.map(Value::Bool),
             Slot::MaybeText(v) => v.as_ref().map(|text| Value::Str(text.clone())),
+            Slot::MaybeFour(v) => v.map(|four| Value::Array(Array::I32(four.map(|n| n as i32).to_vec()))),
         }
     }
 
@@ -51,7 +54,7 @@ impl Slot<'_> {
             Slot::MaybeCount(v) => *v = config.count(names)?.or(*v),
             Slot::Real(v) => *v = config.real(names)?.map_or(*v, |x| x as f32),
             Slot::MaybeReal(v) => *v = config.real(names)?.map(|x| x as f32).or(*v),
-            Slot::MaybeBool(_) | Slot::MaybeText(_) => {}
+            Slot::MaybeBool(_) | Slot::MaybeText(_) | Slot::MaybeFour(_) => {}
         }
         Ok(())
     }
@@ -68,6 +71,15 @@ impl Slot<'_> {
             Slot::MaybeReal(v) => *v = Some(real()?),
             Slot::MaybeBool(v) => *v = Some(value.as_bool().ok_or_else(wrong)?),
             Slot::MaybeText(v) => *v = Some(value.as_str().ok_or_else(wrong)?.to_owned()),
+            Slot::MaybeFour(v) => {
+                let Some(Array::I32(all)) = value.as_array() else { return Err(wrong()) };
+                let all: Vec<u32> = all
+                    .iter()
+                    .map(|n| u32::try_from(*n))
+                    .collect::<std::result::Result<_, _>>()
+                    .map_err(|_| wrong())?;
+                *v = Some(<[u32; 4]>::try_from(all).map_err(|_| wrong())?);
+            }
         }
         Ok(())
     }
@@ -100,6 +112,7 @@ keys! {
     YARN_ATTN_FACTOR = "rope.scaling.yarn_attn_factor" [] MaybeReal yarn_attn_factor;
     YARN_BETA_FAST = "rope.scaling.yarn_beta_fast" [] MaybeReal yarn_beta_fast;
     YARN_BETA_SLOW = "rope.scaling.yarn_beta_slow" [] MaybeReal yarn_beta_slow;
+    ROPE_SECTIONS = "rope.dimension_sections" [] MaybeFour rope_sections;
     ROPE_FREQ_BASE = "rope.freq_base" [] MaybeReal rope_base;
     ROPE_FREQ_BASE_SWA = "rope.freq_base_swa" [] MaybeReal rope_base_swa;
     RMS_EPS = "attention.layer_norm_rms_epsilon" ["rms_norm_eps", "norm_eps"] Real rms_eps;
@@ -121,6 +134,7 @@ keys! {
     SLIDING_WINDOW = "attention.sliding_window" ["sliding_window"] MaybeCount sliding_window;
     ATTN_SOFTCAP = "attn_logit_softcapping" ["attn_logit_softcapping"] MaybeReal attn_softcap;
     FINAL_SOFTCAP = "final_logit_softcapping" ["final_logit_softcapping"] MaybeReal final_softcap;
+    DEEPSTACK_LAYERS = "n_deepstack_layers" [] MaybeCount deepstack_layers;
     ROPE_ATTN_FACTOR = "rope.scaling.attn_factor" [] MaybeReal rope_attn_factor;
 }
 
@@ -140,6 +154,7 @@ pub const BASE: &[Key] = &[
     YARN_ATTN_FACTOR,
     YARN_BETA_FAST,
     YARN_BETA_SLOW,
+    ROPE_SECTIONS,
     ROPE_FREQ_BASE,
     ROPE_FREQ_BASE_SWA,
     RMS_EPS,

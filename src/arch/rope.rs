@@ -87,6 +87,8 @@ pub fn read(config: &Config<'_>, spec: &mut ModelSpec) -> Result<()> {
     }
     .map(|b| b as f32);
 
+    let sections = global.reals("mrope_section")?.filter(|s| !s.is_empty());
+    spec.rope_sections = sections.map(|s| std::array::from_fn(|i| s.get(i).map_or(0, |n| *n as u32)));
     let original = original_context(config)?;
     let kind = match global.text("rope_type")? {
         None => global.text("type")?,
@@ -94,7 +96,7 @@ pub fn read(config: &Config<'_>, spec: &mut ModelSpec) -> Result<()> {
     };
     let real = |key| Ok::<_, Error>(global.real(&[key])?.map(|x| x as f32));
     match kind.unwrap_or("default") {
-        "default" | "dynamic" => {}
+        "default" | "dynamic" | "mrope" => {}
         kind @ ("linear" | "yarn") => {
             spec.rope_scaling = Some(kind.to_owned());
             spec.rope_factor = Some(real("factor")?.ok_or_else(|| missing(kind, "factor"))?);

@@ -49,6 +49,10 @@ pub struct ModelSpec {
     pub query_scalar: Option<f32>,
 
     pub rope_dim: Option<u32>,
+    /// Pairs of a head that turn by an image's time, height and width; in a text these are the same position.
+    pub rope_sections: Option<[u32; 4]>,
+    /// Layers of a vision tower whose outputs are added to hidden states.
+    pub deepstack_layers: Option<u32>,
     pub rope_base: Option<f32>,
     /// Base of the layers with a sliding window, where it differs.
     pub rope_base_swa: Option<f32>,

@@ -51,7 +51,7 @@ def inverse_frequencies(config, theta, dim, length, scaling):
     """Rotary frequencies [dim/2] and the factor on cos and sin, after `scaling` (rope_scaling of config.json)."""
     freq = 1.0 / theta ** (np.arange(0, dim, 2) / dim)
     kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-    if kind == "default":
+    if kind in ("default", "mrope"):  # the three positions of an image are one in a text
         return freq, 1.0
     if kind == "linear":
         return freq / scaling["factor"], 1.0
@@ -120,7 +120,7 @@ class Model:
 
     def slides(self, i):
         """Whether layer i attends within the sliding window only."""
-        if not self.c.get("sliding_window") or self.family in ("qwen2", "qwen3", "qwen3_moe") and not self.c.get("use_sliding_window"):
+        if not self.c.get("sliding_window") or self.family in ("qwen2", "qwen2_5_vl", "qwen3", "qwen3_vl", "qwen3_moe") and not self.c.get("use_sliding_window"):
             return False
         if self.c.get("layer_types"):
             return self.c["layer_types"][i] == "sliding_attention"

@@ -25,6 +25,11 @@ FAMILIES = {
     "qwen2": ("Qwen2ForCausalLM", "qwen2", "qwen2", True, {"use_sliding_window": False, "sliding_window": None}),
     "qwen3": ("Qwen3ForCausalLM", "qwen3", "qwen2", True,
               {"use_sliding_window": False, "sliding_window": None, "attention_bias": False}),
+    "qwen2vl": ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", "qwen2", True,
+                {"use_sliding_window": False, "sliding_window": None, "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}),
+    "qwen3vl": ("Qwen3VLForConditionalGeneration", "qwen3_vl", "qwen2", True,
+                {"attention_bias": False, "vision_config": {"deepstack_visual_indexes": []},
+                 "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [11, 11, 10]}}),
     "qwen3moe": ("Qwen3MoeForCausalLM", "qwen3_moe", "qwen2", False,
                  {"use_sliding_window": False, "sliding_window": None, "attention_bias": False, "num_experts": 4,
                   "num_experts_per_tok": 2, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}),
@@ -61,6 +66,8 @@ CASES = {
     "qwen2": ("qwen2", {}, {}, "bf16", 1),
     "qwen2-yarn": ("qwen2", {}, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, "bf16", 1),
     "qwen3": ("qwen3", {"head_dim": 64}, {}, "bf16", 1),
+    "qwen2vl": ("qwen2vl", {}, {"rms_norm_eps": 1e-9}, "bf16", 1),  # this llama.cpp takes 0 for it
+    "qwen3vl": ("qwen3vl", {"head_dim": 64}, {}, "bf16", 1),
     "qwen3moe": ("qwen3moe", {"head_dim": 64, "inter": 256}, {}, "bf16", 2),
     "gemma2": ("gemma2", {"layers": 4, "head_dim": 64}, {}, "bf16", 1),
     "gemma3": ("gemma3", {"layers": 7, "head_dim": 64}, {}, "bf16", 1),
@@ -87,7 +94,7 @@ def config(family, size, changes, tokens, dtype):
         c["moe_intermediate_size"] = size["inter"]
     if family == "gpt-oss":
         c["layer_types"] = [("sliding_attention", "full_attention")[i % 2] for i in range(size["layers"])]  # mlx-lm needs them
-    if family in ("qwen3", "qwen3moe", "gpt-oss", *GEMMA):
+    if family in ("qwen3", "qwen3vl", "qwen3moe", "gpt-oss", *GEMMA):
         c["head_dim"] = size["head_dim"]
     if family in GEMMA:
         c.pop("hidden_act")
@@ -123,9 +130,9 @@ def shapes(family, s, experts, tied, packed=False):
         else:
             for part, rows in (("q", q), ("k", kv), ("v", kv)):
                 linear(f"{p}self_attn.{part}_proj", rows, h, 1.4)
-                if family in ("qwen2", "gpt-oss"):
+                if family in ("qwen2", "qwen2vl", "gpt-oss"):
                     out.append((f"{p}self_attn.{part}_proj.bias", (rows,), 0.5))
-        if family in ("qwen3", "qwen3moe", "gemma3"):
+        if family in ("qwen3", "qwen3vl", "qwen3moe", "gemma3"):
             norm(p + "self_attn.q_norm", s["head_dim"])
             norm(p + "self_attn.k_norm", s["head_dim"])
         linear(p + "self_attn.o_proj", h, q)

@@ -12,8 +12,10 @@ mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen2moe;
+mod qwen2vl;
 mod qwen3;
 mod qwen3moe;
+mod qwen3vl;
 mod seed_oss;
 mod smollm3;
 
@@ -27,8 +29,10 @@ pub static ALL: &[&Arch] = &[
     &smollm3::SMOLLM3,
     &qwen2::QWEN2,
     &qwen2moe::QWEN2MOE,
+    &qwen2vl::QWEN2VL,
     &qwen3::QWEN3,
     &qwen3moe::QWEN3MOE,
+    &qwen3vl::QWEN3VL,
     &gemma::GEMMA,
     &gemma2::GEMMA2,
     &gemma3::GEMMA3,
