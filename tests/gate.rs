@@ -68,5 +68,5 @@ fn a_gate_says_pass_or_stop() {
     let said = quant_fails(&["gate", &nonsense, "--max", "kld=1"]);
     assert!(said.contains("artifacts"), "{said}");
     let typo = write("typo.toml", "[budgets]\n\"kld.maen\" = \"<= 1\"\n\"kdl\" = \"<= 1\"");
-    assert!(quant_fails(&["eval", PROBE, "--gate", &typo]).contains("there is no metric \"kdl\""));
+    assert!(quant_fails(&["eval", PROBE, "--gate", &typo]).contains("there is no metric \"kld.maen\""));
 }

@@ -295,7 +295,7 @@ fn what_is_no_result_is_refused() {
     refused("text.json", "hello", &["no JSON", "quant eval"]);
     refused("list.json", "[]", &["no result of `quant eval`"]);
     refused("deep.json", &"[".repeat(100_000), &["no JSON"]);
-    refused("other.json", "{\"loss\": 3}", &["protocol"]);
+    refused("other.json", "{\"loss\": 3}", &["artifacts"]);
     let mut wrong = results(vec![artifact("a.gguf", 1, 0.1)]);
     wrong["artifacts"][0]["kld"]["mean"] = json!("little");
     refused("kld.json", &wrong.to_string(), &["artifacts[0].kld.mean", "little"]);

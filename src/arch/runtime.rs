@@ -13,6 +13,14 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// What config.json calls it; of Gemma's `gelu` transformers says that its tanh formula is meant.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Activation::Silu | Activation::ClampedSilu => &["silu", "swish"],
+            Activation::Gelu => &["gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu"],
+        }
+    }
+
     /// Of [`Activation::ClampedSilu`]: gates are at most this, `up` neither more nor less than plus or minus this.
     pub const LIMIT: f32 = 7.0;
     /// Its logistic function is that of so many times the gate.

@@ -78,6 +78,13 @@ impl ModelSpec {
         let arch = for_class(class(config)?)?;
         let defaults = serde_json::from_str(arch.defaults).map_err(|e| Error::input(e.to_string()).at(arch.name))?;
         let config = Config::new(config, &defaults)?;
+        if let Some((key, stated)) = config.find(&["hidden_activation", "hidden_act"]) {
+            let known = arch.runtime.activation.names();
+            if !known.iter().any(|name| *stated == **name) {
+                let message = format!("{key} is {stated}, of {} models {} is known", arch.name, known[0]);
+                return Err(Error::unsupported(message).at("config.json"));
+            }
+        }
         let mut spec = ModelSpec {
             // Stated only where it is unusual.
             causal: config.bool("is_causal")?.filter(|causal| !causal),

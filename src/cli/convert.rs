@@ -62,6 +62,10 @@ impl Convert {
         let model = model::open(&self.model, &OpenOptions { pre: self.pre.clone() }, reporter)?;
         let inputs = self.inputs.load(model.checkpoint.as_ref(), reporter)?;
         let dry_run = dry_run || self.dry_run;
+        if self.device == Device::Cpu && self.precision != Precision::Exact {
+            return Err(Error::request(format!("--precision {} is for a card", self.precision))
+                .help("pass --device cuda:0 too"));
+        }
         // A plan needs no card.
         let card = if dry_run { None } else { self.device.open(Some(self.precision))? };
         let request = Request {
@@ -124,7 +128,11 @@ impl Convert {
         let paths: Vec<PathBuf> = match &self.output {
             None => all().map(|t| beside.join(file(t))).collect(),
             // A folder is replaced like a file, if it is one of ours.
-            Some(o) if self.to.len() > 1 || (o.is_dir() && !(is_folder(&recipes[0]) && hf::detect(o))) => {
+            Some(o)
+                if self.to.len() > 1
+                    || (ends_in_separator(o) && !is_folder(&recipes[0]))
+                    || (o.is_dir() && !(is_folder(&recipes[0]) && hf::detect(o))) =>
+            {
                 if !dry_run {
                     std::fs::create_dir_all(o).at(|| o.display().to_string())?;
                 }
@@ -154,6 +162,11 @@ impl Convert {
             _ => Ok(()),
         }
     }
+}
+
+/// `out/`: a folder is meant, there or not.
+fn ends_in_separator(path: &Path) -> bool {
+    path.as_os_str().to_string_lossy().ends_with(std::path::is_separator)
 }
 
 /// Whether a target becomes a folder.

@@ -64,7 +64,7 @@ impl Gate {
 }
 
 impl GateArgs {
-    fn outputs(&self) -> Vec<PathBuf> {
+    pub fn outputs(&self) -> Vec<PathBuf> {
         [&self.junit, &self.verdicts].into_iter().flatten().cloned().collect()
     }
 
@@ -86,6 +86,9 @@ impl GateArgs {
             };
         }
         let baseline = self.baseline.as_deref().map(read).transpose()?;
+        if baseline.is_none() && !all.since.is_empty() {
+            return Err(Error::input("[since] compares with an earlier report").help("pass it with --baseline"));
+        }
         Ok(Some(Ready { budgets: all, baseline }))
     }
 

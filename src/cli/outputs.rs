@@ -182,8 +182,12 @@ fn solved_note(plan: &Plan, output: &Output) -> Option<String> {
     let mut counts = BTreeMap::<&str, usize>::new();
     output.solved.iter().for_each(|s| *counts.entry(&s.method).or_default() += 1);
     let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{n} by {name}")).collect();
+    let text = match output.solved.iter().all(|s| s.held_out) {
+        true => "held-out text",
+        false => "the calibration text itself (none was held out: it flatters)",
+    };
     let mut note = format!(
-        "{}: {}; median error of the outputs {median:.2} times that of imatrix, on held-out text",
+        "{}: {}; median error of the outputs {median:.2} times that of imatrix, on {text}",
         plan.target,
         counts.join(", ")
     );

@@ -34,6 +34,7 @@ pub fn facts(name: &str, checkpoint: &dyn Checkpoint) -> Facts {
         arch: checkpoint.arch().to_owned(),
         bytes: tensors.iter().map(|t| t.bytes as u64).sum(),
         weights: tensors.iter().map(|t| t.len() as u64).sum(),
+        files: checkpoint.files().iter().map(|(_, bytes)| bytes).sum(),
     }
 }
 
@@ -47,7 +48,7 @@ fn bpw(facts: &Facts) -> f64 {
 
 /// The baseline first, then the artifacts, closest first.
 pub fn cells(rows: &[Row<Summary>], reference: &Facts) -> Vec<Vec<String>> {
-    let size = |facts: &Facts| [Size(facts.bytes).to_string(), format!("{:.2}", bpw(facts))];
+    let size = |facts: &Facts| [Size(facts.size()).to_string(), format!("{:.2}", bpw(facts))];
     let mut out = Vec::new();
     if let Some(first) = rows.first() {
         let mut cells = vec![format!("{} (reference)", reference.name)];
@@ -80,7 +81,7 @@ pub fn cells_alone(rows: &[Row<Likelihood>]) -> Vec<Vec<String>> {
     let cells = |row: &Row<Likelihood>| {
         let p = row.figures.perplexity;
         let bits = format!("{:.2}", bpw(&row.facts));
-        let size = Size(row.facts.bytes).to_string();
+        let size = Size(row.facts.size()).to_string();
         vec![row.path.clone(), size, bits, format!("{:.4}", p.value), interval(p.low, p.high)]
     };
     rows.iter().map(cells).collect()
@@ -91,7 +92,7 @@ pub const HEADER_SIZES: &[&str] = &["model", "format", "size", "bits/weight"];
 /// Path, format and size of each artifact.
 pub fn cells_sizes(rows: &[(String, String, Facts)]) -> Vec<Vec<String>> {
     let cells = |(path, format, facts): &(String, String, Facts)| {
-        vec![path.clone(), format.clone(), Size(facts.bytes).to_string(), format!("{:.2}", bpw(facts))]
+        vec![path.clone(), format.clone(), Size(facts.size()).to_string(), format!("{:.2}", bpw(facts))]
     };
     rows.iter().map(cells).collect()
 }
@@ -140,6 +141,9 @@ pub fn notes(scored: Option<(usize, usize)>, conditions: &Conditions, noise: Opt
         c.corpus_hash.get(..16).unwrap_or(&c.corpus_hash),
         c.tokenizer_hash
     )];
+    if let Some(activations) = &c.activations {
+        out.push(format!("activations {activations}: rounded as runtimes do where the artifact says so"));
+    }
     if let Some(noise) = noise {
         out.push(format!(
             "noise floor: {} between batch shapes (largest), {} for hidden states rounded to BF16 (mean KLD)",
@@ -172,7 +176,7 @@ pub fn to_json(
 }
 
 pub fn to_json_reference(path: &str, facts: &Facts, perplexity: Option<f64>) -> Value {
-    let mut out = json!({"path": path, "name": facts.name, "bytes": facts.bytes, "bpw": bpw(facts)});
+    let mut out = json!({"path": path, "name": facts.name, "bytes": facts.size(), "bpw": bpw(facts)});
     if let Some(perplexity) = perplexity {
         out["perplexity"] = json!(perplexity);
     }
@@ -180,7 +184,7 @@ pub fn to_json_reference(path: &str, facts: &Facts, perplexity: Option<f64>) -> 
 }
 
 pub fn to_json_size(path: &str, format: &str, facts: &Facts) -> Value {
-    json!({"path": path, "format": format, "bytes": facts.bytes, "bpw": bpw(facts)})
+    json!({"path": path, "format": format, "bytes": facts.size(), "bpw": bpw(facts)})
 }
 
 /// Figures of an artifact beside its size. The reference's own perplexity is the reference's to tell.

@@ -218,6 +218,7 @@ impl Exam {
             corpus_hash: corpus.hash,
             tokenizer_hash: eval::tokenizer_hash(&metadata)?,
             bos: leading_bos(&metadata, &original.tokenizer()?)?,
+            activations: None,
         };
         let skills = questions.iter().map(|q| q.skill).collect();
         Ok(Exam { texts, questions: skills::windows(original, questions, Scored::Answer)?, skills, conditions })

@@ -71,7 +71,13 @@ impl TaskArgs {
     /// Errors: as [`task::load`], and those of the hub; all before any model is run.
     pub fn load(&self, reporter: &Reporter) -> Result<Vec<Task>> {
         let wishes = Wishes { items: self.items.map(|n| n as usize), allow_exec: self.allow_exec };
-        self.suite.iter().map(|argument| task::load(&local(argument, reporter)?, &wishes)).collect()
+        let load = |argument: &String| task::load(&local(argument, reporter)?, &wishes);
+        let tasks = self.suite.iter().map(load).collect::<Result<Vec<Task>>>()?;
+        if let Some(n) = (1..tasks.len()).find(|n| tasks[..*n].iter().any(|t| t.name == tasks[*n].name)) {
+            return Err(Error::request(format!("two tasks are called {:?}", tasks[n].name))
+                .help("give one of them another file name, or a task file of its own"));
+        }
+        Ok(tasks)
     }
 
     /// Asks all models, which have one tokenizer; artifacts `as_served`, or by their weights alone.
@@ -125,6 +131,11 @@ impl TaskArgs {
         }
         Early::new(points, budgets, tasks).map(Some)
     }
+}
+
+/// Items that the reference has right.
+fn reference_right(reference: &Option<Answers>, task: usize, metric: usize) -> usize {
+    reference.as_ref().map_or(0, |answers| marks(&answers[task], metric).iter().filter(|right| **right).count())
 }
 
 /// The same argument with the rows here, if they are on the hub.
@@ -269,8 +280,10 @@ impl Results<'_> {
             let header = ["artifact", "task", "change", "95 %", "lost", "gained", "p (Holm)", "verdict"];
             let mut rows = Vec::new();
             for (path, answers) in &self.artifacts {
-                for (name, paired) in names.iter().zip(self.paired(answers)) {
-                    let Some(p) = paired else { continue };
+                let right = metrics.iter().map(|(t, m)| reference_right(&self.reference, *t, *m));
+                let paired = self.paired(answers).into_iter().zip(right).map(|(p, right)| Some((p?, right)));
+                for (name, paired) in names.iter().zip(paired) {
+                    let Some((p, right)) = paired else { continue };
                     rows.push(vec![
                         path.clone(),
                         name.clone(),
@@ -279,7 +292,7 @@ impl Results<'_> {
                         p.lost.to_string(),
                         p.gained.to_string(),
                         format!("{:.3}", p.holm),
-                        p.says(),
+                        if right == 0 { "the reference has none right: nothing to lose".to_owned() } else { p.says() },
                     ]);
                 }
             }
@@ -314,8 +327,11 @@ impl Results<'_> {
 
     pub fn notes(&self) -> Vec<String> {
         let note = |(t, exam): (usize, &Exam<'_>)| {
-            let of =
-                self.planned.as_ref().map_or_else(String::new, |all| format!(" of {} until it was decided", all[t]));
+            let of = match self.planned.as_ref().map(|all| all[t]) {
+                None => String::new(),
+                Some(all) if exam.len() < all => format!(" of {all} until it was decided"),
+                Some(all) => format!(" of {all}, not decided before the last"),
+            };
             let left = match (exam.skipped, exam.truncated) {
                 (0, 0) => String::new(),
                 (0, n) => format!(", {n} of them cut to the context"),

@@ -83,6 +83,7 @@ impl TextArgs {
             corpus_hash: corpus.hash,
             tokenizer_hash: eval::tokenizer_hash(&metadata)?,
             bos: text.bos,
+            activations: None,
         };
         Ok((windows, conditions))
     }

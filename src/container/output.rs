@@ -137,6 +137,20 @@ pub fn refuse_inputs(outputs: &[PathBuf], inputs: &[PathBuf]) -> Result<()> {
     }
 }
 
+/// Refuses, before work that takes long, files that could not be written in the end: in a folder that does not exist, or two of one name.
+pub fn check_outputs(outputs: &[PathBuf]) -> Result<()> {
+    for (n, path) in outputs.iter().enumerate() {
+        let at = || path.display().to_string();
+        if !folder(path).is_dir() {
+            return Err(Error::request("the output's folder does not exist").at(at()).help("create it first"));
+        }
+        if outputs[..n].contains(path) {
+            return Err(Error::request("two outputs have this name").at(at()));
+        }
+    }
+    Ok(())
+}
+
 /// Whether two paths lead to one existing file.
 pub fn same_file(a: &Path, b: &Path) -> bool {
     match (identity(a), identity(b)) {

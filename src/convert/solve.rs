@@ -33,8 +33,11 @@ pub struct Solution {
     pub plane: usize,
     /// A row of [`method::METHODS`].
     pub method: Cow<'static, str>,
-    /// Mean square error of the output over that of rounding the plain weights, on held-out text; `None`: not tried.
+    /// Mean square error of the output over that of rounding the plain weights; `None`: not tried.
     pub error_ratio: Option<f64>,
+    /// On text that was held out; else on the text that it was solved for.
+    #[serde(default)]
+    pub held_out: bool,
     /// Why feedback was given up, if so.
     pub because: Option<String>,
 }
@@ -62,9 +65,14 @@ pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Liste
         // What was not seen while solving tells whether it helps.
         let held_out = stats.as_ref().and_then(|s| s.held_out.as_ref());
         let judge = held_out.or(gram).map(Gram::dense);
+        let tokens = stats.as_ref().map_or(0, |s| s.tokens);
         let feedback = match (gram, starved) {
             (None, _) => Err(Error::input("no token of the calibration text came here")),
             (Some(_), _) if !job.request.feedback => Ok(None),
+            (Some(gram), _) if held_out.is_none() && tokens < gram.columns() as u64 => Err(Error::input(format!(
+                "{tokens} tokens of calibration text do not tell {} inputs apart, and none were held out",
+                gram.columns()
+            ))),
             (Some(_), Some(share)) => Err(Error::input(format!(
                 "only {:.2} % of the calibration text's tokens came here, less than {:.1} %",
                 share * 100.0,
@@ -75,7 +83,8 @@ pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Liste
                 .map(Some),
         };
         for target in targets.iter().filter(is_open) {
-            let solution = solve(job, target, &feedback, gram, judge.as_ref()).at(|| format!("the site {key}"))?;
+            let judge = (judge.as_ref(), held_out.is_some());
+            let solution = solve(job, target, &feedback, gram, judge).at(|| format!("the site {key}"))?;
             job.solved((target.plan, target.output), event);
             out[target.plan].push((target.output, solution));
         }
@@ -140,7 +149,7 @@ fn solve(
     at: &Target,
     feedback: &Result<Option<Feedback>>,
     gram: Option<&Gram<'_>>,
-    judge: Option<&Array2<f32>>,
+    (judge, held_out): (Option<&Array2<f32>>, bool),
 ) -> Result<Solution> {
     let matrix = Matrix::open(job, at)?;
     // Feedback makes good more than a cut does.
@@ -154,6 +163,7 @@ fn solve(
         plane: at.plane,
         method: if scaled { "awq" } else { "imatrix" }.into(),
         error_ratio: None,
+        held_out,
         because: None,
     };
     let scaled_feedback = feedback.as_ref().ok().and_then(Option::as_ref).map(|f| matrix.folded(f));
@@ -175,7 +185,8 @@ fn solve(
                 }
                 Some((_, fed)) => {
                     let times = fed / rounded.max(f64::MIN_POSITIVE);
-                    solution.because = Some(format!("feedback leaves {times:.2} times the error on held-out text"));
+                    let text = if held_out { "held-out text" } else { "the calibration text itself" };
+                    solution.because = Some(format!("feedback leaves {times:.2} times the error on {text}"));
                     rounded
                 }
                 None => rounded,

@@ -31,6 +31,9 @@ pub struct Conditions {
     pub tokenizer_hash: String,
     /// The token that windows or the text begin with.
     pub bos: Option<u32>,
+    /// `as-served`: activations were rounded as runtimes do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<String>,
 }
 
 /// What is known of the reference itself.
@@ -38,8 +41,19 @@ pub struct Conditions {
 pub struct Facts {
     pub name: String,
     pub arch: String,
+    /// Of its weights.
     pub bytes: u64,
     pub weights: u64,
+    /// Of its files; 0 in reference files of earlier versions.
+    #[serde(default)]
+    pub files: u64,
+}
+
+impl Facts {
+    /// Bytes that it takes on a disk.
+    pub fn size(&self) -> u64 {
+        if self.files == 0 { self.bytes } else { self.files }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -51,6 +65,9 @@ struct Description {
     head_dims: (usize, usize),
     head_scale: f32,
     softcap: Option<f32>,
+    /// BLAKE3 of all that follows the header; files of earlier versions have none.
+    #[serde(default)]
+    data_hash: Option<String>,
 }
 
 const KEY: &str = "quant.reference";
@@ -120,6 +137,11 @@ impl Cached {
                 .help("make it again with this version of quant"));
         }
         let entries = crate::container::hf::header::parse(&map)?;
+        let start = entries.iter().map(|e| e.bytes.start).min().unwrap_or(map.len());
+        let found = || blake3::Hasher::new().update_rayon(&map[start..]).finalize().to_hex().to_string();
+        if about.data_hash.as_ref().is_some_and(|hash| *hash != found()) {
+            return Err(damaged("its data are not those that were written"));
+        }
         let find = |name: &str, dtype: Dtype| {
             let entry = entries.iter().find(|e| e.name == name && e.dtype == dtype);
             entry.ok_or_else(|| damaged(&format!("it has no {name}")))
@@ -198,7 +220,7 @@ pub fn write(
 ) -> Result<u64> {
     let head = engine.head()?;
     let dims = head.weight.packed.dims;
-    let about = Description {
+    let mut about = Description {
         version: VERSION,
         conditions: conditions.clone(),
         facts: facts.clone(),
@@ -206,6 +228,8 @@ pub fn write(
         head_dims: (dims.rows, dims.cols),
         head_scale: head.weight.scale,
         softcap: head.softcap,
+        // Its place is kept until the data are known.
+        data_hash: Some(blake3::hash(b"").to_hex().to_string()),
     };
     let scored: usize = windows.iter().map(|w| w.scored.len()).sum();
     let tokens: Vec<u8> = windows.iter().flat_map(|w| &w.tokens).flat_map(|t| t.to_le_bytes()).collect();
@@ -224,20 +248,24 @@ pub fn write(
     let total = (header.len() + sections.iter().map(|s| s.3).sum::<usize>()) as u64;
     let output = Output::create(path)?;
     output.reserve(total)?;
-    output.write_at(0, &header)?;
     let mut at = header.len() as u64;
+    let mut hasher = blake3::Hasher::new();
     for range in super::batches(windows, super::together([engine])?) {
         let hidden = states(engine, &windows[range.clone()])?;
         let bytes: Vec<u8> = hidden.iter().flat_map(|x| x.to_le_bytes()).collect();
         output.write_at(at, &bytes)?;
+        hasher.update_rayon(&bytes);
         at += bytes.len() as u64;
         progress(windows[range].iter().map(|w| w.tokens.len() as u64).sum());
     }
     for bytes in [&tokens[..], &index].into_iter().chain(head.weight.packed.parts.iter().map(|p| &p[..])) {
         output.write_at(at, bytes)?;
+        hasher.update_rayon(bytes);
         at += bytes.len() as u64;
     }
     debug_assert_eq!(at, total);
+    about.data_hash = Some(hasher.finalize().to_hex().to_string());
+    output.write_at(0, &self::header(&about, &sections)?)?;
     publish(vec![output])?;
     Ok(total)
 }

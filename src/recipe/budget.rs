@@ -50,7 +50,10 @@ pub fn spend(recipe: &Recipe, sources: &[&Source<'_>], choices: &mut [Choice]) -
     let Budget { bits: Some(bits), ladder, .. } = &recipe.budget else { return Ok(()) };
     let open: Vec<usize> = (0..choices.len()).filter(|i| choices[*i].open).collect();
     if open.is_empty() {
-        return Ok(());
+        return Err(Error::request(format!(
+            "of {bits} bits a weight none are to be given: no weight has a format of the ladder"
+        ))
+        .help("make the ladder's narrowest format the default, or drop bpw"));
     }
     let total = Size::total(choices.iter().filter(|c| c.codec.packed()));
     let fixed = total.bytes - Size::total(open.iter().map(|i| &choices[*i])).bytes;

@@ -55,9 +55,11 @@ impl Layers {
         let layers = match text.trim() {
             "more_bits" => Some(Layers::MoreBits),
             text => match text.split_once("..") {
-                Some((from, to)) => {
-                    open(from, Bound::START).zip(open(to, Bound::END)).map(|(from, to)| Layers::Range(from, to))
-                }
+                // One that ends before it begins means nothing.
+                Some((from, to)) => open(from, Bound::START)
+                    .zip(open(to, Bound::END))
+                    .filter(|ends| !matches!(ends, (Bound::At(from), Bound::At(to)) if from >= to))
+                    .map(|(from, to)| Layers::Range(from, to)),
                 None => text
                     .parse::<usize>()
                     .ok()

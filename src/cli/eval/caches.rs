@@ -50,7 +50,7 @@ impl Eval {
             let matrix = Matrix::measure(&engine, reference, &policies, &windows, check, threads, &progress)
                 .at(|| artifact.0.clone())?;
             bar.finish();
-            found.push((artifact, conditions, matrix));
+            found.push((artifact, self.judged(conditions), matrix));
         }
         let jsons: Vec<_> =
             found.iter().map(|((path, m), _, x)| x.json(path, &m.name, m.checkpoint.as_ref())).collect();

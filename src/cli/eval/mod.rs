@@ -18,7 +18,7 @@ use super::tasks::TaskArgs;
 use super::text::TextArgs;
 use super::{Common, Exit, model};
 use crate::codec::kv::KvPolicy;
-use crate::container::output::refuse_inputs;
+use crate::container::output::{check_outputs, refuse_inputs};
 use crate::container::{Checkpoint, OpenOptions};
 use crate::convert::verify;
 use crate::device::{Worker, cpu};
@@ -66,7 +66,7 @@ pub struct Eval {
     #[arg(long, requires = "reference")]
     weights: bool,
     /// The mean divergence up to which a context is called safe, where windows are long enough to tell by position
-    #[arg(long, value_name = "KLD", default_value_t = 0.02, value_parser = positive, allow_negative_numbers = true)]
+    #[arg(long, value_name = "KLD", default_value_t = 0.02, value_parser = positive, allow_negative_numbers = true, requires = "reference")]
     margin: f64,
     /// Compare cache types in place of files: what does each lose, by position? Against the same weights with an f32 cache; with
     /// --reference against that with one, weights and cache together
@@ -157,6 +157,7 @@ impl Eval {
         let outputs: Vec<PathBuf> =
             [&self.markdown, &self.html, &self.save, &self.tasks.answers].into_iter().flatten().cloned().collect();
         refuse_inputs(&outputs, &inputs)?;
+        check_outputs(&[&outputs[..], &self.gating.outputs()].concat())?;
         let gate = self.gating.ready(self.gate.as_deref())?;
         let early = self.tasks.early(gate.as_ref().map(|g| &g.budgets), &tasks)?;
         if early.is_some() && matches!(source, Some(Source::File(_))) {
@@ -186,6 +187,12 @@ impl Eval {
             gate::print(&judgement, reporter)?;
         }
         Ok(gate::exit(&judgement))
+    }
+
+    /// The same, with what is judged.
+    fn judged(&self, conditions: Conditions) -> Conditions {
+        let served = self.activations == "as-served";
+        Conditions { activations: served.then(|| self.activations.clone()), ..conditions }
     }
 
     /// What is asked for that no card does.
@@ -290,6 +297,7 @@ impl Eval {
                 .help("drop --weights, --stress and --short-context, or pass the model itself"));
         }
         let (windows, conditions, reference_facts) = source.prepare(&self.text, reporter)?;
+        let conditions = self.judged(conditions);
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the reference's")?;
         for (path, artifact) in artifacts {
             if let Some(what) = unlike(&facts(&artifact.name, artifact.checkpoint.as_ref()), &reference_facts) {
@@ -369,6 +377,7 @@ impl Eval {
     fn alone(&self, artifacts: &[Artifact], place: &Place, common: &Common, reporter: &Reporter) -> Result<Report> {
         let Some((_, first)) = artifacts.first() else { return Err(Error::request("there is no artifact")) };
         let (windows, conditions) = self.text.prepare(first.checkpoint.as_ref(), reporter)?;
+        let conditions = self.judged(conditions);
         same_tokenizers(artifacts, &conditions.tokenizer_hash, "the first artifact's")?;
         let (mut rows, device) = cpu::pool(common.threads())?.install(|| {
             let positions = eval::longest(&windows);

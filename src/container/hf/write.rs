@@ -90,6 +90,12 @@ pub fn folder(source: &Path, weights: &[NewWeight], told: Told<'_>, split: Optio
     tensors.extend(cache_scales(weights, cache)?);
     let known = cache.iter().flat_map(|(_, scales)| scales.map(f32::to_le_bytes)).collect();
     let mlx = weights.iter().any(|w| mlx::owns(w.codec));
+    let packed = |w: &&NewWeight| !mlx && w.codec.scheme().is_some() && !is_own(w.codec);
+    if let Some(embedding) = weights.iter().filter(packed).find(|w| w.name.contains("embed")) {
+        return Err(Error::request("loaders of such folders look for embeddings that are not packed")
+            .at(&embedding.name)
+            .help("keep them (a tied model's are its output too), or make MLX"));
+    }
     let (declared, names) = match exl2::declare(weights, calibration)? {
         Some(declared) => (Some(declared), layout::OUTPUT),
         None => (

@@ -62,7 +62,8 @@ static METRICS: &[Metric] = &[
 
 /// Whether a report can have this metric, and a limit be in this unit: of the figure, or of what has become of it `since` a baseline.
 pub fn known(metric: &str, unit: Unit, since: bool) -> Result<()> {
-    let Some((row, _)) = row(metric) else {
+    let found = row(metric).filter(|(row, names)| row.pattern != "kld.NAME" || QUANTILES.contains(&names[0]));
+    let Some((row, _)) = found else {
         let known: Vec<_> = METRICS.iter().map(|m| m.pattern).collect();
         return Err(
             Error::input(format!("there is no metric {metric:?}")).help(format!("one of: {}", known.join(", ")))
@@ -82,6 +83,9 @@ pub fn known(metric: &str, unit: Unit, since: bool) -> Result<()> {
     Err(Error::input(format!("{metric} has no limits in {}", unit.name()))
         .help(format!("write a number of its own{also}")))
 }
+
+/// What `kld.NAME` can be.
+const QUANTILES: [&str; 6] = ["median", "p90", "p95", "p99", "p999", "max"];
 
 /// The row, and what `NAME` stands for.
 fn row(metric: &str) -> Option<(&'static Metric, Vec<&str>)> {
@@ -120,9 +124,15 @@ pub fn since(report: &Value, artifact: &Value, baseline: &Value, metric: &str, l
     let (since, _) = row.since.ok_or("this metric cannot be compared with a baseline")?;
     let earlier = counterpart(report, artifact, baseline)?;
     if !metric.starts_with("tasks.") && metric != "bytes" {
-        for key in ["protocol", "context", "corpus_hash", "tokenizer_hash"] {
+        for (key, must) in [
+            ("protocol", true),
+            ("context", true),
+            ("corpus_hash", true),
+            ("tokenizer_hash", true),
+            ("activations", false),
+        ] {
             let (now, then) = (&report["conditions"][key], &baseline["conditions"][key]);
-            if now.is_null() || now != then {
+            if now.is_null() && must || now != then {
                 return Err(format!("the baseline's {key} is {then}, this one's {now}: they cannot be compared"));
             }
         }
@@ -180,7 +190,8 @@ impl Measure {
         let note = if self.note.is_empty() { String::new() } else { format!("; {}", self.note) };
         match self.low {
             Some(_) => format!("the limit lies within the interval: evaluate more{note}"),
-            None => format!("one window has no interval: evaluate more{note}"),
+            None if self.note.is_empty() => "one window has no interval: evaluate more".to_owned(),
+            None => self.note.clone(),
         }
     }
 }
@@ -254,6 +265,11 @@ fn task(a: &Value, names: &[&str], limit: &Limit) -> Found {
         _ => {
             let pair = &metric["against"];
             let value = pair["difference"].as_f64().ok_or("it was not compared: pass --reference MODEL")?;
+            let flips = |name: &str| pair[name].as_f64().unwrap_or(0.0);
+            if right + flips("lost") - flips("gained") <= 0.0 {
+                let note = "the reference has none right: no loss could be seen".to_owned();
+                return Ok(Measure { value, low: None, high: None, exact: false, note });
+            }
             let note = pair["detectable"]
                 .as_f64()
                 .map_or_else(String::new, |d| format!("this many items can show a change of {:.1} pt", d * 100.0));
@@ -292,6 +308,13 @@ fn growth(now: f64, then: f64) -> f64 {
 
 /// In percent the change, else the difference.
 fn divergence_since(a: &Value, b: &Value, _: &[&str], limit: &Limit) -> Found {
+    // What the reference says of every window tells whether it is the same.
+    let said = |a: &Value| chunks(a, "nll_ref").unwrap_or_default();
+    let same = |(now, then): (&(f64, f64), &(f64, f64))| (now.0 - then.0).abs() <= 1e-4 * now.0.abs();
+    let (now, then) = (said(a), said(b));
+    if now.len() == then.len() && !now.iter().zip(&then).all(same) {
+        return Err("the baseline was measured against another reference".to_owned());
+    }
     windows_since(a, b, "kld", limit, |now, then, relative| if relative { growth(now, then) } else { now - then })
 }
 

@@ -41,7 +41,6 @@ fn intervals_decide() {
         ("kld.p99", "<= 0.2", Verdict::Regression),
         ("kld.max", "<= 0.5", Verdict::Pass),
         ("kld.max", "<= 0.4", Verdict::Regression),
-        ("kld.p98", "<= 0.5", Verdict::Invalid),
         ("perplexity", "<= +2 %", Verdict::Pass),
         ("perplexity", "<= +1 %", Verdict::Inconclusive),
         ("perplexity", "<= 6", Verdict::Regression),
@@ -97,6 +96,19 @@ fn baselines_must_be_of_the_same_text_and_items() {
     assert_eq!(since(&lossless, Some(&lossless), "kld.mean", "<= +5 %").verdict, Verdict::Pass);
     assert_eq!(since(&now, Some(&then), "tasks.json.acc", ">= -5 pt").verdict, Verdict::Pass);
     assert_eq!(since(&now, None, "kld.mean", "<= +10 %").verdict, Verdict::Invalid);
+    // What the reference says tells which it was; what was rounded, too.
+    let said = |mut report: Value, nll_ref: f64| {
+        for chunk in report["artifacts"][0]["chunks"].as_array_mut().unwrap() {
+            chunk["nll_ref"] = json!(nll_ref);
+        }
+        report
+    };
+    let (ours, same, other) = (said(now.clone(), 20.0), said(then.clone(), 20.0001), said(then.clone(), 23.0));
+    assert_eq!(since(&ours, Some(&same), "kld.mean", "<= +60 %").verdict, Verdict::Pass);
+    assert_eq!(since(&ours, Some(&other), "kld.mean", "<= +60 %").verdict, Verdict::Invalid);
+    let mut served = then.clone();
+    served["conditions"]["activations"] = json!("as-served");
+    assert_eq!(since(&now, Some(&served), "kld.mean", "<= +60 %").verdict, Verdict::Invalid);
     for (key, value) in
         [("/conditions/corpus_hash", "d"), ("/conditions/tokenizer_hash", "u"), ("/conditions/protocol", "q")]
     {
@@ -128,6 +140,8 @@ fn budgets_are_checked_before_anything_runs() {
         "[budgets]\n\"bytes\" = \"<= +5 %\"",
         "[budgets]\n\"tasks.a.acc\" = \">= -5 %\"",
         "[since]\n\"kld.mean\" = \"<= +5 pt\"",
+        "[budgets]\n\"kld.maen\" = \"<= 1\"",
+        "[budgets]\n\"kld.p98\" = \"<= 1\"",
     ] {
         assert!(Budgets::parse(text).is_err(), "{text}");
     }
@@ -183,7 +197,7 @@ fn gates_keep_their_word() {
     let found = share(2.0 * detectable);
     assert!(found >= 0.8, "{found} of losses of {:.1} % are found", 200.0 * detectable);
     let [mean, low, high] = stats::resampled(&[[1.0, 1.0], [3.0, 1.0]], |[a, b]| a / b);
-    assert!(mean == 2.0 && low == 1.0 && high == 3.0);
+    assert!(mean == 2.0 && low < 0.0 && high > 4.0, "two windows say little");
 }
 
 /// The same of a budget on a quantile, by the summary that a report has: tokens whose divergences are lognormal, and vary with

@@ -8,8 +8,11 @@ use crate::error::{Error, Result};
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct Evaluation {
+    /// Empty where no text was read.
+    #[serde(default)]
     pub protocol: String,
     pub tokens: Option<u64>,
+    #[serde(default)]
     pub conditions: Conditions,
     pub noise: Option<Noise>,
     pub reference: Option<Reference>,
@@ -24,13 +27,14 @@ pub struct Evaluation {
     pub quant: Option<Program>,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Conditions {
     pub context: u64,
     pub corpus: String,
     pub corpus_hash: String,
     pub tokenizer_hash: String,
     pub bos: Option<u32>,
+    pub activations: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -163,8 +163,10 @@ impl<'a> Parts<'a> {
             headline.extend(self.caches.iter().filter_map(|(name, rows, _)| cheapest(name, rows)));
         }
         let mut out = Section {
-            title: several
-                .then(|| format!("{}, windows of {}, {}", e.protocol, e.conditions.context, e.conditions.corpus)),
+            title: several.then(|| match e.protocol.is_empty() {
+                true => "tasks alone".to_owned(),
+                false => format!("{}, windows of {}, {}", e.protocol, e.conditions.context, e.conditions.corpus),
+            }),
             id: format!("part-{index}"),
             headline,
             quality: self.judged.table(),
@@ -192,12 +194,16 @@ impl<'a> Parts<'a> {
 
     fn provenance(&self) -> Vec<(&'static str, String)> {
         let (e, c) = (&self.group.evaluation, &self.group.evaluation.conditions);
-        let mut out = vec![("protocol", format!("{}, windows of {} tokens", e.protocol, thousands(c.context)))];
-        out.extend(e.tokens.map(|n| ("tokens scored", thousands(n))));
-        out.push(("corpus", c.corpus.clone()));
-        out.push(("corpus hash", c.corpus_hash.clone()));
-        out.push(("tokenizer hash", c.tokenizer_hash.clone()));
-        out.push(("BOS", c.bos.map_or_else(|| "none".to_owned(), |id| format!("token {id}"))));
+        let mut out = Vec::new();
+        if !e.protocol.is_empty() {
+            out.push(("protocol", format!("{}, windows of {} tokens", e.protocol, thousands(c.context))));
+            out.extend(e.tokens.map(|n| ("tokens scored", thousands(n))));
+            out.push(("corpus", c.corpus.clone()));
+            out.push(("corpus hash", c.corpus_hash.clone()));
+            out.push(("tokenizer hash", c.tokenizer_hash.clone()));
+            out.push(("BOS", c.bos.map_or_else(|| "none".to_owned(), |id| format!("token {id}"))));
+            out.extend(c.activations.clone().map(|how| ("activations", how)));
+        }
         let reference = e.reference.as_ref();
         out.extend(reference.map(|r| ("reference", r.path.clone().unwrap_or_else(|| r.name.clone()))));
         out.extend(e.noise.as_ref().map(|n| {
