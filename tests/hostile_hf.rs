@@ -417,6 +417,8 @@ fn config_with_values_of_the_wrong_type() {
         ("hidden_size", json!([8])),
         ("rms_norm_eps", json!("small")),
         ("tie_word_embeddings", json!("no")),
+        ("hidden_act", json!("gelu_pytorch_tanh")),
+        ("hidden_act", json!(7)),
     ] {
         let mut folder = Folder::llama();
         folder.config[key] = value.clone();
@@ -489,6 +491,10 @@ fn weight_of_another_shape_than_the_config_says() {
     folder.add("model.layers.1.self_attn.k_proj.weight", &[4, 9]);
     folder.write();
     refuse(&folder, &["model.layers.1.self_attn.k_proj.weight", "[4, 9]", "[4, 8]"]);
+    let mut folder = Folder::llama();
+    folder.config["vocab_size"] = json!(1000);
+    folder.write();
+    refuse(&folder, &["model.embed_tokens.weight", "[1000, 8]"]);
 }
 
 // ---- experts

@@ -73,6 +73,7 @@ pub fn expected(spec: &ModelSpec, role: &Role) -> Option<Vec<usize>> {
     let (experts, expert_ffn) = (spec.experts() as usize, spec.expert_ffn());
     let per_head = |n: usize| n.checked_mul(spec.head_dim());
     Some(match role {
+        Role::TokenEmbd | Role::Output => vec![spec.vocab? as usize, hidden],
         Role::AttnNorm | Role::FfnNorm | Role::OutputNorm | Role::PostAttentionNorm | Role::PostFfwNorm => vec![hidden],
         Role::AttnQ => vec![per_head(heads)?, hidden],
         Role::AttnK | Role::AttnV => vec![per_head(kv_heads)?, hidden],
