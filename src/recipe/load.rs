@@ -238,6 +238,13 @@ fn apply(recipe: &mut Recipe, file: &File, text: Text<'_>) -> Result<()> {
     if let Some(name) = &file.kv_cache {
         recipe.fp8_cache = text.read(name, |name| fp8_cache(name))?;
     }
+    let of_folders = [("floats", &file.floats), ("activations", &file.activations), ("kv_cache", &file.kv_cache)];
+    let stated = of_folders.iter().find_map(|(key, value)| Some((key, value.as_ref()?)));
+    if let Some((key, value)) = stated.filter(|_| recipe.container == "gguf") {
+        return Err(Error::request(format!("GGUF files have no {key}"))
+            .at(text.place(value.span()))
+            .help("container = \"hf\" makes folders, which have"));
+    }
     recipe.file_type = file.file_type.or(recipe.file_type);
     recipe.pure = file.pure.unwrap_or(recipe.pure);
     if let Some(default) = &file.default {
@@ -310,4 +317,23 @@ fn read_text(path: &Path) -> Result<String> {
         return Err(Error::limits("a recipe has at most 1 MiB"));
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gguf_files_have_nothing_of_folders() {
+        for text in [
+            "floats = \"f16\"",
+            "activations = \"static\"",
+            "kv_cache = \"fp8\"",
+            "extends = \"q4_0\"\nfloats = \"f16\"",
+        ] {
+            let error = Recipe::parse(text).unwrap_err().to_string();
+            assert!(error.contains("GGUF files have no"), "{text}: {error}");
+            assert!(Recipe::parse(&format!("container = \"hf\"\n{}", text.replace("q4_0", "w4a16"))).is_ok(), "{text}");
+        }
+    }
 }
