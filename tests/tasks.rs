@@ -190,7 +190,7 @@ fn what_cannot_be_decided_early_is_refused() {
     };
     for (budget, option, wanted) in [
         ("[budgets]\n\"tasks.arithmetic.acc\" = \">= 0.9\"", "--until-decided", "write a change"),
-        ("[since]\n\"tasks.arithmetic.acc\" = \">= -2 pt\"", "--until-decided", "write a change"),
+        ("[since]\n\"tasks.arithmetic.acc\" = \">= -2 pt\"", "--until-decided", "pass it with --baseline"),
         ("[budgets]\n\"bytes\" = \"<= 9\"", "--until-decided", "--until-decided=2"),
         ("[budgets]\n\"bytes\" = \"<= 9\"", "--until-decided=-1", "in points"),
         ("[budgets]\n\"bytes\" = \"<= 9\"", "--until-decided=nan", "in points"),
