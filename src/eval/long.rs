@@ -3,8 +3,9 @@
 
 use serde::Serialize;
 
+use super::interval::resampled;
 use super::protocol::Window;
-use super::stats::{Estimate, resampled, summarize};
+use super::stats::{Estimate, summarize};
 use crate::device::cpu::TokenScore;
 use crate::error::{Error, Result};
 

@@ -2,6 +2,7 @@
 //! reference and all artifacts side by side. Nothing of the size of text x vocabulary is ever held.
 
 pub mod gate;
+mod interval;
 pub mod kv;
 pub mod long;
 pub mod paired;

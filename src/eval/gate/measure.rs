@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::Verdict;
 use super::budget::{Limit, Unit};
 use crate::error::{Error, Result};
+use crate::eval::interval::resampled;
 use crate::eval::paired::Paired;
-use crate::eval::stats;
 
 /// A figure; a share, or a change of one, where the limit is in hundredths.
 #[derive(Clone, Debug, PartialEq)]
@@ -338,8 +338,7 @@ fn windows_since(a: &Value, b: &Value, key: &str, limit: &Limit, change: fn(f64,
     }
     let relative = limit.unit != Unit::Own;
     let sums: Vec<[f64; 3]> = now.iter().zip(&then).map(|(n, t)| [n.0, t.0, n.1]).collect();
-    let [value, low, high] =
-        stats::resampled(&sums, |[now, then, tokens]| change(now / tokens, then / tokens, relative));
+    let [value, low, high] = resampled(&sums, |[now, then, tokens]| change(now / tokens, then / tokens, relative));
     let interval = now.len() > 1;
     Ok(Measure {
         value,

@@ -3,6 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::device::cpu::TokenScore;
 use crate::engine::sample::Random;
+use crate::eval::interval::resampled;
 use crate::eval::stats;
 
 fn report(kld: [f64; 3]) -> Value {
@@ -196,7 +197,7 @@ fn gates_keep_their_word() {
     let detectable = 2.8 * own * (weights / windows as f64).sqrt();
     let found = share(2.0 * detectable);
     assert!(found >= 0.8, "{found} of losses of {:.1} % are found", 200.0 * detectable);
-    let [mean, low, high] = stats::resampled(&[[1.0, 1.0], [3.0, 1.0]], |[a, b]| a / b);
+    let [mean, low, high] = resampled(&[[1.0, 1.0], [3.0, 1.0]], |[a, b]| a / b);
     assert!(mean == 2.0 && low < 0.0 && high > 4.0, "two windows say little");
 }
 
