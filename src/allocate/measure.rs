@@ -276,7 +276,7 @@ impl Weigher<'_> {
     fn feedback(&self, t: &Tensor, plane: usize) -> Option<Feedback> {
         let expert = (t.shape.len() > 2).then_some(plane as u32);
         let stats = self.job.statistics.filter(|_| self.job.feedback)?.site(t.id.layer, &t.id.role, expert)?;
-        gptq::feedback(stats.gram.as_ref()?, Worker::Cpu).ok().map(|(f, _)| f)
+        gptq::feedback(stats.gram.as_ref()?, Worker::Cpu).ok()?.ok().map(|(f, _)| f)
     }
 
     fn judge(&self, t: &Tensor, plane: usize) -> Judge {

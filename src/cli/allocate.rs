@@ -366,17 +366,22 @@ fn recipe_beside(path: &Path) -> PathBuf {
     path.with_file_name(format!("{}.toml", name.strip_suffix(".gguf").unwrap_or(&name)))
 }
 
-#[test]
-fn recipes_have_the_names_of_their_artifacts() {
-    for (artifact, recipe) in
-        [("a/m.gguf", "a/m.toml"), ("a/m-4.5", "a/m-4.5.toml"), ("Qwen2.5-0.5B-packed", "Qwen2.5-0.5B-packed.toml")]
-    {
-        assert_eq!(recipe_beside(Path::new(artifact)), Path::new(recipe));
-    }
-}
-
 fn write(path: &Path, text: &str) -> Result<()> {
     let output = container::output::Output::create(path)?;
     output.write_at(0, text.as_bytes())?;
     container::output::publish(vec![output]).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recipes_have_the_names_of_their_artifacts() {
+        for (artifact, recipe) in
+            [("a/m.gguf", "a/m.toml"), ("a/m-4.5", "a/m-4.5.toml"), ("Qwen2.5-0.5B-packed", "Qwen2.5-0.5B-packed.toml")]
+        {
+            assert_eq!(recipe_beside(Path::new(artifact)), Path::new(recipe));
+        }
+    }
 }

@@ -122,8 +122,8 @@ fn scale(
         let over = tensor_scale::roomy(kind, &rows);
         readers.iter_mut().flat_map(|r| &mut r.rows).for_each(|w| *w /= over);
     }
-    let feedback =
-        stats.gram.as_ref().filter(|_| request.feedback).and_then(|g| gptq::feedback(g, request.worker).ok());
+    let gram = stats.gram.as_ref().filter(|_| request.feedback);
+    let feedback = gram.map(|g| gptq::feedback(g, request.worker)).transpose()?.and_then(Result::ok);
     let Some(scale) = awq::search(&readers, &stats, feedback.as_ref().map(|f| &f.0)) else { return Ok(None) };
     storable(request.source, writer, scale, added(arch, plan, writer)).map(Some)
 }

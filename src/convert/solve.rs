@@ -17,7 +17,7 @@ use crate::codec::grid::{Codes, MatrixGrid};
 use crate::container::{Sink, Tensor, Weight};
 use crate::device::cpu::{self, Feedback};
 use crate::device::{Columns, Worker};
-use crate::error::{At, Error, Kind, Result};
+use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
 
 /// Rows that one job solves.
@@ -121,15 +121,11 @@ fn sites(job: &Job<'_>) -> BTreeMap<(String, Option<u32>), Vec<Target>> {
 fn damped(job: &Job<'_>, at: &Target, gram: &Gram<'_>, held_out: Option<&Array2<f32>>) -> Result<Result<Feedback>> {
     let (first, on) = (Matrix::open(job, at)?, job.request.worker);
     let Some(judge) = held_out.filter(|judge| judge.nrows() == first.cols() && gram.columns() == first.cols()) else {
-        return match gptq::feedback(gram, on) {
-            Err(e) if e.kind == Kind::Device => Err(e),
-            found => Ok(found.map(|(f, _)| f)),
-        };
+        return Ok(gptq::feedback(gram, on)?.map(|(f, _)| f));
     };
     let (mut best, mut failed): (Option<(f64, Feedback)>, _) = (None, None);
     for damping in gptq::DAMPING {
-        match gptq::damped(gram, damping, on) {
-            Err(e) if e.kind == Kind::Device => return Err(e),
+        match gptq::damped(gram, damping, on)? {
             Err(e) => failed = Some(e),
             Ok(feedback) => {
                 let Losses { fed, .. } = first.losses(Some(&on.columns(&first.folded(&feedback))?), judge)?;

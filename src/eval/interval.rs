@@ -1,4 +1,4 @@
-//! 95 % intervals of figures of whole chunks, by resampling them: block bootstrap (Künsch 1989), percentile interval (Efron 1979), widened
+//! 95 % intervals, by resampling whole chunks, because the tokens of one chunk resemble each other: block bootstrap (Künsch 1989), percentile interval (Efron 1979), widened
 //! where chunks are few.
 
 use super::quantiles::percentile;

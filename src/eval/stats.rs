@@ -1,7 +1,6 @@
 //! From what each token lost to what a model lost, with how sure one can be.
 //!
-//! Definitions follow llama.cpp's `perplexity --kl-divergence`; intervals come from resampling whole chunks, because the
-//! tokens of one chunk resemble each other (block bootstrap: Künsch 1989; percentile interval: Efron 1979), widened where chunks are few.
+//! Definitions follow llama.cpp's `perplexity --kl-divergence`; how intervals come about is in `interval`.
 
 use serde::Serialize;
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::calibrate::stats::Gram;
 use crate::device::Worker;
 use crate::device::cpu::Feedback;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// Shares of each entry of the Gram matrix's diagonal that are added to it. Of its own entry, not of the mean of all: a few
 /// inputs are hundreds of times as large as the rest, and a share of their mean would leave the rest no feedback. Which is best
@@ -18,17 +18,16 @@ const FIRST: usize = 2;
 
 /// The feedback of a site, with the least damping from a moderate one on that suffices, and the damping.
 ///
-/// Errors: a matrix that no damping makes positive definite, or a device that fails.
-pub fn feedback(gram: &Gram<'_>, on: Worker<'_>) -> Result<(Feedback, f64)> {
+/// Errors: a device that fails; within, a matrix that no damping makes positive definite.
+pub fn feedback(gram: &Gram<'_>, on: Worker<'_>) -> Result<Result<(Feedback, f64)>> {
     let mut last = None;
     for damping in &DAMPING[FIRST..] {
-        match damped(gram, *damping, on) {
-            Ok(feedback) => return Ok((feedback, *damping)),
-            Err(e) if e.kind == Kind::Device => return Err(e),
+        match damped(gram, *damping, on)? {
+            Ok(feedback) => return Ok(Ok((feedback, *damping))),
             Err(e) => last = Some(e),
         }
     }
-    Err(last.unwrap_or_else(|| Error::input("it was not damped")))
+    Ok(Err(last.unwrap_or_else(|| Error::input("it was not damped"))))
 }
 
 /// The same with this damping.
@@ -36,12 +35,12 @@ pub fn feedback(gram: &Gram<'_>, on: Worker<'_>) -> Result<(Feedback, f64)> {
 /// With the columns in their order, `H = R R^T`, R upper triangular; the share of `k` in the error of `j` is `R[j,k] / R[k,k]`.
 /// Columns that are always zero have no part in it.
 ///
-/// Errors: a matrix that is not positive definite then, or a device that fails.
-pub fn damped(gram: &Gram<'_>, damping: f64, on: Worker<'_>) -> Result<Feedback> {
+/// Errors: a device that fails; within, a matrix that is not positive definite then.
+pub fn damped(gram: &Gram<'_>, damping: f64, on: Worker<'_>) -> Result<Result<Feedback>> {
     let n = gram.columns();
     let diagonal: Vec<f32> = (0..n).map(|i| gram.get(i, i)).collect();
     if let Some(bad) = diagonal.iter().position(|x| !x.is_finite()) {
-        return Err(Error::input(format!("its input {bad} is not finite")));
+        return Ok(Err(Error::input(format!("its input {bad} is not finite"))));
     }
     let mut order: Vec<u32> = (0..n as u32).collect();
     order.sort_by(|a, b| diagonal[*b as usize].total_cmp(&diagonal[*a as usize]).then(a.cmp(b)));
@@ -60,8 +59,7 @@ pub fn damped(gram: &Gram<'_>, damping: f64, on: Worker<'_>) -> Result<Feedback>
         Error::input(format!("its Gram matrix has no factor, not even with {:.0} % damping", damping * 100.0))
             .help("calibrate on more text")
     };
-    on.cholesky(&mut factor)?.map_err(|_| no_factor())?;
-    Ok(shares(&factor, order))
+    Ok(on.cholesky(&mut factor)?.map(|()| shares(&factor, order)).map_err(|_| no_factor()))
 }
 
 fn shares(factor: &Array2<f64>, order: Vec<u32>) -> Feedback {
@@ -90,7 +88,7 @@ mod tests {
     fn shares_factor_the_damped_matrix() {
         let n = 70;
         let gram = crate::calibrate::method::tests::correlated(n);
-        let (f, damping) = feedback(&gram, Worker::Cpu).unwrap();
+        let (f, damping) = feedback(&gram, Worker::Cpu).unwrap().unwrap();
         assert_eq!(damping, DAMPING[FIRST]);
         let h = |j: usize, k: usize| {
             let value = f64::from(gram.get(f.order[j] as usize, f.order[k] as usize));
@@ -114,7 +112,7 @@ mod tests {
     fn dead_columns_take_no_part_and_singular_matrices_are_damped() {
         // Column 2 is always zero, columns 0 and 1 are the same.
         let upper = vec![1.0, 1.0, 0.0, 0.5, 1.0, 0.0, 0.5, 0.0, 0.0, 1.0];
-        let feedback = |gram: Gram<'_>| feedback(&gram, Worker::Cpu);
+        let feedback = |gram: Gram<'_>| feedback(&gram, Worker::Cpu).unwrap();
         let (f, _) = feedback(Gram::new(4, upper.into()).unwrap()).unwrap();
         assert_eq!(f.order, [0, 1, 3, 2]);
         assert!((0..4).all(|j| j == 3 || f.shares[j * f.stride + 3] == 0.0));

@@ -241,7 +241,7 @@ pub mod tests {
             let gram = correlated(cols);
             let w: Vec<f32> = (0..8 * cols).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 - 0.5).collect();
             let importance: Vec<f32> = (0..cols).map(|i| gram.get(i, i)).collect();
-            let (feedback, _) = gptq::feedback(&gram, Worker::Cpu).unwrap();
+            let (feedback, _) = gptq::feedback(&gram, Worker::Cpu).unwrap().unwrap();
             let plain = nearest(grid, &w, cols, Some(&importance));
             let solved = solve(grid, &w, cols, Some(&importance), Fit::Importance, &feedback);
             assert_eq!(plain.params, solved.params, "{}: scales are chosen before", codec.name());
@@ -265,7 +265,7 @@ pub mod tests {
             let joint = codec.joint().unwrap();
             let grid = joint.grid(cols, Some(&importance), &joint.wishes(&w, cols, Some(&importance)));
             let grid = grid.as_ref();
-            let (feedback, _) = gptq::feedback(&gram, Worker::Cpu).unwrap();
+            let (feedback, _) = gptq::feedback(&gram, Worker::Cpu).unwrap().unwrap();
             let h = gram.dense();
             let loss = |s: &Codes| cpu::quadratic(&errors(grid, &w, cols, s), h.view());
             let plain = nearest(grid, &w, cols, Some(&importance));

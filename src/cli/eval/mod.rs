@@ -191,8 +191,12 @@ impl Eval {
 
     /// The same, with what is judged.
     fn judged(&self, conditions: Conditions) -> Conditions {
-        let served = self.activations == "as-served";
-        Conditions { activations: served.then(|| self.activations.clone()), ..conditions }
+        Conditions { activations: self.served().then(|| self.activations.clone()), ..conditions }
+    }
+
+    /// Activations are rounded as runtimes do.
+    fn served(&self) -> bool {
+        self.activations == "as-served"
     }
 
     /// What is asked for that no card does.
@@ -207,7 +211,7 @@ impl Eval {
 
     fn engine<'a>(&self, checkpoint: &'a dyn Checkpoint, positions: usize) -> Result<Engine<'a>> {
         let engine = Engine::new(checkpoint, positions)?;
-        Ok(if self.activations == "as-served" { engine.as_served() } else { engine })
+        Ok(if self.served() { engine.as_served() } else { engine })
     }
 
     fn candidates<'a>(
@@ -244,7 +248,7 @@ impl Eval {
             }
             None => None,
         };
-        let served = self.activations == "as-served";
+        let served = self.served();
         let artifacts = checkpoints(artifacts);
         let results = self.tasks.ask(tasks, reference, &artifacts, served, early, common.threads(), reporter)?;
         report.more.extend(results.tables());
