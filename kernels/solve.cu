@@ -15,6 +15,7 @@ struct Integers {
         Rounded out = {code, code + first};
         return out;
     }
+    static FN float level(int code, float first) { return float(code) + first; }
 };
 
 template <class F> struct Table {
@@ -31,6 +32,7 @@ template <class F> struct Table {
         }
         return out;
     }
+    static FN float level(int code, float) { return F::level(code); }
 };
 
 struct E4m3 {
@@ -47,12 +49,34 @@ struct E4m3 {
         Rounded out = {float((bits & 0xff) | sign >> 24), __uint_as_float(__float_as_uint(size) | sign)};
         return out;
     }
+    static FN float level(int code, float) { return e4m3(u32(code)); }
 };
 
 // First level, last code and the code of zero of a span's levels.
 struct Ends {
     float first, last, zero;
 };
+
+// Every weight by itself. `scales` has one for each `span` columns, `ends` those of a row.
+KERNEL nearest(const float *w, i64 n, int cols, const Scale *scales, const Ends *ends, int span, u8 *codes) {
+    i64 at = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (at >= n) return;
+    Scale scale = scales[at / span];
+    Ends end = ends[at % cols / span];
+    Rounded best = LEVELS::nearest((w[at] - scale.offset) / scale.step + scale.zero, end.first, end.last);
+    codes[at] = u8(scale.step == 0.0f ? end.zero : best.code);
+}
+
+// What codes get wrong; of weights whose columns were multiplied with `columns`, if there are any, in terms of the plain ones.
+KERNEL errors(const float *w, i64 n, int cols, const Scale *scales, const Ends *ends, int span, const u8 *codes, const float *columns,
+              float *out) {
+    i64 at = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (at >= n) return;
+    Scale scale = scales[at / span];
+    float level = LEVELS::level(codes[at], ends[at % cols / span].first);
+    float error = w[at] - ((level - scale.zero) * scale.step + scale.offset);
+    out[at] = columns ? error / columns[at % cols] : error;
+}
 
 // carried[row][k] = sum over j < from of errors[row][j] shares[j][from + k]
 KERNEL carry(const float *errors, const float *shares, int rows, int stride, int from, float *carried) {

@@ -13,11 +13,11 @@ use super::damage::{Variant, damages};
 use super::overlay::Patch;
 use crate::arch::Role;
 use crate::calibrate::imatrix::Imatrix;
+use crate::calibrate::method::ops::OnCpu;
 use crate::calibrate::method::{self, Fit, gptq};
 use crate::calibrate::stats::Statistics;
 use crate::codec::{self, Codec, Grid, Importance, float};
 use crate::container::{Checkpoint, Tensor, Weight};
-use crate::device::Worker;
 use crate::device::cpu::{self, Feedback};
 use crate::error::{At, Error, Result};
 use crate::eval::protocol::Window;
@@ -276,7 +276,7 @@ impl Weigher<'_> {
     fn feedback(&self, t: &Tensor, plane: usize) -> Option<Feedback> {
         let expert = (t.shape.len() > 2).then_some(plane as u32);
         let stats = self.job.statistics.filter(|_| self.job.feedback)?.site(t.id.layer, &t.id.role, expert)?;
-        gptq::feedback(stats.gram.as_ref()?, Worker::Cpu).ok()?.ok().map(|(f, _)| f)
+        gptq::feedback(&OnCpu, &stats.gram.as_ref()?).ok()?.ok().map(|(f, _)| f)
     }
 
     fn judge(&self, t: &Tensor, plane: usize) -> Judge {

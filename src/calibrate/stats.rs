@@ -66,6 +66,16 @@ impl<'a> Gram<'a> {
         self.columns
     }
 
+    /// The upper triangle, row after row.
+    pub fn upper(&self) -> &[f32] {
+        &self.upper
+    }
+
+    /// What is on its diagonal.
+    pub fn diagonal(&self) -> Vec<f32> {
+        (0..self.columns).map(|i| self.get(i, i)).collect()
+    }
+
     /// Row `i` from its diagonal on.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.upper[row(self.columns, i)]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::device::{DeviceArgs, Place};
 use super::allocate::{Allocation, GoalArgs};
 use super::inputs::InputArgs;
 use super::report::Reporter;
@@ -12,7 +13,7 @@ use super::size::Size;
 use super::{Common, model, outputs};
 use crate::container::{OpenOptions, hf};
 use crate::convert::{self, Plan, Request};
-use crate::device::{Device, Precision, Worker};
+use crate::device::Worker;
 use crate::error::{At, Error, Result};
 use crate::recipe::Recipe;
 
@@ -44,12 +45,8 @@ pub struct Convert {
     /// llama.cpp's name of the pre-tokenizer, where quant cannot recognise it
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
-    /// Where codes are chosen: cpu, cuda:N, or auto for a card if there is one
-    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
-    device: Device,
-    /// exact: the CPU's bytes. f32, tf32 or bf16: cuSOLVER factors Gram matrices where it is found, and a code here and there may differ
-    #[arg(long, default_value = "exact", value_name = "HOW")]
-    precision: Precision,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Show the plan, write nothing
     #[arg(long)]
     dry_run: bool,
@@ -62,14 +59,14 @@ impl Convert {
         let model = model::open(&self.model, &OpenOptions { pre: self.pre.clone() }, reporter)?;
         let inputs = self.inputs.load(model.checkpoint.as_ref(), reporter)?;
         let dry_run = dry_run || self.dry_run;
-        if self.device == Device::Cpu && self.precision != Precision::Exact {
-            return Err(Error::request(format!("--precision {} is for a card", self.precision))
-                .help("pass --device cuda:0 too"));
-        }
         // A plan needs no card.
-        let card = if dry_run { None } else { self.device.open(Some(self.precision))? };
+        let place = (!dry_run).then(|| self.device.open(None)).transpose()?;
+        let (worker, device) = place.as_ref().map_or((Worker::Cpu, "cpu"), Place::worker);
+        if let Worker::Card(_) = worker {
+            reporter.note(&format!("codes are chosen on {device}"));
+        }
         let request = Request {
-            worker: card.as_ref().map_or(Worker::Cpu, |card| Worker::Card(card)),
+            worker,
             allow_requantize: self.allow_requantize,
             split_max_bytes: self.split_max_size.map(|s| s.0),
             ..inputs.request(model.checkpoint.as_ref())

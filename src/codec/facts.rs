@@ -4,6 +4,7 @@
 use safetensors::Dtype;
 
 use super::grid::Levels;
+use super::scheme::Zero;
 
 /// How one format is read and written on a device.
 #[derive(Clone, Debug)]
@@ -15,6 +16,18 @@ pub struct Facts {
     pub group: Option<usize>,
     /// The type of its scales, where it is one of several.
     pub scales: Option<Dtype>,
+    /// How those are fitted, where a device can.
+    pub fit: Option<IntegerFit>,
+}
+
+/// What `kernels/fit.cu` must know of the scales of integers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct IntegerFit {
+    /// The last code.
+    pub top: usize,
+    pub zero: Zero,
+    /// Magnitudes that can be stored.
+    pub range: (f32, f32),
 }
 
 /// The struct of a format in `kernels/grid`. Formats that differ in what is passed with each matrix share it.
@@ -35,7 +48,7 @@ pub struct DeviceGrid {
 
 impl DeviceGrid {
     pub fn facts(self) -> Facts {
-        Facts { grid: self, tall: 1, group: None, scales: None }
+        Facts { grid: self, tall: 1, group: None, scales: None, fit: None }
     }
 
     /// As C++ writes it.

@@ -1,7 +1,7 @@
 //! Formats. A [`Codec`] says how one weight lies in bytes; [`CODECS`] lists them all, and the readers, the planner, the
 //! command line, the tests and the benches walk that list. A format's name is written in its own row and nowhere else.
 
-mod affine;
+pub mod affine;
 pub mod awq;
 pub mod bits;
 pub mod block;
@@ -18,7 +18,7 @@ pub mod kv;
 mod mlx;
 pub mod nf4;
 mod packed;
-mod scheme;
+pub mod scheme;
 pub mod served;
 pub mod transcode;
 

@@ -53,7 +53,7 @@ impl Family {
 
 /// What stands for zero in a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Zero {
+pub enum Zero {
     /// The code in the middle.
     Middle,
     /// A code of the group's own.
@@ -150,12 +150,17 @@ impl Scheme {
 
     /// The nearest scale that the format can hold, of powers of two the next; never zero nor infinite.
     pub fn storable(&self, scale: f32) -> f32 {
-        let (smallest, largest) = match self.scales {
+        let (smallest, largest) = self.range();
+        self.stored(scale.abs().clamp(smallest, largest).copysign(scale))
+    }
+
+    /// The smallest and the largest scale that can be stored.
+    pub(super) fn range(&self) -> (f32, f32) {
+        match self.scales {
             Dtype::F16 => (f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32()),
             Dtype::BF16 => (bf16::MIN_POSITIVE.to_f32(), bf16::MAX.to_f32()),
             _ => (f32::MIN_POSITIVE, f32::MAX),
-        };
-        self.stored(scale.abs().clamp(smallest, largest).copysign(scale))
+        }
     }
 
     pub fn scales_part(&self, name: &'static str, shape: Vec<usize>) -> Result<Part> {

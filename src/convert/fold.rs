@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::{Factor, Layout, Plan, Planned, Request, matrix_rows, scale as tensor_scale};
 use crate::arch::{Arch, FOLDS, Fold, Role};
 use crate::calibrate::method::awq::{self, Reader};
 use crate::calibrate::method::gptq;
+use crate::calibrate::method::ops::Ops;
 use crate::codec::float;
 use crate::container::Checkpoint;
 use crate::error::Result;
@@ -54,7 +54,7 @@ impl Folded {
 pub type Folds = HashMap<usize, Folded>;
 
 /// Searches every place of a model where a scale can hide. Runs in the caller's rayon pool.
-pub fn search(request: &Request<'_>, plan: &Plan) -> Result<Folds> {
+pub fn search<O: Ops>(request: &Request<'_>, on: &O, plan: &Plan) -> Result<Folds> {
     let mut out = Folds::new();
     let Some((arch, spec)) = request.source.family().filter(|_| request.fold && request.statistics.is_some()) else {
         return Ok(out);
@@ -62,10 +62,7 @@ pub fn search(request: &Request<'_>, plan: &Plan) -> Result<Folds> {
     let index: HashMap<&str, usize> = plan.tensors.iter().enumerate().map(|(i, t)| (t.spec.name.as_str(), i)).collect();
     let places: Vec<(u32, &Fold)> =
         (0..spec.layers).flat_map(|l| FOLDS.iter().filter(|f| (f.holds)(spec)).map(move |f| (l, f))).collect();
-    let found: Vec<Option<Vec<f32>>> = places
-        .par_iter()
-        .map(|(layer, fold)| scale(request, plan, &index, *layer, fold, arch))
-        .collect::<Result<_>>()?;
+    let found = on.each(&places, |(layer, fold)| scale(request, on, plan, &index, (*layer, fold), arch))?;
     for ((layer, fold), scale) in places.into_iter().zip(found) {
         let Some(scale) = scale.map(Arc::new) else { continue };
         for suffix in ["weight", "bias"] {
@@ -88,18 +85,18 @@ fn name(layer: u32, role: &Role, suffix: &str) -> String {
 }
 
 /// The scale of one place, if there is anything to gain.
-fn scale(
+fn scale<O: Ops>(
     request: &Request<'_>,
+    on: &O,
     plan: &Plan,
     index: &HashMap<&str, usize>,
-    layer: u32,
-    fold: &Fold,
+    (layer, fold): (u32, &Fold),
     arch: &Arch,
 ) -> Result<Option<Vec<f32>>> {
     let find = |role: &Role| index.get(name(layer, role, "weight").as_str()).map(|i| &plan.tensors[*i]);
     let Some(writer) = find(&fold.writer) else { return Ok(None) };
     let stats = fold.readers.iter().find_map(|r| request.statistics?.site(Some(layer), r, None));
-    let Some(stats) = stats.filter(|s| s.gram.is_some()) else { return Ok(None) };
+    let Some((stats, gram)) = stats.as_ref().and_then(|s| Some((s, s.gram.as_ref()?))) else { return Ok(None) };
     let mut readers = Vec::new();
     for planned in fold.readers.iter().filter_map(find) {
         // A stack of experts has a site for each; what they all share is not measured.
@@ -122,9 +119,10 @@ fn scale(
         let over = tensor_scale::roomy(kind, &rows);
         readers.iter_mut().flat_map(|r| &mut r.rows).for_each(|w| *w /= over);
     }
-    let gram = stats.gram.as_ref().filter(|_| request.feedback);
-    let feedback = gram.map(|g| gptq::feedback(g, request.worker)).transpose()?.and_then(Result::ok);
-    let Some(scale) = awq::search(&readers, &stats, feedback.as_ref().map(|f| &f.0)) else { return Ok(None) };
+    let gram = on.gram(gram)?;
+    let feedback = request.feedback.then(|| gptq::feedback(on, &gram)).transpose()?.and_then(Result::ok);
+    let found = awq::search(on, &readers, stats, &gram, feedback.as_ref().map(|f| &f.0))?;
+    let Some(scale) = found else { return Ok(None) };
     storable(request.source, writer, scale, added(arch, plan, writer)).map(Some)
 }
 

@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::container::{self, Checkpoint, Tensor};
-use crate::device::cpu;
+use crate::calibrate::method::ops::{OnCard, OnCpu};
+use crate::device::{Worker, cpu};
 use crate::error::{At, Result};
 use fold::Folds;
 use job::Job;
@@ -68,7 +69,11 @@ struct Unit {
 /// goes on where it stopped, if the job is the same.
 pub fn run(request: &Request<'_>, plans: &[Plan], threads: usize, event: Listener<'_>) -> Result<Vec<Output>> {
     let job = |plan: &Plan| resume::job(request, plan).map(Some);
-    write(request, plans, &job, &|plan| fold::search(request, plan), threads, event)
+    let folds = |plan: &Plan| match request.worker {
+        Worker::Cpu => fold::search(request, &OnCpu, plan),
+        Worker::Card(card) => fold::search(request, &OnCard::new(card), plan),
+    };
+    write(request, plans, &job, &folds, threads, event)
 }
 
 /// [`run`] with scales of columns from elsewhere. It does not go on from another.
@@ -113,7 +118,10 @@ fn write(
         }
         Ok(())
     })?;
-    let solutions = pool.install(|| solve::run(&job, kept, event))?;
+    let solutions = pool.install(|| match request.worker {
+        Worker::Cpu => solve::run(&job, &OnCpu, kept, event),
+        Worker::Card(card) => solve::run(&job, &OnCard::new(card), kept, event),
+    })?;
     let counts: Vec<_> = (0..plans.len()).map(|p| job.counts(p)).collect();
 
     let mut done = Vec::new();

@@ -4,23 +4,22 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use ndarray::Array2;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::fold::Folded;
 use super::scale::place;
-use super::{Factor, Job, Listener, Planned, matrix_rows};
-use crate::calibrate::method::{self, FITS, Fit, awq, gptq};
-use crate::calibrate::stats::{Gram, STARVED};
+use super::{Factor, Job, Listener, Planned, matrix_rows, steps};
+use crate::calibrate::method::ops::Ops;
+use crate::calibrate::method::{FITS, Fit, awq, gptq};
+use crate::calibrate::stats::{STARVED, SiteStats};
 use crate::codec::grid::{Codes, MatrixGrid};
 use crate::container::{Sink, Tensor, Weight};
-use crate::device::cpu::{self, Feedback};
-use crate::device::{Columns, Worker};
+use crate::device::Worker;
 use crate::error::{At, Error, Result};
 use crate::tensor::Dims;
 
-/// Rows that one job solves.
+/// Rows that one thread decodes, and packs.
 const ROWS: usize = 64;
 /// Rows, spread over the matrix, on which a method is judged before it is used.
 const SAMPLE: usize = 64;
@@ -31,7 +30,7 @@ pub struct Solution {
     pub name: String,
     /// Of a stack of experts.
     pub plane: usize,
-    /// A row of [`method::METHODS`].
+    /// A row of [`METHODS`](crate::calibrate::method::METHODS).
     pub method: Cow<'static, str>,
     /// Mean square error of the output over that of rounding the plain weights; `None`: not tried.
     pub error_ratio: Option<f64>,
@@ -50,7 +49,12 @@ struct Target {
 }
 
 /// Solves and writes what the plans left to it; what was done for each plan, with what was `kept` of a run that was killed.
-pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Listener<'_>) -> Result<Vec<Vec<Solution>>> {
+pub(super) fn run<O: Ops>(
+    job: &Job<'_>,
+    on: &O,
+    kept: Vec<Vec<(usize, Solution)>>,
+    event: Listener<'_>,
+) -> Result<Vec<Vec<Solution>>> {
     let mut out = kept;
     let is_open = |t: &&Target| !job.ledger.is_done(t.plan, t.output, t.plane);
     for ((key, expert), targets) in sites(job) {
@@ -60,31 +64,9 @@ pub(super) fn run(job: &Job<'_>, kept: Vec<Vec<(usize, Solution)>>, event: Liste
         let first = &job.plans[targets[0].plan].tensors[targets[0].output];
         let id = &job.request.source.tensors()[first.source].id;
         let stats = job.request.statistics.and_then(|s| s.site(id.layer, &id.role, expert));
-        let gram = stats.as_ref().and_then(|s| s.gram.as_ref());
-        let starved = stats.as_ref().filter(|s| s.is_starved()).and_then(|s| s.share);
-        // What was not seen while solving tells whether it helps.
-        let held_out = stats.as_ref().and_then(|s| s.held_out.as_ref());
-        let judge = held_out.or(gram).map(Gram::dense);
-        let tokens = stats.as_ref().map_or(0, |s| s.tokens);
-        let feedback = match (gram, starved) {
-            (None, _) => Err(Error::input("no token of the calibration text came here")),
-            (Some(_), _) if !job.request.feedback => Ok(None),
-            (Some(gram), _) if held_out.is_none() && tokens < gram.columns() as u64 => Err(Error::input(format!(
-                "{tokens} tokens of calibration text do not tell {} inputs apart, and none were held out",
-                gram.columns()
-            ))),
-            (Some(_), Some(share)) => Err(Error::input(format!(
-                "only {:.2} % of the calibration text's tokens came here, less than {:.1} %",
-                share * 100.0,
-                STARVED * 100.0
-            ))),
-            (Some(gram), None) => damped(job, &targets[0], gram, judge.as_ref().filter(|_| held_out.is_some()))
-                .at(|| format!("the site {key}"))?
-                .map(Some),
-        };
+        let site = Site::new(job, on, stats.as_ref(), &targets[0]).at(|| format!("the site {key}"))?;
         for target in targets.iter().filter(is_open) {
-            let judge = (judge.as_ref(), held_out.is_some());
-            let solution = solve(job, target, &feedback, gram, judge).at(|| format!("the site {key}"))?;
+            let solution = site.solve(job, target).at(|| format!("the site {key}"))?;
             job.solved((target.plan, target.output), event);
             out[target.plan].push((target.output, solution));
         }
@@ -116,20 +98,121 @@ fn sites(job: &Job<'_>) -> BTreeMap<(String, Option<u32>), Vec<Target>> {
     out
 }
 
+/// What all matrices that read one activation share.
+struct Site<'a, O: Ops> {
+    on: &'a O,
+    columns: usize,
+    gram: Option<O::Gram<'a>>,
+    /// What was not seen while solving tells whether it helps.
+    held_out: bool,
+    judge: Option<O::Judge>,
+    /// Why there is none; `None`: none is asked for.
+    feedback: Result<Option<O::Feedback>>,
+}
+
+impl<'a, O: Ops> Site<'a, O> {
+    /// `first` of its readers decides for all.
+    fn new(job: &Job<'_>, on: &'a O, stats: Option<&'a SiteStats<'a>>, first: &Target) -> Result<Site<'a, O>> {
+        let Some((stats, seen)) = stats.and_then(|s| Some((s, s.gram.as_ref()?))) else {
+            let feedback = Err(Error::input("no token of the calibration text came here"));
+            return Ok(Site { on, columns: 0, gram: None, held_out: false, judge: None, feedback });
+        };
+        let (columns, gram) = (seen.columns(), on.gram(seen)?);
+        let judge = match &stats.held_out {
+            Some(held_out) => on.judge(&on.gram(held_out)?)?,
+            None => on.judge(&gram)?,
+        };
+        let held_out = stats.held_out.is_some();
+        let feedback = if !job.request.feedback {
+            Ok(None)
+        } else if !held_out && stats.tokens < columns as u64 {
+            Err(Error::input(format!(
+                "{} tokens of calibration text do not tell {columns} inputs apart, and none were held out",
+                stats.tokens
+            )))
+        } else if let Some(share) = stats.share.filter(|_| stats.is_starved()) {
+            Err(Error::input(format!(
+                "only {:.2} % of the calibration text's tokens came here, less than {:.1} %",
+                share * 100.0,
+                STARVED * 100.0
+            )))
+        } else {
+            let first = Matrix::open(job, first)?;
+            let judge = Some(&judge).filter(|_| held_out && columns == first.cols());
+            damped(on, &gram, judge, &first)?.map(Some)
+        };
+        Ok(Site { on, columns, gram: Some(gram), held_out, judge: Some(judge), feedback })
+    }
+
+    fn solve(&self, job: &Job<'_>, at: &Target) -> Result<Solution> {
+        let (on, matrix) = (self.on, Matrix::open(job, at)?);
+        let (t, dims) = (matrix.tensor, matrix.weight.packed.dims);
+        let place = || place(t);
+        let scaled = matrix.columns().is_some();
+        let mut solution = Solution {
+            name: t.name.clone(),
+            plane: at.plane,
+            method: if scaled { "awq" } else { "imatrix" }.into(),
+            error_ratio: None,
+            held_out: self.held_out,
+            because: None,
+        };
+        let fits = self.columns == dims.cols;
+        // Feedback makes good more than a cut does.
+        let clip = self.gram.as_ref().filter(|_| fits && matches!(self.feedback, Ok(None)));
+        let plain = self.feedback.as_ref().ok().and_then(Option::as_ref).filter(|_| fits);
+        let folded = plain.zip(matrix.columns()).map(|(f, scale)| on.scaled(f, scale)).transpose().at(place)?;
+        let feedback = folded.as_ref().or(plain);
+        let mut chosen = None;
+        match (&self.feedback, &self.judge) {
+            (Err(e), _) => solution.because = Some(e.message().to_owned()),
+            (Ok(_), Some(_)) if !fits => {
+                solution.because = Some(format!("it was measured with {} inputs", self.columns));
+            }
+            (Ok(_), Some(judge)) => {
+                let Losses { plain, rounded, fed } = matrix.losses(on, feedback, clip, judge).at(place)?;
+                let best = match fed {
+                    Some((how, fed)) if fed < rounded => {
+                        solution.method = if scaled { "awq+gptq" } else { "gptq" }.into();
+                        chosen = feedback.map(|feedback| (how, feedback));
+                        fed
+                    }
+                    Some((_, fed)) => {
+                        let times = fed / rounded.max(f64::MIN_POSITIVE);
+                        let text = if self.held_out { "held-out text" } else { "the calibration text itself" };
+                        solution.because = Some(format!("feedback leaves {times:.2} times the error on {text}"));
+                        rounded
+                    }
+                    None => rounded,
+                };
+                solution.error_ratio = Some(best / plain.max(f64::MIN_POSITIVE));
+            }
+            _ => {}
+        }
+        let choice = Choice { feedback: chosen, clip };
+        matrix.write(on, &job.sinks[at.plan], at.plane, &choice).at(place)?;
+        job.wrote((at.plan, at.output), at.plane, dims.rows, Some(&solution)).at(place)?;
+        Ok(solution)
+    }
+}
+
 /// The feedback of a site, damped as leaves the first of its readers the least error on held-out text. The inner error: no
 /// damping gives one.
-fn damped(job: &Job<'_>, at: &Target, gram: &Gram<'_>, held_out: Option<&Array2<f32>>) -> Result<Result<Feedback>> {
-    let (first, on) = (Matrix::open(job, at)?, job.request.worker);
-    let Some(judge) = held_out.filter(|judge| judge.nrows() == first.cols() && gram.columns() == first.cols()) else {
-        return Ok(gptq::feedback(gram, on)?.map(|(f, _)| f));
-    };
-    let (mut best, mut failed): (Option<(f64, Feedback)>, _) = (None, None);
+fn damped<O: Ops>(
+    on: &O,
+    gram: &O::Gram<'_>,
+    judge: Option<&O::Judge>,
+    first: &Matrix<'_>,
+) -> Result<Result<O::Feedback>> {
+    let Some(judge) = judge else { return Ok(gptq::feedback(on, gram)?.map(|(f, _)| f)) };
+    let sample = on.put(first.sample()?, first.cols())?;
+    let (mut best, mut failed): (Option<(f64, O::Feedback)>, _) = (None, None);
     for damping in gptq::DAMPING {
-        match gptq::damped(gram, damping, on)? {
+        match on.feedback(gram, damping)? {
             Err(e) => failed = Some(e),
             Ok(feedback) => {
-                let Losses { fed, .. } = first.losses(Some(&on.columns(&first.folded(&feedback))?), judge)?;
-                let loss = fed.map_or(f64::INFINITY, |(_, loss)| loss);
+                let scaled = first.columns().map(|scale| on.scaled(&feedback, scale)).transpose()?;
+                let (_, loss) = first.fed(on, &sample, scaled.as_ref().unwrap_or(&feedback), judge)?;
                 if best.as_ref().is_some_and(|(least, _)| *least <= loss) {
                     break;
                 }
@@ -138,62 +221,6 @@ fn damped(job: &Job<'_>, at: &Target, gram: &Gram<'_>, held_out: Option<&Array2<
         }
     }
     Ok(best.map(|(_, f)| f).ok_or_else(|| failed.unwrap_or_else(|| Error::input("it has no factor"))))
-}
-
-fn solve(
-    job: &Job<'_>,
-    at: &Target,
-    feedback: &Result<Option<Feedback>>,
-    gram: Option<&Gram<'_>>,
-    (judge, held_out): (Option<&Array2<f32>>, bool),
-) -> Result<Solution> {
-    let matrix = Matrix::open(job, at)?;
-    // Feedback makes good more than a cut does.
-    let clip = gram.filter(|g| matches!(feedback, Ok(None)) && g.columns() == matrix.cols());
-    let matrix = Matrix { clip, ..matrix };
-    let (t, dims) = (matrix.tensor, matrix.weight.packed.dims);
-    let place = || place(t);
-    let scaled = matrix.columns().is_some();
-    let mut solution = Solution {
-        name: t.name.clone(),
-        plane: at.plane,
-        method: if scaled { "awq" } else { "imatrix" }.into(),
-        error_ratio: None,
-        held_out,
-        because: None,
-    };
-    let scaled_feedback = feedback.as_ref().ok().and_then(Option::as_ref).map(|f| matrix.folded(f));
-    let used = scaled_feedback.as_deref().filter(|f| judge.is_some() && f.order.len() == dims.cols);
-    let columns = used.map(|f| job.request.worker.columns(f)).transpose().at(place)?;
-    let mut chosen = None;
-    match (feedback, judge) {
-        (Err(e), _) => solution.because = Some(e.message().to_owned()),
-        (Ok(_), Some(judge)) if judge.nrows() != dims.cols => {
-            solution.because = Some(format!("it was measured with {} inputs", judge.nrows()));
-        }
-        (Ok(_), Some(judge)) => {
-            let Losses { plain, rounded, fed } = matrix.losses(columns.as_ref(), judge).at(place)?;
-            let best = match fed {
-                Some((how, fed)) if fed < rounded => {
-                    solution.method = if scaled { "awq+gptq" } else { "gptq" }.into();
-                    chosen = columns.as_ref().map(|columns| (how, columns));
-                    fed
-                }
-                Some((_, fed)) => {
-                    let times = fed / rounded.max(f64::MIN_POSITIVE);
-                    let text = if held_out { "held-out text" } else { "the calibration text itself" };
-                    solution.because = Some(format!("feedback leaves {times:.2} times the error on {text}"));
-                    rounded
-                }
-                None => rounded,
-            };
-            solution.error_ratio = Some(best / plain.max(f64::MIN_POSITIVE));
-        }
-        _ => {}
-    }
-    matrix.write(&job.sinks[at.plan], at.plane, chosen).at(place)?;
-    job.wrote((at.plan, at.output), at.plane, dims.rows, Some(&solution)).at(place)?;
-    Ok(solution)
 }
 
 /// The grid of a matrix.
@@ -206,7 +233,7 @@ fn grid(
 ) -> Result<MatrixGrid> {
     let (codec, Dims { rows, cols }) = (planned.spec.codec, weight.packed.dims);
     if let Some(joint) = codec.joint() {
-        let wishes = parts(rows, ROWS).map(|rows| {
+        let wishes = parts_of(0..rows, ROWS).map(|rows| {
             let mut w = vec![0.0; rows.len() * cols];
             matrix_rows(weight, planned, folded, factor, rows, &mut w)?;
             Ok(joint.wishes(&w, cols, importance))
@@ -219,8 +246,9 @@ fn grid(
 }
 
 /// `rows`, `step` at a time.
-fn parts(rows: usize, step: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
-    (0..rows.div_ceil(step)).into_par_iter().map(move |i| i * step..rows.min((i + 1) * step))
+fn parts_of(rows: Range<usize>, step: usize) -> impl IndexedParallelIterator<Item = Range<usize>> {
+    let parts = rows.len().div_ceil(step);
+    (0..parts).into_par_iter().map(move |i| rows.start + i * step..rows.end.min(rows.start + (i + 1) * step))
 }
 
 /// The output's error: by rounding the plain weights, by rounding, by feedback on the best scales.
@@ -228,6 +256,14 @@ struct Losses {
     plain: f64,
     rounded: f64,
     fed: Option<(Fit, f64)>,
+}
+
+/// How codes are to be chosen.
+struct Choice<'c, 'g, O: Ops> {
+    /// On which scales; `None`: every weight by itself.
+    feedback: Option<(Fit, &'c O::Feedback)>,
+    /// Ranges are cut where these inputs gain by it.
+    clip: Option<&'c O::Gram<'g>>,
 }
 
 /// A matrix, its grid, and what is known of its inputs.
@@ -240,9 +276,7 @@ struct Matrix<'a> {
     grid: MatrixGrid,
     /// Behind the fold.
     importance: Option<Cow<'a, [f32]>>,
-    /// Ranges are cut where these inputs gain by it.
-    clip: Option<&'a Gram<'a>>,
-    on: Worker<'a>,
+    worker: Worker<'a>,
 }
 
 impl<'a> Matrix<'a> {
@@ -255,7 +289,7 @@ impl<'a> Matrix<'a> {
         let fold = job.folds[at.plan].get(&at.output);
         let factor = job.factor((at.plan, at.output), &weight, at.plane);
         let grid = grid(&weight, planned, fold, factor, importance.as_deref()).at(place)?;
-        Ok(Matrix { tensor, weight, planned, fold, factor, grid, importance, clip: None, on: job.request.worker })
+        Ok(Matrix { tensor, weight, planned, fold, factor, grid, importance, worker: job.request.worker })
     }
 
     fn cols(&self) -> usize {
@@ -267,111 +301,117 @@ impl<'a> Matrix<'a> {
         self.fold.and_then(|f| f.columns.as_ref()).map(|columns| columns.as_slice())
     }
 
-    /// The feedback that stands behind the fold.
-    fn folded<'f>(&self, feedback: &'f Feedback) -> Cow<'f, Feedback> {
-        self.columns().map_or(Cow::Borrowed(feedback), |scale| Cow::Owned(feedback.scaled(scale)))
-    }
-
     fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
-        let mut w = vec![0.0; rows.len() * self.cols()];
-        matrix_rows(&self.weight, self.planned, self.fold, self.factor, rows, &mut w)?;
+        let cols = self.cols();
+        let mut w = vec![0.0; rows.len() * cols];
+        w.par_chunks_mut(ROWS * cols.max(1)).enumerate().try_for_each(|(i, w)| {
+            let from = rows.start + i * ROWS;
+            matrix_rows(&self.weight, self.planned, self.fold, self.factor, from..from + w.len() / cols.max(1), w)
+        })?;
         Ok(w)
     }
 
-    /// On a sample of rows.
-    fn losses(&self, feedback: Option<&Columns<'_>>, judge: &Array2<f32>) -> Result<Losses> {
-        let (rows, cols) = (self.weight.packed.dims.rows, self.cols());
-        let sample: Vec<usize> = (0..rows.min(SAMPLE)).map(|i| i * rows / rows.min(SAMPLE)).collect();
-        let mut w = Vec::with_capacity(sample.len() * cols);
-        for row in sample {
+    /// Rows on which it is judged.
+    fn sample(&self) -> Result<Vec<f32>> {
+        let rows = self.weight.packed.dims.rows;
+        let count = rows.min(SAMPLE);
+        let mut w = Vec::with_capacity(count * self.cols());
+        for row in (0..count).map(|i| i * rows / count) {
             w.extend(self.rows(row..row + 1)?);
         }
-        let columns = self.columns();
-        let loss = |w: &[f32], found: Codes, scale: Option<&[f32]>| {
-            let mut errors = method::errors(self.grid.get(), w, cols, &found);
-            if let Some(scale) = scale {
-                awq::columns_back(&mut errors, scale);
-            }
-            cpu::quadratic(&errors, judge.view())
-        };
-        let plain = || {
-            let scale = columns?;
-            let inverse: Vec<f32> = scale.iter().map(|s| 1.0 / s).collect();
-            let mut w = w.clone();
-            awq::columns_back(&mut w, scale);
-            let importance = self.importance.as_deref().map(|i| awq::importance(i, Some(&inverse)));
-            let solved = method::nearest(self.grid.get(), &w, cols, importance.as_deref());
-            Some(loss(&w, solved, None))
-        };
-        let rounded = || loss(&w, self.rounded(&w), columns);
-        let fed = || {
-            let loss = |how| {
-                let solved = feedback.map(|f| self.solved(&w, how, f)).transpose()?;
-                Ok(solved.map(|codes| (how, loss(&w, codes, columns))))
-            };
-            let all: Vec<Option<(Fit, f64)>> = FITS.into_par_iter().map(loss).collect::<Result<_>>()?;
-            Ok::<_, Error>(all.into_iter().flatten().min_by(|a, b| a.1.total_cmp(&b.1)))
-        };
-        let (plain, (rounded, fed)) = rayon::join(plain, || rayon::join(rounded, fed));
-        Ok(Losses { plain: plain.unwrap_or(rounded), rounded, fed: fed? })
+        Ok(w)
     }
 
-    /// Chooses all codes and writes them: row by row, or at once where words span rows.
-    fn write(&self, sink: &Sink, plane: usize, feedback: Option<(Fit, &Columns<'_>)>) -> Result<()> {
-        let (Dims { rows, cols }, codec) = (self.weight.packed.dims, self.planned.spec.codec);
-        let parts = parts(rows, ROWS.next_multiple_of(self.grid.get().rows()));
+    fn losses<O: Ops>(
+        &self,
+        on: &O,
+        feedback: Option<&O::Feedback>,
+        clip: Option<&O::Gram<'_>>,
+        judge: &O::Judge,
+    ) -> Result<Losses> {
+        let (grid, cols, columns) = (self.grid.get(), self.cols(), self.columns());
+        let sample = self.sample()?;
+        let w = on.put(sample.clone(), cols)?;
+        let found = self.found(on, &w, &Choice { feedback: None, clip })?;
+        let rounded = on.loss(grid, &w, &found, columns, judge)?;
+        let plain = match columns {
+            None => rounded,
+            Some(scale) => {
+                let inverse: Vec<f32> = scale.iter().map(|s| 1.0 / s).collect();
+                let importance = self.importance.as_deref().map(|i| awq::importance(i, Some(&inverse)));
+                let mut w = sample;
+                awq::columns_back(&mut w, scale);
+                let w = on.put(w, cols)?;
+                on.loss(grid, &w, &on.nearest(grid, &w, importance.as_deref())?, None, judge)?
+            }
+        };
+        let fed = feedback.map(|f| self.fed(on, &w, f, judge)).transpose()?;
+        Ok(Losses { plain, rounded, fed })
+    }
+
+    /// The fit that leaves the least error under feedback, and the error.
+    fn fed<O: Ops>(&self, on: &O, w: &O::Rows, feedback: &O::Feedback, judge: &O::Judge) -> Result<(Fit, f64)> {
+        let (grid, importance) = (self.grid.get(), self.importance.as_deref());
+        let all = on.each(&FITS, |how| {
+            let found = on.solve(grid, w, importance, *how, feedback)?;
+            Ok((*how, on.loss(grid, w, &found, self.columns(), judge)?))
+        })?;
+        let best = all.into_iter().min_by(|a, b| a.1.total_cmp(&b.1));
+        best.ok_or_else(|| Error::unsupported("there is no fit of scales"))
+    }
+
+    fn found<O: Ops>(&self, on: &O, w: &O::Rows, choice: &Choice<'_, '_, O>) -> Result<O::Found> {
+        let (grid, importance) = (self.grid.get(), self.importance.as_deref());
+        match (choice.feedback, choice.clip) {
+            (Some((how, feedback)), _) => on.solve(grid, w, importance, how, feedback),
+            (None, Some(gram)) => on.clipped(grid, w, importance, gram, self.columns()),
+            (None, None) => on.nearest(grid, w, importance),
+        }
+    }
+
+    /// Chooses all codes and writes them: rows after rows, or at once where words span rows.
+    fn write<O: Ops>(&self, on: &O, sink: &Sink, plane: usize, choice: &Choice<'_, '_, O>) -> Result<()> {
+        let (Dims { rows, cols }, codec, grid) = (self.weight.packed.dims, self.planned.spec.codec, self.grid.get());
+        let step = on.rows_at_once(cols)?.next_multiple_of(grid.rows());
+        let parts: Vec<Range<usize>> = steps(0..rows, step).collect();
+        let codes = |rows: &Range<usize>| {
+            let w = on.put(self.rows(rows.clone())?, cols)?;
+            on.codes(grid, self.found(on, &w, choice)?)
+        };
         if self.planned.whole() {
-            let parts: Vec<Codes> = parts.map(|rows| self.codes(&self.rows(rows)?, feedback)).collect::<Result<_>>()?;
             let mut all = Codes::default();
-            for part in parts {
+            for part in on.each(&parts, codes)? {
                 all.params.extend(part.params);
                 all.codes.extend(part.codes);
             }
-            for (part, bytes) in
-                self.grid.get().pack(self.weight.packed.dims, &all.params, &all.codes).iter().enumerate()
-            {
+            for (part, bytes) in grid.pack(self.weight.packed.dims, &all.params, &all.codes).iter().enumerate() {
                 self.planned.write(sink, plane, part, 0, bytes)?;
             }
             return Ok(());
         }
         let row_bytes = codec.bytes(Dims::new(1, cols))?;
-        parts.try_for_each(|rows| {
-            let w = self.rows(rows.clone())?;
-            let dims = Dims::new(rows.len(), cols);
-            let own = codec.block().and_then(|b| b.encode).filter(|_| !self.planned.on_grid() && self.clip.is_none());
-            let bytes = match (feedback, own) {
-                // Without feedback the format's own encoder does the same, faster.
-                (None, Some(encode)) => {
-                    let mut out = vec![0; row_bytes * rows.len()];
-                    self.on.encode(codec, encode, &w, cols, self.importance.as_deref(), &mut out)?;
-                    out
-                }
-                _ => {
-                    let found = self.codes(&w, feedback)?;
-                    self.grid.get().pack(dims, &found.params, &found.codes).concat()
-                }
+        let own = codec.block().and_then(|b| b.encode).filter(|_| {
+            !self.planned.on_grid() && choice.feedback.is_none() && choice.clip.is_none()
+        });
+        let written = on.each(&parts, |part| {
+            let write = |rows: Range<usize>, bytes: &[u8]| {
+                self.planned.write(sink, plane, 0, rows.start * row_bytes, bytes)
             };
-            self.planned.write(sink, plane, 0, rows.start * row_bytes, &bytes)
-        })
-    }
-
-    fn codes(&self, w: &[f32], feedback: Option<(Fit, &Columns<'_>)>) -> Result<Codes> {
-        match feedback {
-            Some((how, columns)) => self.solved(w, how, columns),
-            None => Ok(self.rounded(w)),
-        }
-    }
-
-    /// Every weight by itself.
-    fn rounded(&self, w: &[f32]) -> Codes {
-        let (grid, cols, importance) = (self.grid.get(), self.cols(), self.importance.as_deref());
-        match self.clip {
-            Some(gram) => method::clipped(grid, w, cols, importance, gram, self.columns()),
-            None => method::nearest(grid, w, cols, importance),
-        }
-    }
-
-    fn solved(&self, w: &[f32], how: Fit, columns: &Columns<'_>) -> Result<Codes> {
-        method::solve_on(columns, self.grid.get(), w, self.cols(), self.importance.as_deref(), how)
+            // Without feedback the format's own encoder does the same, faster.
+            if let Some(encode) = own {
+                let (w, mut out) = (self.rows(part.clone())?, vec![0; row_bytes * part.len()]);
+                self.worker.encode(codec, encode, &w, cols, self.importance.as_deref(), &mut out)?;
+                return write(part.clone(), &out);
+            }
+            let found = codes(part)?;
+            let params = found.params.len() / part.len().max(1);
+            parts_of(part.clone(), ROWS.next_multiple_of(grid.rows())).try_for_each(|rows| {
+                let from = rows.start - part.start..rows.end - part.start;
+                let own = &found.params[from.start * params..from.end * params];
+                let codes = &found.codes[from.start * cols..from.end * cols];
+                write(rows.clone(), &grid.pack(Dims::new(rows.len(), cols), own, codes).concat())
+            })
+        });
+        written.map(drop)
     }
 }

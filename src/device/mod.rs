@@ -8,4 +8,4 @@ pub mod twins;
 mod worker;
 
 pub use choice::{Device, Precision};
-pub use worker::{Columns, Worker};
+pub use worker::Worker;

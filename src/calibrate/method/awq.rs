@@ -1,13 +1,11 @@
 //! AWQ (Lin et al. 2023): columns whose inputs are large are scaled up before they are rounded, and what wrote those inputs takes
 //! the inverse. The scale is found by the error that remains in the output, over all tokens at once: `e H e^T`.
 
-use ndarray::Array2;
-use rayon::prelude::*;
-
-use super::{Fit, errors, nearest, solve};
-use crate::calibrate::stats::{Gram, SiteStats};
+use super::Fit;
+use super::ops::Ops;
+use crate::calibrate::stats::SiteStats;
 use crate::codec::grid::Grid;
-use crate::device::cpu::{self, Feedback};
+use crate::error::Result;
 
 /// Rows of one weight that reads the site, `[rows][cols]`.
 pub struct Reader<'a> {
@@ -20,21 +18,32 @@ const STEPS: usize = 10;
 
 /// What columns are multiplied with, the geometric mean of the largest and the smallest being 1. `None`: no scale that was
 /// tried leaves less error on held-out text than none. Errors that `feedback` will make good do not count.
-pub fn search(readers: &[Reader<'_>], stats: &SiteStats<'_>, feedback: Option<&Feedback>) -> Option<Vec<f32>> {
-    let gram = stats.gram.as_ref()?;
+pub fn search<O: Ops>(
+    on: &O,
+    readers: &[Reader<'_>],
+    stats: &SiteStats<'_>,
+    gram: &O::Gram<'_>,
+    feedback: Option<&O::Feedback>,
+) -> Result<Option<Vec<f32>>> {
     let activity: Vec<f32> = stats.mean_square.iter().map(|x| x.sqrt()).collect();
     let magnitude = magnitudes(readers, activity.len());
     let candidates: Vec<(f32, bool)> =
         (1..=STEPS).flat_map(|i| [false, true].map(|duo| (i as f32 / STEPS as f32, duo))).collect();
     let scales: Vec<Vec<f32>> =
         candidates.into_iter().filter_map(|(power, duo)| scale(&activity, &magnitude, power, duo)).collect();
-    let seen = gram.dense();
-    let losses: Vec<f64> = scales.par_iter().map(|s| loss(readers, stats, &seen, Some(s), None)).collect();
-    let best = (0..scales.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b]))?;
-    let judge = stats.held_out.as_ref().map_or(seen, Gram::dense);
-    let better =
-        loss(readers, stats, &judge, Some(&scales[best]), feedback) < loss(readers, stats, &judge, None, feedback);
-    better.then(|| scales[best].clone())
+    let seen = on.judge(gram)?;
+    let losses = on.each(&scales, |scale| loss(on, readers, stats, &seen, Some(scale), None))?;
+    let Some(best) = (0..scales.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b])) else { return Ok(None) };
+    let judge = match &stats.held_out {
+        Some(held_out) => {
+            drop(seen);
+            on.judge(&on.gram(held_out)?)?
+        }
+        None => seen,
+    };
+    let with = loss(on, readers, stats, &judge, Some(&scales[best]), feedback)?;
+    let without = loss(on, readers, stats, &judge, None, feedback)?;
+    Ok((with < without).then(|| scales[best].clone()))
 }
 
 /// Mean magnitude of each column, relative to the largest of its group.
@@ -68,32 +77,30 @@ fn scale(activity: &[f32], magnitude: &[f32], power: f32, duo: bool) -> Option<V
     out.iter().all(|s| s.is_finite() && *s > 0.0).then_some(out)
 }
 
-fn loss(
+fn loss<O: Ops>(
+    on: &O,
     readers: &[Reader<'_>],
     stats: &SiteStats<'_>,
-    gram: &Array2<f32>,
+    judge: &O::Judge,
     scale: Option<&[f32]>,
-    feedback: Option<&Feedback>,
-) -> f64 {
+    feedback: Option<&O::Feedback>,
+) -> Result<f64> {
     let cols = stats.columns;
     let importance = importance(&stats.mean_square, scale);
-    let feedback = feedback.map(|f| scale.map_or_else(|| f.clone(), |scale| f.scaled(scale)));
-    let one = |reader: &Reader<'_>| {
+    let scaled = feedback.zip(scale).map(|(f, scale)| on.scaled(f, scale)).transpose()?;
+    let feedback = scaled.as_ref().or(feedback);
+    readers.iter().try_fold(0.0, |sum, reader| {
         let mut w = reader.rows.clone();
         if let Some(scale) = scale {
             columns(&mut w, scale);
         }
-        let found = match &feedback {
-            Some(feedback) => solve(reader.grid, &w, cols, Some(&importance), Fit::Importance, feedback),
-            None => nearest(reader.grid, &w, cols, Some(&importance)),
+        let w = on.put(w, cols)?;
+        let found = match feedback {
+            Some(feedback) => on.solve(reader.grid, &w, Some(&importance), Fit::Importance, feedback)?,
+            None => on.nearest(reader.grid, &w, Some(&importance))?,
         };
-        let mut errors = errors(reader.grid, &w, cols, &found);
-        if let Some(scale) = scale {
-            columns_back(&mut errors, scale);
-        }
-        cpu::quadratic(&errors, gram.view())
-    };
-    readers.iter().map(one).sum()
+        Ok(sum + on.loss(reader.grid, &w, &found, scale, judge)?)
+    })
 }
 
 /// Multiplies columns.
@@ -117,7 +124,9 @@ pub fn importance(mean_square: &[f32], scale: Option<&[f32]>) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calibrate::method::ops::OnCpu;
     use crate::calibrate::method::tests::correlated;
+    use crate::calibrate::stats::Gram;
     use crate::codec;
 
     /// A few channels are far more active than the rest.
@@ -154,14 +163,16 @@ mod tests {
         let rows: Vec<f32> = (0..16 * n).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 - 0.5).collect();
         let grid = codec::find("q4_0").unwrap().grid().unwrap();
         let readers = [Reader { grid, rows }];
-        let scale = search(&readers, &stats, None).expect("there is something to gain");
+        let gram = &stats.gram.as_ref().unwrap();
+        let scale = search(&OnCpu, &readers, &stats, gram, None).unwrap().expect("there is something to gain");
         let mean = |active: bool| {
             let of: Vec<f32> = (0..n).filter(|i| i.is_multiple_of(37) == active).map(|i| scale[i]).collect();
             of.iter().sum::<f32>() / of.len() as f32
         };
         assert!(mean(true) > 1.2 * mean(false));
-        let gram = stats.gram.as_ref().unwrap().dense();
-        assert!(loss(&readers, &stats, &gram, Some(&scale), None) < 0.9 * loss(&readers, &stats, &gram, None, None));
+        let gram = gram.dense();
+        let loss = |scale| loss(&OnCpu, &readers, &stats, &gram, scale, None).unwrap();
+        assert!(loss(Some(&scale)) < 0.9 * loss(None));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::codec::grid::{Codes, Grid, Unsearched};
 use crate::device::cpu;
 
 /// Shares of the largest weight at which ranges are cut.
-const CUTS: [f32; 10] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55];
+pub const CUTS: [f32; 10] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55];
 
 /// [`nearest`] on whichever scales leave each group the least error: those that it would use, or those of a cut range. `w` are rows
 /// whose columns were multiplied with `scale`; `gram` is of the inputs as they come.
@@ -42,7 +42,7 @@ pub fn clipped(
 }
 
 /// Weights that do not exceed the share `cut` of the largest under their scale.
-fn cut_to(grid: &dyn Grid, w: &[f32], cols: usize, cut: f32) -> Vec<f32> {
+pub fn cut_to(grid: &dyn Grid, w: &[f32], cols: usize, cut: f32) -> Vec<f32> {
     let mut out = w.to_vec();
     for span in out.chunks_exact_mut(grid.span(cols)) {
         let most = cut * span.iter().fold(0.0f32, |m, w| m.max(w.abs()));

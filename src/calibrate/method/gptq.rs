@@ -1,11 +1,8 @@
 //! GPTQ (Frantar et al. 2022): codes are chosen column by column, the most active first, and what one column gets wrong is made
 //! good by those that follow. Computed as LDLQ (Chee et al. 2023), which gives the same codes without inverting anything.
 
-use ndarray::{Array2, Zip};
-use rayon::prelude::*;
-
+use super::ops::Ops;
 use crate::calibrate::stats::Gram;
-use crate::device::Worker;
 use crate::device::cpu::Feedback;
 use crate::error::{Error, Result};
 
@@ -19,10 +16,10 @@ const FIRST: usize = 2;
 /// The feedback of a site, with the least damping from a moderate one on that suffices, and the damping.
 ///
 /// Errors: a device that fails; within, a matrix that no damping makes positive definite.
-pub fn feedback(gram: &Gram<'_>, on: Worker<'_>) -> Result<Result<(Feedback, f64)>> {
+pub fn feedback<O: Ops>(on: &O, gram: &O::Gram<'_>) -> Result<Result<(O::Feedback, f64)>> {
     let mut last = None;
     for damping in &DAMPING[FIRST..] {
-        match damped(gram, *damping, on)? {
+        match on.feedback(gram, *damping)? {
             Ok(feedback) => return Ok(Ok((feedback, *damping))),
             Err(e) => last = Some(e),
         }
@@ -30,65 +27,41 @@ pub fn feedback(gram: &Gram<'_>, on: Worker<'_>) -> Result<Result<(Feedback, f64
     Ok(Err(last.unwrap_or_else(|| Error::input("it was not damped"))))
 }
 
-/// The same with this damping.
+/// The order in which columns are solved: the most active first.
 ///
-/// With the columns in their order, `H = R R^T`, R upper triangular; the share of `k` in the error of `j` is `R[j,k] / R[k,k]`.
-/// Columns that are always zero have no part in it.
-///
-/// Errors: a device that fails; within, a matrix that is not positive definite then.
-pub fn damped(gram: &Gram<'_>, damping: f64, on: Worker<'_>) -> Result<Result<Feedback>> {
-    let n = gram.columns();
-    let diagonal: Vec<f32> = (0..n).map(|i| gram.get(i, i)).collect();
+/// Errors: one that is not finite.
+pub fn order(gram: &Gram<'_>) -> Result<Vec<u32>> {
+    let diagonal = gram.diagonal();
     if let Some(bad) = diagonal.iter().position(|x| !x.is_finite()) {
-        return Ok(Err(Error::input(format!("its input {bad} is not finite"))));
+        return Err(Error::input(format!("its input {bad} is not finite")));
     }
-    let mut order: Vec<u32> = (0..n as u32).collect();
+    let mut order: Vec<u32> = (0..diagonal.len() as u32).collect();
     order.sort_by(|a, b| diagonal[*b as usize].total_cmp(&diagonal[*a as usize]).then(a.cmp(b)));
-    let full = gram.dense();
-    // The lower factor of the reversed matrix is the upper one of the matrix.
-    let mut factor = Array2::<f64>::zeros((n, n));
-    Zip::indexed(factor.rows_mut()).par_for_each(|i, mut row| {
-        let from = order[n - 1 - i] as usize;
-        for (j, out) in row.iter_mut().enumerate().take(i + 1) {
-            *out = f64::from(full[[from, order[n - 1 - j] as usize]]);
-        }
-        row[i] = if diagonal[from] > 0.0 { row[i] * (1.0 + damping) } else { 1.0 };
-    });
-    drop(full);
-    let no_factor = || {
-        Error::input(format!("its Gram matrix has no factor, not even with {:.0} % damping", damping * 100.0))
-            .help("calibrate on more text")
-    };
-    Ok(on.cholesky(&mut factor)?.map(|()| shares(&factor, order)).map_err(|_| no_factor()))
+    Ok(order)
 }
 
-fn shares(factor: &Array2<f64>, order: Vec<u32>) -> Feedback {
-    let n = order.len();
-    let stride = Feedback::stride(n);
-    let mut shares = vec![0.0f32; n * stride];
-    shares.par_chunks_exact_mut(stride.max(1)).enumerate().for_each(|(j, row)| {
-        for (k, out) in row.iter_mut().enumerate().take(n).skip(j + 1) {
-            let at = n - 1 - k;
-            *out = (factor[[n - 1 - j, at]] / factor[[at, at]]) as f32;
-        }
-    });
-    let mut variances = vec![0.0; n];
-    for (j, column) in order.iter().enumerate() {
-        let at = n - 1 - j;
-        variances[*column as usize] = factor[[at, at]].powi(2) as f32;
-    }
-    Feedback { order, shares, stride, variances }
+pub fn no_factor(damping: f64) -> Error {
+    Error::input(format!("its Gram matrix has no factor, not even with {:.0} % damping", damping * 100.0))
+        .help("calibrate on more text")
+}
+
+/// The same with this damping.
+///
+/// Errors: a matrix that is not positive definite then.
+pub fn damped(gram: &Gram<'_>, damping: f64) -> Result<Feedback> {
+    Feedback::factored(gram.dense(), order(gram)?, 1.0 + damping).map_err(|_| no_factor(damping))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calibrate::method::ops::OnCpu;
 
     #[test]
     fn shares_factor_the_damped_matrix() {
         let n = 70;
         let gram = crate::calibrate::method::tests::correlated(n);
-        let (f, damping) = feedback(&gram, Worker::Cpu).unwrap().unwrap();
+        let (f, damping) = feedback(&OnCpu, &&gram).unwrap().unwrap();
         assert_eq!(damping, DAMPING[FIRST]);
         let h = |j: usize, k: usize| {
             let value = f64::from(gram.get(f.order[j] as usize, f.order[k] as usize));
@@ -112,7 +85,7 @@ mod tests {
     fn dead_columns_take_no_part_and_singular_matrices_are_damped() {
         // Column 2 is always zero, columns 0 and 1 are the same.
         let upper = vec![1.0, 1.0, 0.0, 0.5, 1.0, 0.0, 0.5, 0.0, 0.0, 1.0];
-        let feedback = |gram: Gram<'_>| feedback(&gram, Worker::Cpu).unwrap();
+        let feedback = |gram: Gram<'_>| feedback(&OnCpu, &&gram).unwrap();
         let (f, _) = feedback(Gram::new(4, upper.into()).unwrap()).unwrap();
         assert_eq!(f.order, [0, 1, 3, 2]);
         assert!((0..4).all(|j| j == 3 || f.shares[j * f.stride + 3] == 0.0));

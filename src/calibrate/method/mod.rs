@@ -1,13 +1,12 @@
 //! How codes are chosen, for any format whose values form a grid.
 
 pub mod awq;
-mod clip;
+pub mod clip;
 pub mod gptq;
+pub mod ops;
 
 use crate::codec::grid::{self, Codes, Grid, Levels, Scale, Unsearched};
-use crate::device::Columns;
 use crate::device::cpu::{self, Feedback};
-use crate::error::Result;
 pub use clip::clipped;
 
 /// What a method must know of the inputs of a weight.
@@ -134,56 +133,16 @@ pub fn solve(
     how: Fit,
     feedback: &Feedback,
 ) -> Codes {
-    let fitted = Fitted::new(grid, w, cols, importance, how, feedback);
+    let (params, scales) = match how {
+        Fit::Importance => fit(grid, w, cols, importance),
+        Fit::Variances => fit(grid, w, cols, Some(&feedback.variances)),
+        Fit::Plain => fit(&Unsearched(grid), w, cols, None),
+    };
+    let span = grid.span(cols);
+    let levels: Vec<Levels> = (0..cols).step_by(span.max(1)).map(|column| grid.levels_at(column)).collect();
     let mut codes = vec![0; w.len()];
-    cpu::round_columns(w, cols, fitted.scales(), feedback, &mut codes);
-    Codes { params: fitted.params, codes }
-}
-
-/// The same with columns that may be rounded elsewhere.
-pub fn solve_on(
-    columns: &Columns<'_>,
-    grid: &dyn Grid,
-    w: &[f32],
-    cols: usize,
-    importance: Option<&[f32]>,
-    how: Fit,
-) -> Result<Codes> {
-    let fitted = Fitted::new(grid, w, cols, importance, how, columns.feedback());
-    let codes = columns.round(w, cols, fitted.scales())?;
-    Ok(Codes { params: fitted.params, codes })
-}
-
-/// A grid's scales for some rows.
-struct Fitted {
-    params: Vec<u8>,
-    scales: Vec<Scale>,
-    levels: Vec<Levels>,
-    span: usize,
-}
-
-impl Fitted {
-    fn new(
-        grid: &dyn Grid,
-        w: &[f32],
-        cols: usize,
-        importance: Option<&[f32]>,
-        how: Fit,
-        feedback: &Feedback,
-    ) -> Fitted {
-        let (params, scales) = match how {
-            Fit::Importance => fit(grid, w, cols, importance),
-            Fit::Variances => fit(grid, w, cols, Some(&feedback.variances)),
-            Fit::Plain => fit(&Unsearched(grid), w, cols, None),
-        };
-        let span = grid.span(cols);
-        let levels = (0..cols).step_by(span.max(1)).map(|column| grid.levels_at(column)).collect();
-        Fitted { params, scales, levels, span }
-    }
-
-    fn scales(&self) -> cpu::Scales<'_> {
-        cpu::Scales { levels: &self.levels, span: self.span, all: &self.scales }
-    }
+    cpu::round_columns(w, cols, cpu::Scales { levels: &levels, span, all: &scales }, feedback, &mut codes);
+    Codes { params, codes }
 }
 
 fn fit(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> (Vec<u8>, Vec<Scale>) {
@@ -209,7 +168,6 @@ pub mod tests {
     use super::*;
     use crate::calibrate::stats::Gram;
     use crate::codec::all;
-    use crate::device::Worker;
 
     /// Inputs that are mixtures of a few others: a Gram matrix far from diagonal.
     pub fn correlated(n: usize) -> Gram<'static> {
@@ -241,7 +199,7 @@ pub mod tests {
             let gram = correlated(cols);
             let w: Vec<f32> = (0..8 * cols).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 - 0.5).collect();
             let importance: Vec<f32> = (0..cols).map(|i| gram.get(i, i)).collect();
-            let (feedback, _) = gptq::feedback(&gram, Worker::Cpu).unwrap().unwrap();
+            let (feedback, _) = gptq::feedback(&ops::OnCpu, &&gram).unwrap().unwrap();
             let plain = nearest(grid, &w, cols, Some(&importance));
             let solved = solve(grid, &w, cols, Some(&importance), Fit::Importance, &feedback);
             assert_eq!(plain.params, solved.params, "{}: scales are chosen before", codec.name());
@@ -265,7 +223,7 @@ pub mod tests {
             let joint = codec.joint().unwrap();
             let grid = joint.grid(cols, Some(&importance), &joint.wishes(&w, cols, Some(&importance)));
             let grid = grid.as_ref();
-            let (feedback, _) = gptq::feedback(&gram, Worker::Cpu).unwrap().unwrap();
+            let (feedback, _) = gptq::feedback(&ops::OnCpu, &&gram).unwrap().unwrap();
             let h = gram.dense();
             let loss = |s: &Codes| cpu::quadratic(&errors(grid, &w, cols, s), h.view());
             let plain = nearest(grid, &w, cols, Some(&importance));

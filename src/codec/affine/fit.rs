@@ -3,12 +3,30 @@
 //! weighted squared error.
 
 use super::{Scheme, Zero};
+use crate::codec::facts::Number;
 use crate::codec::grid::Scale;
 use crate::widest::widest;
 
 /// How far the range may shrink: cutting off an outlier can pay for finer steps.
 const SHRINK: f32 = 0.025;
 const SHRUNK: usize = 20;
+/// Running sums of an error.
+const LANES: usize = 8;
+/// The least step that MLX takes.
+const LEAST: f32 = 1e-7;
+
+/// The numbers that it is made of, by the names that `kernels/` has for them.
+pub fn numbers() -> Vec<(&'static str, Number)> {
+    vec![
+        ("FIT_SHRINK", Number::Float(SHRINK)),
+        ("FIT_SHRUNK", Number::Int(SHRUNK as i32)),
+        ("FIT_LANES", Number::Int(LANES as i32)),
+        ("FIT_LEAST", Number::Float(LEAST)),
+        ("FIT_MIDDLE", Number::Int(Zero::Middle as i32)),
+        ("FIT_CODE", Number::Int(Zero::Code as i32)),
+        ("FIT_FREE", Number::Int(Zero::Free as i32)),
+    ]
+}
 
 widest! {
     /// Returns a scale as it is stored, its step finite and not zero.
@@ -61,7 +79,7 @@ pub fn largest(scheme: &Scheme, w: &[f32]) -> Scale {
 fn mlx(w: &[f32], top: f32) -> Scale {
     let (low, high) = w.iter().fold((f32::MAX, f32::MIN), |(low, high), w| (low.min(*w), high.max(*w)));
     let below = low.abs() > high.abs();
-    let step = ((high - low) / top).max(1e-7);
+    let step = ((high - low) / top).max(LEAST);
     let (edge, step) = if below { (low, step) } else { (high, -step) };
     match (edge / step).round_ties_even() {
         0.0 => Scale { step, zero: 0.0, offset: 0.0 },
@@ -152,11 +170,12 @@ impl Search<'_> {
         let (inverse, top) = (scale.step.recip(), self.scheme.top());
         // Around the middle of the codes, so that no sum cancels another.
         let center = top as f32 / 2.0;
-        let mut sums = [[0.0; 8]; 5];
-        for (n, w) in self.w.as_chunks::<8>().0.iter().enumerate() {
-            let i = self.importance.map_or([1.0; 8], |i| i.as_chunks::<8>().0[n]);
+        let mut sums = [[0.0; LANES]; 5];
+        for (n, w) in self.w.as_chunks::<LANES>().0.iter().enumerate() {
+            let i = self.importance.map_or([1.0; LANES], |i| i.as_chunks::<LANES>().0[n]);
             let q = w.map(|w| code(w, inverse, scale, top) - center);
-            let times = |a: &[f32; 8], b: &[f32; 8]| -> [f32; 8] { std::array::from_fn(|lane| a[lane] * b[lane]) };
+            let times =
+                |a: &[f32; LANES], b: &[f32; LANES]| -> [f32; LANES] { std::array::from_fn(|lane| a[lane] * b[lane]) };
             let iq = times(&i, &q);
             let products = [i, iq, times(&iq, &q), times(&i, w), times(&iq, w)];
             for (sums, product) in sums.iter_mut().zip(&products) {
@@ -186,16 +205,16 @@ impl Search<'_> {
     }
 }
 
-/// In eight running sums, which become one vector.
+/// In running sums, which become one vector.
 #[inline(always)]
 fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
-    let mut sums = [0.0; 8];
-    for n in (0..len - len % 8).step_by(8) {
+    let mut sums = [0.0; LANES];
+    for n in (0..len - len % LANES).step_by(LANES) {
         for (lane, sum) in sums.iter_mut().enumerate() {
             *sum += term(n + lane);
         }
     }
-    let rest: f32 = (len - len % 8..len).map(term).sum();
+    let rest: f32 = (len - len % LANES..len).map(term).sum();
     sums.iter().sum::<f32>() + rest
 }
 

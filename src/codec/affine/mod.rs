@@ -11,12 +11,13 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::facts::{DeviceGrid, Facts, type_name};
+use super::facts::{DeviceGrid, Facts, IntegerFit, type_name};
 use super::grid::{Codes, Grid, Levels, Scale};
 use super::scheme::{Family, Scheme, Zero};
 use super::{Codec, Part};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
+pub use fit::numbers;
 use name::Name;
 
 /// A matrix taken apart: `scales` as stored, `[rows][groups]`; `zeros` `[rows][groups]`, a byte each or, where they are free,
@@ -188,7 +189,8 @@ impl<F: Form> Grid for Row<F> {
             levels: Grid::levels(self),
             block: false,
         };
-        Some(Facts { group: self.scheme.group, scales: Some(self.scheme.scales), ..grid.facts() })
+        let fit = IntegerFit { top: self.scheme.top(), zero: self.scheme.zero(), range: self.scheme.range() };
+        Some(Facts { group: self.scheme.group, scales: Some(self.scheme.scales), fit: Some(fit), ..grid.facts() })
     }
 
     fn fit_largest(&self, w: &[f32], cols: usize, params: &mut [u8]) {

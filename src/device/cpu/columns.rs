@@ -1,5 +1,9 @@
 //! The column solver: codes chosen one column after the other, each seeing the errors of those before it.
 
+use ndarray::{Array2, Zip};
+use rayon::prelude::*;
+
+use super::factor::cholesky;
 use super::kernel::{Kernel, Tile, WIDTH};
 use crate::codec::fp8;
 use crate::codec::grid::{Levels, Scale};
@@ -25,6 +29,40 @@ pub struct Feedback {
 }
 
 impl Feedback {
+    /// That of a Gram matrix, its rows filled up to whole panels, whose diagonal is multiplied with `damped`. With the columns in their
+    /// order, `H = R R^T`, R upper triangular; the share of `k` in the error of `j` is `R[j,k] / R[k,k]`. Columns that are always
+    /// zero have no part in it.
+    ///
+    /// Errors: the first pivot, from the last column on, that is not positive.
+    pub fn factored(dense: Array2<f32>, order: Vec<u32>, damped: f64) -> Result<Feedback, usize> {
+        let n = order.len();
+        // The lower factor of the reversed matrix is the upper one of the matrix.
+        let mut factor = Array2::<f64>::zeros((n, n));
+        Zip::indexed(factor.rows_mut()).par_for_each(|i, mut row| {
+            let from = order[n - 1 - i] as usize;
+            for (j, out) in row.iter_mut().enumerate().take(i + 1) {
+                *out = f64::from(dense[[from, order[n - 1 - j] as usize]]);
+            }
+            row[i] = if row[i] > 0.0 { row[i] * damped } else { 1.0 };
+        });
+        drop(dense);
+        cholesky(&mut factor)?;
+        let stride = Feedback::stride(n);
+        let mut shares = vec![0.0f32; n * stride];
+        shares.par_chunks_exact_mut(stride.max(1)).enumerate().for_each(|(j, row)| {
+            for (k, out) in row.iter_mut().enumerate().take(n).skip(j + 1) {
+                let at = n - 1 - k;
+                *out = (factor[[n - 1 - j, at]] / factor[[at, at]]) as f32;
+            }
+        });
+        let mut variances = vec![0.0; n];
+        for (j, column) in order.iter().enumerate() {
+            let at = n - 1 - j;
+            variances[*column as usize] = factor[[at, at]].powi(2) as f32;
+        }
+        Ok(Feedback { order, shares, stride, variances })
+    }
+
     /// The same for weights whose columns are multiplied with `scale`.
     pub fn scaled(&self, scale: &[f32]) -> Feedback {
         let mut out = self.clone();

@@ -5,15 +5,16 @@ use std::time::Instant;
 use half::bf16;
 use ndarray::Array2;
 
-use super::ops::{self, Element, Matrix};
+use super::ops::{self, Element, Matrix, codes};
 use super::runner::{Buffer, Runner};
+use super::selftest::codes::on_card;
 use super::source;
-use crate::codec::grid::{Levels, Scale};
+use crate::codec::grid::Grid;
 use crate::codec::{self, Codec};
+use crate::device::Precision;
 use crate::device::check::noise;
-use crate::device::cpu::{Attention, Feedback, GRAM_ROWS, Scales};
-use crate::device::{Precision, Worker};
-use crate::error::Result;
+use crate::device::cpu::{Attention, Feedback, GRAM_ROWS};
+use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 
 /// One kernel on one size.
@@ -61,7 +62,7 @@ pub fn run(runner: &dyn Runner, small: bool) -> Result<Vec<Speed>> {
             out.push(encode(runner, codec, n)?);
         }
     }
-    out.push(solve(runner, n)?);
+    out.extend(solve(runner, n)?);
     for exact in [true, false] {
         if exact || runner.precision() != Precision::Exact {
             out.push(linear(runner, n, exact)?);
@@ -106,29 +107,30 @@ fn encode(runner: &dyn Runner, codec: &dyn Codec, n: usize) -> Result<Speed> {
     Ok(Speed { op: "encode", of: codec.name().to_owned(), shape, seconds, bytes, flops: 0.0 })
 }
 
-/// With the way to the card and back.
-fn solve(runner: &dyn Runner, n: usize) -> Result<Speed> {
-    let (w, span, stride) = (wave(n * n), 128, Feedback::stride(n));
+/// Four bits in groups of 128, on the card from weights to codes.
+fn solve(runner: &dyn Runner, n: usize) -> Result<[Speed; 2]> {
+    let unknown = || Error::unsupported("gptq-4bit-g128 has no kernels");
+    let facts = codec::find("gptq-4bit-g128")?.grid().and_then(Grid::facts).ok_or_else(unknown)?;
+    let (fitter, stride) = (codes::Fitter::new(&facts, n).ok_or_else(unknown)?, Feedback::stride(n));
+    let (w, importance) = (Buffer::of(runner, &wave(n * n))?, Buffer::of(runner, &vec![1.0f32; n])?);
     let mut shares: Vec<f32> = wave(n * stride);
     for j in 0..n {
         shares[j * stride..=j * stride + j].fill(0.0);
     }
     shares.iter_mut().for_each(|s| *s *= 0.01);
     let feedback = Feedback { order: (0..n as u32).collect(), shares, stride, variances: vec![1.0; n] };
-    let all = vec![Scale { step: 0.1, zero: 8.0, offset: 0.0 }; n * n / span];
-    let levels = vec![Levels::Integers { first: 0, count: 16 }; n / span];
-    let scales = Scales { levels: &levels, span, all: &all };
-    let shares = ops::Shares::upload(runner, &feedback)?;
-    let seconds = fastest(runner, || shares.round_columns(&w, scales).map(drop))?;
-    let (bytes, flops) = ((n * n * 8) as f64, (n * n) as f64 * n as f64);
-    Ok(Speed {
-        op: "solve",
-        of: "4-bit integers".to_owned(),
-        shape: format!("{n} x {n}, from and to the host"),
-        seconds,
-        bytes,
-        flops,
-    })
+    let feedback = codes::Feedback::upload(runner, &feedback)?;
+    let fit = fastest(runner, || fitter.searched(&w, Some(&importance)).map(drop))?;
+    let scales = fitter.searched(&w, Some(&importance))?;
+    let solve = fastest(runner, || scales.round_columns(&w, &feedback).map(drop))?;
+    let shape = format!("{n} x {n}");
+    // A candidate takes about a dozen operations of each weight.
+    let (bytes, trials) = ((n * n * 5) as f64, 43.0 * 12.0 * (n * n) as f64);
+    let of = || "4-bit integers".to_owned();
+    Ok([
+        Speed { op: "fit", of: of(), shape: shape.clone(), seconds: fit, bytes, flops: trials },
+        Speed { op: "solve", of: of(), shape, seconds: solve, bytes, flops: (n * n) as f64 * n as f64 },
+    ])
 }
 
 /// How a row of the table says it: by the kernel, or by the library.
@@ -160,7 +162,7 @@ fn cholesky(runner: &dyn Runner, n: usize) -> Result<Speed> {
     let mut work = matrix.clone();
     let seconds = fastest(runner, || {
         work.assign(&matrix);
-        Worker::Card(runner).cholesky(&mut work).map(drop)
+        on_card(runner, &mut work).map(drop)
     })?;
     let shape = format!("{n} x {n}, from and to the host");
     let (bytes, flops) = ((n * n * 16) as f64, (n as f64).powi(3) / 3.0);

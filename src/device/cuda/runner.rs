@@ -114,6 +114,7 @@ pub enum Arg {
     Int(i32),
     Long(i64),
     Float(f32),
+    Double(f64),
     Parts([u64; 4]),
     Stored(Stored),
 }
@@ -137,6 +138,7 @@ impl Arg {
             Arg::Int(x) => std::ptr::from_ref(x).cast(),
             Arg::Long(x) => std::ptr::from_ref(x).cast(),
             Arg::Float(x) => std::ptr::from_ref(x).cast(),
+            Arg::Double(x) => std::ptr::from_ref(x).cast(),
             Arg::Parts(x) => x.as_ptr().cast(),
             Arg::Stored(x) => std::ptr::from_ref(x).cast(),
         };

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::codec::facts::Number;
 use crate::codec::grid::Levels;
-use crate::codec::{self, DeviceGrid, awq, fp8, ggml};
+use crate::codec::{self, DeviceGrid, affine, awq, fp8, ggml};
 use crate::device::cpu;
 use crate::error::{Error, Kind, Result};
 
@@ -46,6 +46,9 @@ static OPS: &[Op] = &[
     op("decode", kernels!("decode.cu"), &[], Takes::Grid),
     op("encode", kernels!("encode.cu"), &[], Takes::Block),
     op("solve", kernels!("solve.cu"), &[PRODUCT], Takes::Levels),
+    op("fit", kernels!("fit.cu"), &[], Takes::Nothing),
+    op("factor", kernels!("factor.cu"), &[], Takes::Nothing),
+    op("judge", kernels!("judge.cu"), &[REDUCE], Takes::Nothing),
     op("product", kernels!("product.cu"), &[PRODUCT], Takes::Nothing),
     op("gram", kernels!("gram.cu"), &[PRODUCT], Takes::Nothing),
     op("moments", kernels!("moments.cu"), &[], Takes::Nothing),
@@ -212,7 +215,7 @@ pub fn prelude() -> String {
         ("FP8_MAX", Number::Float(fp8::MAX)),
         ("LARGEST_FLOAT", Number::Float(f32::MAX)),
     ];
-    for (name, number) in own.into_iter().chain(cpu::numbers()).chain(ggml::encode::numbers()) {
+    for (name, number) in own.into_iter().chain(cpu::numbers()).chain(affine::numbers()).chain(ggml::encode::numbers()) {
         constant(&mut out, name, &number);
     }
     out += "\n";

@@ -1,5 +1,6 @@
 //! The CPU's operations, on a device: the same arguments, the same answers. What each promises against the CPU is in `selftest`.
 
+pub mod codes;
 mod layer;
 mod scores;
 mod sums;
@@ -11,10 +12,8 @@ use safetensors::Dtype;
 
 use super::runner::{Arg, Buffer, Factor, Product, Runner, Shape, Stored, View};
 use super::source::Unit;
-use crate::codec::grid::{Levels, Scale};
 use crate::codec::{Codec, Facts};
 use crate::device::Precision;
-use crate::device::cpu::{Feedback, SOLVE_BLOCK, Scales};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
 pub use layer::{
@@ -45,13 +44,18 @@ fn unsupported(codec: &dyn Codec) -> Error {
     Error::unsupported(format!("{} has no kernels", codec.name()))
 }
 
-fn stored(facts: &Facts, dims: Dims) -> Result<Stored> {
-    let scales = match facts.scales {
+/// The type of stored scales, as `common.cuh` counts them.
+fn scales_of(facts: &Facts) -> i32 {
+    match facts.scales {
         None | Some(Dtype::F32) => 0,
         Some(Dtype::F16) => 1,
         Some(Dtype::U8) => 3,
         Some(_) => 2,
-    };
+    }
+}
+
+fn stored(facts: &Facts, dims: Dims) -> Result<Stored> {
+    let scales = scales_of(facts);
     let group = int(facts.group.unwrap_or(dims.cols))?;
     Ok(Stored { rows: dims.rows as i64, cols: int(dims.cols)?, group, tall: int(facts.tall)?, scales })
 }
@@ -155,87 +159,12 @@ pub fn encode(
     out.read(blocks * block.bytes)
 }
 
-/// First level, last code and code of zero of a span's levels, as `solve.cu` has them.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Ends([f32; 3]);
-
 /// Side of the squares that a block of threads multiplies, and threads along it.
 const TILE: usize = 64;
 const SIDE: u32 = 16;
-/// Rows that a block of threads solves, a warp each.
-const SOLVED: usize = 8;
 
 fn tiles(rows: usize, cols: usize) -> Result<Shape> {
     Shape::new([cols.div_ceil(TILE) as u64, rows.div_ceil(TILE) as u64], [SIDE, SIDE])
-}
-
-/// What [`cpu::round_columns`](crate::device::cpu::round_columns) needs beside the weights, on a device: for all matrices of a site.
-pub struct Shares<'r> {
-    runner: &'r dyn Runner,
-    order: Buffer<'r>,
-    shares: Buffer<'r>,
-    cols: usize,
-    stride: usize,
-}
-
-impl<'r> Shares<'r> {
-    pub fn upload(runner: &'r dyn Runner, feedback: &Feedback) -> Result<Shares<'r>> {
-        let (order, shares) = (Buffer::of(runner, &feedback.order)?, Buffer::of(runner, &feedback.shares)?);
-        assert!(feedback.shares.len() == feedback.order.len() * feedback.stride);
-        Ok(Shares { runner, order, shares, cols: feedback.order.len(), stride: feedback.stride })
-    }
-
-    /// [`cpu::round_columns`](crate::device::cpu::round_columns).
-    pub fn round_columns(&self, w: &[f32], scales: Scales<'_>) -> Result<Vec<u8>> {
-        let (runner, cols, stride) = (self.runner, self.cols, self.stride);
-        let (rows, span) = (w.len().checked_div(cols).unwrap_or(0), scales.span);
-        assert!(rows * cols == w.len() && scales.all.len() * span == w.len() && scales.levels.len() * span == cols);
-        if w.is_empty() {
-            return Ok(Vec::new());
-        }
-        let unit = Unit::of_levels(scales.levels[0])?;
-        let ends = |levels: &Levels| match *levels {
-            Levels::Integers { first, count } => Ends([first as f32, (count - 1) as f32, f32::from(levels.zero())]),
-            Levels::Table(_) | Levels::E4m3 => Ends([0.0, 0.0, f32::from(levels.zero())]),
-        };
-        let ends = Buffer::of(runner, &scales.levels.iter().map(ends).collect::<Vec<_>>())?;
-        let (weights, all) = (Buffer::of(runner, w)?, Buffer::of::<Scale>(runner, scales.all)?);
-        let errors = Buffer::new(runner, rows * stride * 4)?;
-        let carried = Buffer::new(runner, rows * SOLVE_BLOCK * 4)?;
-        let codes = Buffer::new(runner, w.len())?;
-        let (count, width) = (Arg::Int(int(rows)?), Arg::Int(int(stride)?));
-        let rows_shape = Shape::new([rows.div_ceil(SOLVED) as u64, 1], [32, SOLVED as u32])?;
-        for from in (0..cols).step_by(SOLVE_BLOCK) {
-            let first = Arg::Int(int(from)?);
-            if from > 0 {
-                let args = [errors.arg(), self.shares.arg(), count, width, first, carried.arg()];
-                // SAFETY: `errors` has `rows` rows of `stride`, of which `from` columns are read and were written before; `shares` has
-                // `cols > from` rows of `stride`; `carried` has `rows` rows of SOLVE_BLOCK.
-                unsafe { runner.launch(&unit, "carry", tiles(rows, SOLVE_BLOCK)?, &args)? };
-            }
-            let until = Arg::Int(int(cols.min(from + SOLVE_BLOCK))?);
-            let args = [
-                weights.arg(),
-                count,
-                Arg::Int(int(cols)?),
-                self.order.arg(),
-                self.shares.arg(),
-                width,
-                all.arg(),
-                ends.arg(),
-                Arg::Int(int(span)?),
-                carried.arg(),
-                first,
-                until,
-                errors.arg(),
-                codes.arg(),
-            ];
-            // SAFETY: `order` has a column below `cols` for each; by the asserts there is a scale for each span of each row.
-            unsafe { runner.launch(&unit, "solve", rows_shape, &args)? };
-        }
-        codes.read(w.len())
-    }
 }
 
 /// `out[t][n] = sum over k of x[t][k] w[n][k]`, in the precision that the device multiplies in. Sizes are tokens, rows and depth; from
