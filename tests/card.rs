@@ -170,18 +170,22 @@ fn by_a_library_figures_and_statistics_are_close() {
 
 #[test]
 fn factors_by_a_library_choose_nearly_the_same_codes() {
-    let Some(bench) = Bench::new(llama(), "q4_0") else { return };
+    let Some(bench) = Bench::new(small(), "q4_0") else { return };
     bench.calibrate("s.st", &[]);
     let [source, stats] = [bench.source(), bench.text("s.st")];
-    let files = ["exact", "f32"].map(|precision| {
-        let out = bench.text(precision);
-        let args = ["convert", &source, "--to", "q4_0", "--method", "gptq", "--stats", &stats, "--quiet", "-o", &out];
-        let made = bench.card.quant_fast(&[&args[..], &CARD, &["--precision", precision]].concat(), "");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        fs::read(&out).unwrap()
-    });
-    let differ = files[0].iter().zip(&files[1]).filter(|(a, b)| a != b).count();
-    assert!(files[0].len() == files[1].len() && differ * 1000 <= files[0].len(), "{differ} of {}", files[0].len());
+    for (to, method, allowed) in [("q4_0", "gptq", 1), ("q4_0", "awq", 1), ("mlx-4bit", "awq+gptq", 3)] {
+        let files = ["exact", "f32"].map(|precision| {
+            let out = bench.text(&format!("{to}-{method}-{precision}"));
+            let args = ["convert", &source, "--to", to, "--method", method, "--stats", &stats, "--quiet", "-o", &out];
+            let made = bench.card.quant_fast(&[&args[..], &CARD, &["--precision", precision]].concat(), "");
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+            let out = PathBuf::from(out);
+            fs::read(if out.is_dir() { out.join("model.safetensors") } else { out }).unwrap()
+        });
+        let (differ, all) = (files[0].iter().zip(&files[1]).filter(|(a, b)| a != b).count(), files[0].len());
+        println!("{to} by {method}: {differ} of {all} bytes differ");
+        assert!(files[1].len() == all && differ * 1000 <= allowed * all, "{to} by {method}: {differ} of {all}");
+    }
     // It was the library that did it.
     let out = bench.text("none");
     let args = ["convert", &source, "--to", "q4_0", "--method", "gptq", "--stats", &stats, "--quiet", "-o", &out];

@@ -292,7 +292,16 @@ fn conversions_on_a_card_give_the_same_files() {
     let dir = tempfile::tempdir().unwrap();
     let stats = common::statistics(dir.path(), &model);
     let plain = "q4_k_m,q3_k_m,q5_0,q4_0,iq4_xs,q2_k,q6_k,q8_0";
-    for (name, to, more) in [("plain", plain, vec![]), ("solved", "gptq", vec!["--stats", stats.to_str().unwrap()])] {
+    let solved = ["--stats", stats.to_str().unwrap(), "--method"];
+    let by = |method: &'static str| [&solved[..], &[method]].concat();
+    for (name, to, more) in [
+        ("plain", plain, vec![]),
+        ("solved", "gptq", by("awq+gptq")),
+        ("cut", "awq,w4a16", by("awq")),
+        ("free", "mlx-4bit", by("gptq")),
+        ("floats", "nvfp4a16,fp8", by("gptq")),
+        ("blocks", "q4_k_m,q4_0", by("gptq")),
+    ] {
         let outputs = ["cpu", "cuda:0"].map(|device| {
             let out = dir.path().join(format!("{name}-{}", &device[..3]));
             let args = ["convert", model.path().to_str().unwrap(), "--to", to, "--quiet", "--device", device, "-o"];
