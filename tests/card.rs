@@ -5,6 +5,8 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
 
 use common::card::FakeCard;
 use common::family::{FAMILIES, family};
@@ -255,6 +257,28 @@ fn statistics_are_the_cpu_s() {
         }
         assert!(grams > 8, "{}: {grams}", of.name);
     }
+}
+
+/// States that stay on the card are written down now and then; a run that is killed goes on from there.
+#[test]
+fn a_killed_calibration_goes_on() {
+    let Some(bench) = Bench::new(model(&Shape { layers: 3, inter: 256, ..DENSE }), "q4_0") else { return };
+    bench.calibrate("whole.st", &CARD);
+    let [source, text, out] = [bench.source(), bench.text("text.txt"), bench.text("killed.st")];
+    let args = ["calibrate", &source, "--data", &text, "--rows", "4", "--length", "32", "--gram", "-o", &out];
+    let args = [&args[..], &CARD].concat();
+    let said = |from: &[u8]| String::from_utf8_lossy(from).contains("going on after layer");
+    let journal = bench.path(".killed.st.journal");
+    let mut child = bench.card.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !std::fs::read_to_string(&journal).is_ok_and(|lines| lines.contains("\"layer\"")) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended, and nothing was written down");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let again = bench.card.quant(&args, "");
+    assert!(again.status.success() && said(&again.stderr), "{}", String::from_utf8_lossy(&again.stderr));
+    assert!(fs::read(bench.path("whole.st")).unwrap() == fs::read(&out).unwrap());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::layout::{Shape, triangle};
 use crate::device::Worker;
+use crate::device::cuda::memory::taken;
 use crate::device::cuda::{Runner, ops};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -9,6 +10,8 @@ use crate::error::{Error, Result};
 /// Tokens that are run at a time where memory allows: enough that decoding weights and adding up Gram matrices in f64 cost
 /// little.
 const MOST: usize = 4096;
+/// Tokens that a card must still run at a time beside hidden states that it holds.
+const HELD: usize = 8192;
 /// Vectors of the hidden size, and of the widest activation, that a layer holds for every token.
 const HIDDEN_VECTORS: usize = 6;
 const WIDE_VECTORS: usize = 4;
@@ -22,21 +25,43 @@ pub fn used() -> u64 {
     kib.map_or(GUESS, |kib| kib << 10)
 }
 
-/// Tokens to run at a time, at least `longest`. Bytes of the model's file and of the hidden states are mapped, and do not count.
+/// How text goes through a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch {
+    /// Tokens to run at a time, at least those of the longest sequence.
+    pub tokens: usize,
+    /// The hidden states of all of them stay on the device from layer to layer.
+    pub resident: bool,
+}
+
+/// Of `all` tokens. Bytes of the model's file and of the hidden states that it maps do not count.
 ///
 /// Errors: `memory`, or that of a card, does not suffice for one sequence and one layer's sums.
-pub fn batch(sites: &[Shape], gram: bool, engine: &Engine<'_>, longest: usize, memory: Option<u64>) -> Result<usize> {
+pub fn batch(
+    sites: &[Shape],
+    gram: bool,
+    engine: &Engine<'_>,
+    [all, longest]: [usize; 2],
+    memory: Option<u64>,
+) -> Result<Batch> {
     let hidden = engine.hidden();
     match engine.worker() {
         Worker::Cpu => {
             let widest = widest(sites);
             let values = HIDDEN_VECTORS * hidden + (WIDE_VECTORS + usize::from(gram)) * widest;
-            fit(sites, gram, values, longest.max(MOST), longest, memory)
+            let tokens = fit(sites, gram, values, longest.max(MOST), longest, memory)?;
+            Ok(Batch { tokens, resident: false })
         }
         // Every batch brings all weights there once more, so it is as large as the card allows. Here are what it starts from and ends with.
         Worker::Card(runner) => {
-            let most = on_card(sites, gram, engine, runner, longest)?;
-            fit(sites, gram, 2 * hidden, most, longest, memory)
+            let states = all.saturating_mul(hidden * 4);
+            let held = on_card(sites, gram, engine, runner, (longest, states)).ok();
+            let (resident, most) = match held.filter(|tokens| *tokens >= all.min(HELD)) {
+                Some(tokens) => (true, tokens),
+                None => (false, on_card(sites, gram, engine, runner, (longest, 0))?),
+            };
+            let tokens = fit(sites, gram, if resident { 0 } else { 2 * hidden }, most, longest, memory)?;
+            Ok(Batch { tokens, resident })
         }
     }
 }
@@ -44,7 +69,7 @@ pub fn batch(sites: &[Shape], gram: bool, engine: &Engine<'_>, longest: usize, m
 /// Of `most` tokens, as many as `memory` allows with so many values for each.
 fn fit(sites: &[Shape], gram: bool, values: usize, most: usize, longest: usize, memory: Option<u64>) -> Result<usize> {
     let Some(memory) = memory else { return Ok(most) };
-    let sums = sums(sites, gram);
+    let sums = sums(sites, gram, |bytes| bytes);
     let mut batch = most;
     loop {
         let needed = sums.saturating_add((batch as u64).saturating_mul(values as u64 * 4));
@@ -68,15 +93,21 @@ fn fit(sites: &[Shape], gram: bool, values: usize, most: usize, longest: usize, 
     }
 }
 
-/// As many as a card has room for.
+/// As many as a card has room for, beside what is held.
 ///
 /// Errors: it has no room for a sequence of `longest` and one layer's sums.
-fn on_card(sites: &[Shape], gram: bool, engine: &Engine<'_>, runner: &dyn Runner, longest: usize) -> Result<usize> {
-    let bytes = runner.room()?;
+fn on_card(
+    sites: &[Shape],
+    gram: bool,
+    engine: &Engine<'_>,
+    runner: &dyn Runner,
+    (longest, held): (usize, usize),
+) -> Result<usize> {
+    let bytes = runner.room()?.saturating_sub(held);
     let mut room = engine.room(bytes)?;
     let widest = widest(sites);
     let scratch = if gram { ops::Gram::scratch(runner, widest) as u64 } else { 0 };
-    let sums = sums(sites, gram).saturating_add(widest as u64 * SHARES).saturating_add(scratch);
+    let sums = sums(sites, gram, taken).saturating_add(widest as u64 * SHARES).saturating_add(scratch);
     room.fixed = room.fixed.saturating_add(usize::try_from(sums).unwrap_or(usize::MAX));
     room.tokens(bytes, longest)
 }
@@ -89,10 +120,10 @@ fn widest(sites: &[Shape]) -> usize {
 const COLUMN: u64 = 40;
 const SHARES: u64 = 64 * 20;
 
-/// Bytes of one layer's sums, the most that a layer takes.
-fn sums(sites: &[Shape], gram: bool) -> u64 {
-    let triangle = |s: &Shape| if gram { triangle(s.columns).unwrap_or(usize::MAX) as u64 } else { 0 };
-    let of = |s: &Shape| (s.columns as u64 * COLUMN).saturating_add(triangle(s).saturating_mul(8));
+/// Bytes of one layer's sums, the most that a layer takes, where an array takes so many.
+fn sums(sites: &[Shape], gram: bool, taken: fn(usize) -> usize) -> u64 {
+    let triangle = |s: &Shape| if gram { triangle(s.columns).unwrap_or(usize::MAX).saturating_mul(8) } else { 0 };
+    let of = |s: &Shape| (s.columns as u64 * COLUMN).saturating_add(taken(triangle(s)) as u64);
     let layer = |s: &Shape| s.key.split('.').nth(1).map(str::to_owned);
     let layers = sites.chunk_by(|a, b| layer(a) == layer(b));
     layers.map(|part| part.iter().fold(0, |sum: u64, s| sum.saturating_add(of(s)))).max().unwrap_or(0)

@@ -45,7 +45,8 @@ impl<'a> Calibration<'a> {
         let about = self.about(engine)?;
         let memory = self.memory.map(|m| m.saturating_sub(budget::used()));
         let longest = self.longest();
-        let batch = budget::batch(&about.sites, self.gram, engine, longest, memory)?;
+        let all = self.count(None) as usize;
+        let batch = budget::batch(&about.sites, self.gram, engine, [all, longest], memory)?;
         Job { engine, sequences: &self.draw.sequences, about, batch, output: self.output }.run(event)
     }
 

@@ -14,7 +14,7 @@ use crate::error::Result;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Done {
     pub layer: usize,
-    /// BLAKE3 of the hidden states behind it.
+    /// BLAKE3 of the hidden states behind it; empty where they were not written down.
     pub states: String,
     /// BLAKE3 of its statistics as written.
     pub parts: String,

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::collect::{Collector, Sums};
 use super::data::Sequence;
@@ -24,8 +25,8 @@ pub struct Job<'a> {
     pub sequences: &'a [Sequence],
     /// Its hash is computed.
     pub about: About,
-    /// Tokens to run at a time; see [`super::budget`]. Gram matrices depend on it, in their last bits.
-    pub batch: usize,
+    /// See [`super::budget`]. Gram matrices depend on it, in their last bits.
+    pub batch: super::budget::Batch,
     pub output: &'a Path,
 }
 
@@ -37,8 +38,12 @@ pub enum Event {
     Tokens(u64),
 }
 
-/// What a batch goes through: a pass, its sequences, and which of all tokens they are.
-type Step<'s, O> = &'s mut dyn FnMut(&mut Pass<'_, '_, O>, &mut [Running<'_>], Range<usize>) -> Result<()>;
+/// What a batch goes through: a pass, its sequences, and which batch of all it is.
+type Step<'s, O> = &'s mut dyn FnMut(&mut Pass<'_, '_, O>, &mut [Running<'_>], usize) -> Result<()>;
+
+/// Hidden states that a device holds are written down when so many times as long went by as that takes, at so many bytes a second.
+const SHARE: f64 = 20.0;
+const WRITTEN: f64 = 1e9;
 
 /// Sequences that run together.
 struct Batch {
@@ -97,8 +102,8 @@ impl Job<'_> {
 
     fn run_on<O: Ops>(&self, on: &O, event: &dyn Fn(Event)) -> Result<Statistics> {
         let writer = Writer::open(self.output, self.about.clone())?;
-        let job = format!("{} {}", self.batch, layout::description(&self.about)?);
-        let tokens = self.sequences.iter().map(|s| s.tokens.len()).sum();
+        let job = format!("{} {}", self.batch.tokens, layout::description(&self.about)?);
+        let tokens: usize = self.sequences.iter().map(|s| s.tokens.len()).sum();
         let (mut journal, done) = Journal::open(self.output, &job, tokens, self.engine.hidden())?;
         let batches = self.batches();
         let first = match self.intact(&writer, &mut journal, &done)? {
@@ -110,25 +115,50 @@ impl Job<'_> {
                 0
             }
         };
+        let mut held: Vec<Option<O::Rows>> = Vec::new();
+        if self.batch.resident {
+            let states = journal.before(first);
+            held = batches.iter().map(|b| on.put(states.read(b.tokens.clone())).map(Some)).collect::<Result<_>>()?;
+        }
+        let pause = Duration::from_secs_f64(SHARE * (tokens * self.engine.hidden() * 4) as f64 / WRITTEN);
+        let (mut written, mut at) = (first, Instant::now());
         if first > 0 {
             event(Event::Resumed { layers: first });
             event(Event::Tokens((tokens * first) as u64));
         }
         for layer in first..self.engine.layers() {
             let (before, after) = journal.around(layer);
-            self.step(on, &batches, &writer, event, &mut |pass, running, tokens| {
+            self.step(on, &batches, &writer, event, &mut |pass, running, batch| {
+                if let Some(Some(x)) = held.get_mut(batch) {
+                    return pass.layer(layer, running, x);
+                }
+                let tokens = batches[batch].tokens.clone();
                 let mut x = on.put(before.read(tokens.clone()))?;
                 pass.layer(layer, running, &mut x)?;
-                after.write(tokens, &on.get(&x)?);
-                Ok(())
+                on.get_into(&x, after.of(tokens))
             })?;
-            let parts = self.digest(&writer, layer)?;
-            let states = journal.before(layer + 1).hash();
-            journal.add(&Done { layer, states, parts })?;
+            if self.batch.resident {
+                if at.elapsed() < pause || layer + 1 == self.engine.layers() {
+                    continue;
+                }
+                let held = held.iter().flatten().zip(&batches);
+                held.map(|(x, b)| on.get_into(x, after.of(b.tokens.clone()))).collect::<Result<()>>()?;
+                at = Instant::now();
+            }
+            let behind = journal.before(layer + 1).hash();
+            for done in written..=layer {
+                let states = if done == layer { behind.clone() } else { String::new() };
+                journal.add(&Done { layer: done, states, parts: self.digest(&writer, done)? })?;
+            }
+            written = layer + 1;
         }
         let (last, _) = journal.around(self.engine.layers());
-        self.step(on, &batches, &writer, event, &mut |pass, running, tokens| {
-            pass.finish(running, &on.put(last.read(tokens))?).map(drop)
+        self.step(on, &batches, &writer, event, &mut |pass, running, batch| {
+            let x = match held.get_mut(batch).and_then(Option::take) {
+                Some(x) => x,
+                None => on.put(last.read(batches[batch].tokens.clone()))?,
+            };
+            pass.finish(running, &x).map(drop)
         })?;
         writer.finish()?;
         drop(journal);
@@ -160,7 +190,7 @@ impl Job<'_> {
         for batch in batches {
             let mut caches = self.caches(batch)?;
             let x = pass.embed(&self.running(batch, &mut caches))?;
-            out.write(batch.tokens.clone(), &on.get(&x)?);
+            on.get_into(&x, out.of(batch.tokens.clone()))?;
         }
         Ok(())
     }
@@ -176,7 +206,8 @@ impl Job<'_> {
     ) -> Result<()> {
         for split in Split::ALL {
             let mut collector = Collector::new(on, &self.about.sites, self.about.gram);
-            let outcome = self.pass(on, batches.iter().filter(|b| b.split == split), &mut collector, event, run);
+            let of_split = batches.iter().enumerate().filter(|(_, b)| b.split == split);
+            let outcome = self.pass(on, of_split, &mut collector, event, run);
             // Of what is not finite it knows the site, the pass only the layer.
             collector.finish(&mut |site, sums| match outcome {
                 Ok(()) => write(writer, site, split, sums).at(|| self.about.sites[site].key.clone()),
@@ -190,15 +221,15 @@ impl Job<'_> {
     fn pass<'b, O: Ops>(
         &self,
         on: &O,
-        batches: impl Iterator<Item = &'b Batch>,
+        batches: impl Iterator<Item = (usize, &'b Batch)>,
         tap: &mut dyn Tap<O>,
         event: &dyn Fn(Event),
         run: Step<'_, O>,
     ) -> Result<()> {
         let mut pass = self.engine.pass(on, tap);
-        for batch in batches {
+        for (number, batch) in batches {
             let mut caches = self.caches(batch)?;
-            run(&mut pass, &mut self.running(batch, &mut caches), batch.tokens.clone())?;
+            run(&mut pass, &mut self.running(batch, &mut caches), number)?;
             event(Event::Tokens(batch.tokens.len() as u64));
         }
         Ok(())
@@ -218,7 +249,7 @@ impl Job<'_> {
         let (mut out, mut tokens): (Vec<Batch>, usize) = (Vec::new(), 0);
         for (i, s) in self.sequences.iter().enumerate() {
             let end = tokens + s.tokens.len();
-            match out.last_mut().filter(|b| b.split == s.split && end - b.tokens.start <= self.batch) {
+            match out.last_mut().filter(|b| b.split == s.split && end - b.tokens.start <= self.batch.tokens) {
                 Some(batch) => (batch.sequences.end, batch.tokens.end) = (i + 1, end),
                 None => out.push(Batch { sequences: i..i + 1, tokens: tokens..end, split: s.split }),
             }

@@ -37,9 +37,9 @@ impl States {
         &bytemuck::cast_slice(&self.map)[tokens.start * self.hidden..tokens.end * self.hidden]
     }
 
-    pub fn write(&mut self, tokens: Range<usize>, x: &[f32]) {
+    pub fn of(&mut self, tokens: Range<usize>) -> &mut [f32] {
         let all: &mut [f32] = bytemuck::cast_slice_mut(&mut self.map);
-        all[tokens.start * self.hidden..tokens.end * self.hidden].copy_from_slice(x);
+        &mut all[tokens.start * self.hidden..tokens.end * self.hidden]
     }
 
     /// BLAKE3 of all of them, by all threads of the pool.

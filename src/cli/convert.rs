@@ -94,7 +94,7 @@ impl Convert {
             .map(|(recipe, path)| Plan::new(&request, recipe, path))
             .collect::<Result<Vec<_>>>()?;
         let threads = common.threads();
-        self.check_memory(&plans, threads)?;
+        self.check_memory(&plans, worker, threads)?;
         if dry_run {
             return outputs::print_plans(&plans, threads, reporter).map(|()| true);
         }
@@ -149,8 +149,9 @@ impl Convert {
         Ok(paths)
     }
 
-    fn check_memory(&self, plans: &[Plan], threads: usize) -> Result<()> {
-        let needed: u64 = plans.iter().map(|p| p.peak_memory(threads)).max().unwrap_or(0);
+    fn check_memory(&self, plans: &[Plan], worker: Worker<'_>, threads: usize) -> Result<()> {
+        let chunk = convert::chunk(worker, threads)?;
+        let needed: u64 = plans.iter().map(|p| p.peak_memory(threads, chunk)).max().unwrap_or(0);
         match self.memory {
             Some(Size(limit)) if needed > limit => {
                 Err(Error::limits(format!("needs {} of buffers, --memory allows {}", Size(needed), Size(limit)))

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::report::{Progress, Reporter, table};
 use super::size::Size;
 use crate::container::LeftOut;
-use crate::convert::{Event, Output, Plan, Planned};
+use crate::convert::{CHUNK_WEIGHTS, Event, Output, Plan, Planned};
 use crate::error::Result;
 
 /// Shows how a conversion goes on.
@@ -27,7 +27,7 @@ pub fn print_plans(plans: &[Plan], threads: usize, reporter: &Reporter) -> Resul
             .iter()
             .map(|p| {
                 json!({"path": p.path, "target": p.target, "bytes": p.layout.bytes(), "bpw": p.bpw(),
-                    "disk": p.layout.bytes(), "memory": p.peak_memory(threads), "tensors": tensors_json(p),
+                    "disk": p.layout.bytes(), "memory": p.peak_memory(threads, CHUNK_WEIGHTS), "tensors": tensors_json(p),
                     "left_out": left_out_json(&p.left_out), "beside": left_out_json(&p.beside)})
             })
             .collect();
@@ -55,7 +55,7 @@ pub fn print_plans(plans: &[Plan], threads: usize, reporter: &Reporter) -> Resul
             Size(plan.layout.bytes()),
             plan.layout.shards(),
             plan.bpw(),
-            Size(plan.peak_memory(threads)),
+            Size(plan.peak_memory(threads, CHUNK_WEIGHTS)),
             fallback_note(plan),
         ))?;
         outside(plan).iter().try_for_each(|note| reporter.text(note))?;

@@ -29,6 +29,8 @@ pub(super) struct Job<'a> {
     /// For every output tensor whether codes that should have gone over as they are had to be chosen anew.
     pub again: Vec<Vec<AtomicBool>>,
     pub ledger: Ledger,
+    /// Weights that are handled at a time, see [`chunk`](super::chunk).
+    pub chunk: usize,
 }
 
 impl Job<'_> {
@@ -81,7 +83,7 @@ impl Job<'_> {
     pub fn units(&self) -> Vec<Unit> {
         let whole = |tensor: usize| self.outputs[tensor].iter().any(|(p, o)| self.plans[*p].tensors[*o].whole());
         let mut units = Vec::new();
-        for unit in units_of(self.request.source) {
+        for unit in units_of(self.request.source, self.chunk) {
             match units.last_mut() {
                 Some(Unit { tensor, plane, rows })
                     if (*tensor, *plane) == (unit.tensor, unit.plane) && whole(*tensor) =>
@@ -127,7 +129,7 @@ impl Job<'_> {
                 rolling.push(target);
             }
         }
-        let step = step(t);
+        let step = step(t, self.chunk);
         for first in unit.rows.clone().step_by(step) {
             let rows = first..(first + step).min(unit.rows.end);
             if !rolling.is_empty() {
@@ -177,7 +179,7 @@ impl Job<'_> {
         let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
         let factor = self.factor((target.p, target.o), weight, target.unit.plane);
         let mut wishes = Vec::new();
-        for rows in steps(target.unit.rows.clone(), step(target.t)) {
+        for rows in steps(target.unit.rows.clone(), step(target.t, self.chunk)) {
             wishes.extend(joint.wishes(
                 decoded(target, weight, factor, rows, &mut scratch.source)?,
                 cols,
@@ -192,7 +194,7 @@ impl Job<'_> {
         let (rows, cols) = (target.unit.rows.clone(), weight.packed.dims.cols);
         let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
         let mut all = Codes::default();
-        for rows in steps(rows, step(target.t).next_multiple_of(grid.rows())) {
+        for rows in steps(rows, step(target.t, self.chunk).next_multiple_of(grid.rows())) {
             let factor = self.factor((target.p, target.o), weight, target.unit.plane);
             let w = decoded(target, weight, factor, rows, &mut scratch.source)?;
             let Codes { params, codes } = self.chosen(grid, w, cols, importance.as_deref());

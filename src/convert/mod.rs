@@ -27,7 +27,7 @@ use resume::Ledger;
 use rows::{Factor, matrix_rows};
 pub use solve::Solution;
 
-/// Weights decoded at a time by one thread: 512 KiB of f32, which stays in a core's second-level cache.
+/// Weights decoded at a time by one thread of the CPU: 512 KiB of f32, which stays in a core's second-level cache.
 pub const CHUNK_WEIGHTS: usize = 128 << 10;
 
 /// What a finished conversion left on disk.
@@ -106,7 +106,8 @@ fn write(
     let scales = pool
         .install(|| plans.iter().zip(&folds).map(|(p, f)| scale::choose(request, p, f)).collect::<Result<Vec<_>>>())?;
     let ledger = Ledger::new(request.source, plans);
-    let job = Job { request, plans, sinks: &sinks, folds, scales, outputs, again, ledger };
+    let chunk = chunk(request.worker, threads)?;
+    let job = Job { request, plans, sinks: &sinks, folds, scales, outputs, again, ledger, chunk };
     job.write_beside()?;
     job.write_scales()?;
     let kept = pool.install(|| job.resume(event))?;
@@ -147,12 +148,12 @@ fn outputs_by_source(source: &dyn Checkpoint, plans: &[Plan]) -> Vec<Vec<(usize,
     outputs
 }
 
-fn units_of(source: &dyn Checkpoint) -> Vec<Unit> {
+fn units_of(source: &dyn Checkpoint, chunk: usize) -> Vec<Unit> {
     let mut units = Vec::new();
     for (tensor, t) in source.tensors().iter().enumerate() {
         let rows = t.dims().rows;
         // Of stacks there are enough to do: a matrix that must be gathered is gathered once.
-        let step = if t.planes() > 1 { rows } else { step(t) };
+        let step = if t.planes() > 1 { rows } else { step(t, chunk) };
         for plane in 0..t.planes() {
             units.extend((0..rows).step_by(step).map(|r| Unit { tensor, plane, rows: r..(r + step).min(rows) }));
         }
@@ -166,8 +167,19 @@ fn steps(rows: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> 
 }
 
 /// Rows decoded at a time.
-fn step(t: &Tensor) -> usize {
-    (CHUNK_WEIGHTS / t.dims().cols.max(1)).max(1)
+fn step(t: &Tensor, chunk: usize) -> usize {
+    (chunk / t.dims().cols.max(1)).max(1)
+}
+
+/// Weights that one of the threads handles at a time. On a card so many that there is work for all of it.
+///
+/// Errors: the card cannot say what room it has.
+pub fn chunk(worker: Worker<'_>, threads: usize) -> Result<usize> {
+    const MOST: usize = 16 << 20;
+    // Itself, and what is made of it.
+    const BYTES: usize = 12;
+    let Worker::Card(card) = worker else { return Ok(CHUNK_WEIGHTS) };
+    Ok((card.room()? / BYTES / threads.max(1)).clamp(CHUNK_WEIGHTS, MOST))
 }
 
 /// Buffers that one thread keeps from unit to unit.

@@ -16,7 +16,7 @@ use crate::error::{At, Error, Result};
 use crate::metadata::{Metadata, Value};
 use crate::recipe::{self, Choice, Recipe};
 
-use super::{CHUNK_WEIGHTS, scale};
+use super::scale;
 
 /// One tensor of the output.
 #[derive(Debug)]
@@ -252,12 +252,13 @@ impl Plan {
         self.bytes() as f64 * 8.0 / self.weights().max(1) as f64
     }
 
-    /// Buffers that the conversion holds at its peak, in bytes. The source is mapped and not counted.
-    pub fn peak_memory(&self, threads: usize) -> u64 {
+    /// Buffers that the conversion holds at its peak, in bytes, where a thread has so many weights at a time. The source is mapped and not
+    /// counted.
+    pub fn peak_memory(&self, threads: usize, chunk: usize) -> u64 {
         let of = |t: &Planned| {
             let cols = t.spec.shape.last().copied().unwrap_or(1);
             let rows = t.spec.shape.iter().rev().nth(1).copied().unwrap_or(1);
-            let chunk = CHUNK_WEIGHTS.max(cols) as u64;
+            let chunk = chunk.max(cols) as u64;
             // Decoded, moved and encoded; the last is never the largest.
             let rolling = chunk * 4 * 3;
             // A code a weight, and the parts of a matrix twice: as they are chosen, and as they are stored.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
 use super::rows::check_finite;
-use super::{Plan, Progress, each_unit, units_of};
+use super::{CHUNK_WEIGHTS, Plan, Progress, each_unit, units_of};
 use crate::codec::Codec;
 use crate::container::{Checkpoint, LeftOut, Tensor, hf, tokenizer};
 use crate::engine::chat::{self, Message};
@@ -170,7 +170,7 @@ fn same_tokens(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<Str
 
 fn finite(artifact: &dyn Checkpoint, threads: usize, progress: Progress<'_>) -> Result<String> {
     let tensors = artifact.tensors();
-    each_unit(&units_of(artifact), threads, |unit, scratch| {
+    each_unit(&units_of(artifact, CHUNK_WEIGHTS), threads, |unit, scratch| {
         let t = &tensors[unit.tensor];
         let weight = artifact.read(unit.tensor, unit.plane)?;
         let cols = weight.packed.dims.cols;
@@ -224,7 +224,7 @@ pub fn weight_errors(
 ) -> Result<Vec<WeightError>> {
     let tensors = artifact.tensors();
     let sums = Mutex::new(vec![(0f64, 0f64); tensors.len()]);
-    each_unit(&units_of(artifact), threads, |unit, scratch| {
+    each_unit(&units_of(artifact, CHUNK_WEIGHTS), threads, |unit, scratch| {
         let t = &tensors[unit.tensor];
         let Some(original) = source.find(&t.name) else { return Ok(()) };
         shaped_alike(t, &source.tensors()[original])?;

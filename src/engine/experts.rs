@@ -1,5 +1,7 @@
 //! A feed-forward layer of experts: a router chooses a few for every token.
 
+use rayon::prelude::*;
+
 use super::layer::{Feed, Linear};
 use super::ops::Ops;
 use super::pass::Pass;
@@ -62,9 +64,10 @@ impl Experts {
         let scores = self.router.product(pass, x)?;
         let mut scores = pass.on.get(&scores)?.into_owned();
         let experts = self.router.rows.len();
+        let chosen: Vec<_> = scores.par_chunks_exact_mut(experts).with_min_len(64).map(|s| self.choose(s)).collect();
         let mut visits = vec![Visits::default(); experts];
-        for (token, scores) in (0..).zip(scores.chunks_exact_mut(experts)) {
-            for (expert, weight) in self.choose(scores) {
+        for (token, chosen) in (0..).zip(chosen) {
+            for (expert, weight) in chosen {
                 visits[expert].tokens.push(token);
                 visits[expert].weights.push(weight);
             }
@@ -76,8 +79,12 @@ impl Experts {
     fn choose(&self, scores: &mut [f32]) -> Vec<(usize, f32)> {
         let sum = cpu::softmax(scores);
         let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
-        order.truncate(self.used);
+        let better = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
+        if self.used < order.len() {
+            order.select_nth_unstable_by(self.used, better);
+            order.truncate(self.used);
+        }
+        order.sort_unstable_by(better);
         let kept: f32 = order.iter().map(|e| scores[*e]).sum();
         let total = if self.normalized { kept } else { sum };
         order.into_iter().map(|e| (e, scores[e] / total)).collect()

@@ -4,7 +4,7 @@ use super::Engine;
 use crate::codec::Activations;
 use crate::container::Checkpoint;
 use crate::device::Worker;
-use crate::device::cuda::memory::SLACK;
+use crate::device::cuda::memory::{self, SLACK};
 use crate::device::cuda::ops::weight::{Streamed, part, rows_at_once};
 use crate::device::cuda::source::HEAD_DIMS;
 use crate::error::{Error, Result};
@@ -19,14 +19,16 @@ pub struct Room {
 
 /// Of each token beside activations: statistics of its logits.
 const SCORES: usize = 64;
-/// What is rounded up to whole blocks.
+/// What is rounded up to whole blocks; and, of that many large arrays at once, to whole pages.
 const BLOCKS: usize = 64 << 10;
+const ARRAYS: usize = 16;
 
 impl Room {
     /// Bytes for so many tokens together.
     pub fn of(&self, tokens: usize) -> usize {
         let all = tokens.saturating_mul(self.each_token).saturating_add(self.fixed);
-        all.saturating_add(all / SLACK).saturating_add(BLOCKS)
+        let pages = if all < memory::LARGE { 0 } else { all.min(ARRAYS * memory::PAGE) };
+        all.saturating_add(all / SLACK).saturating_add(BLOCKS).saturating_add(pages)
     }
 
     /// Tokens that fit into `bytes`, at least `longest`.
@@ -43,9 +45,13 @@ impl Room {
             ))
             .help("raise --vram, shorten what is run at a time (--context, --length), or use --device cpu"));
         }
-        let left = bytes - BLOCKS.min(bytes);
-        let left = (left - left.div_ceil(SLACK + 1)).saturating_sub(self.fixed);
-        Ok((left / self.each_token.max(1)).max(longest))
+        // That many fit, so many do not.
+        let (mut fit, mut most) = (longest, (bytes / self.each_token.max(1)).max(longest) + 1);
+        while most - fit > 1 {
+            let middle = fit + (most - fit) / 2;
+            if self.of(middle) <= bytes { fit = middle } else { most = middle }
+        }
+        Ok(fit)
     }
 }
 
@@ -120,11 +126,11 @@ mod tests {
     #[test]
     fn as_many_tokens_as_fit() {
         let room = Room { fixed: 10 << 20, each_token: 4096 };
-        for bytes in [16usize << 20, 100 << 20, 3 << 30] {
+        for bytes in [32usize << 20, 100 << 20, 3 << 30] {
             let tokens = room.tokens(bytes, 8).unwrap();
             assert!(room.of(tokens) <= bytes && room.of(tokens + tokens / 100 + 2) > bytes, "{tokens} of {bytes}");
         }
         let error = room.tokens(8 << 20, 8).unwrap_err().to_string();
-        assert!(error.contains("takes 11.4 MiB") && error.contains("8.0 MiB"), "{error}");
+        assert!(error.contains("takes 21.5 MiB") && error.contains("8.0 MiB"), "{error}");
     }
 }

@@ -86,16 +86,17 @@ impl FakeCard {
         self.quant_with(args, &[("HOST_CARD_FAILS", fails), ("QUANT_CUBLAS", library), ("QUANT_CUSOLVER", library)])
     }
 
-    pub fn quant_with(&self, args: &[&str], settings: &[(&str, &str)]) -> Output {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_quant"));
         command.args(args).env("LD_LIBRARY_PATH", self.folder.path()).env("QUANT_NVRTC", &self.library);
         // Whatever this machine has is not asked.
         command.env("QUANT_CUBLAS", "/none").env("QUANT_CUSOLVER", "/none");
+        command.env("QUANT_CACHE", self.folder.path().join("cache")).env("NO_COLOR", "1");
         command
-            .env("QUANT_CACHE", self.folder.path().join("cache"))
-            .env("NO_COLOR", "1")
-            .envs(settings.iter().copied());
-        let out = command.output().unwrap();
+    }
+
+    pub fn quant_with(&self, args: &[&str], settings: &[(&str, &str)]) -> Output {
+        let out = self.command(args).envs(settings.iter().copied()).output().unwrap();
         let stderr = String::from_utf8_lossy(&out.stderr);
         assert!(
             matches!(out.status.code(), Some(0..=2)) && !stderr.contains("panicked"),

@@ -1,12 +1,14 @@
 //! Shared libraries that may or may not be there. A missing one, a damaged one and one without a function are errors, never panics.
 
 use std::ffi::OsStr;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 
 pub struct Library {
-    inner: libloading::Library,
+    /// Never closed: threads that used it may still end in it.
+    inner: ManuallyDrop<libloading::Library>,
     pub path: PathBuf,
 }
 
@@ -15,7 +17,7 @@ impl Library {
     pub fn open(path: impl AsRef<OsStr>) -> Result<Library> {
         let path = PathBuf::from(path.as_ref());
         match load(&path) {
-            Ok(inner) => Ok(Library { inner, path }),
+            Ok(inner) => Ok(Library { inner: ManuallyDrop::new(inner), path }),
             Err(e) => {
                 // What the loader said lies one deeper.
                 let said = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
@@ -111,7 +113,8 @@ pub fn first<T>(paths: Vec<PathBuf>, open: impl Fn(&Path) -> Result<T>) -> Resul
 /// A library that another in the same folder needs: loaded first, it is found.
 pub fn beside(path: &Path, prefix: &str) -> Option<Library> {
     let folder = path.parent().filter(|p| p.is_absolute())?;
-    children(folder, prefix).into_iter().find_map(|p| Library::open(p).ok())
+    let fits = |p: &PathBuf| !p.to_string_lossy().contains(".alt.");
+    children(folder, prefix).into_iter().filter(fits).find_map(|p| Library::open(p).ok())
 }
 
 /// What lies in a folder and begins so, the last first: of several versions the newest.

@@ -25,16 +25,26 @@ struct Blocks {
     kept: usize,
 }
 
-/// Sizes are rounded up to multiples, so that arrays of nearly the same size share a place.
+/// Small sizes are rounded up to multiples of this; others to what drivers hand out, pages of 2 MiB.
 const STEP: usize = 256;
+pub const LARGE: usize = 1 << 20;
+pub const PAGE: usize = 2 << 20;
+/// One in so many bytes is left to others.
+const RESERVE: usize = 16;
 /// What is lost where a block serves a smaller array: a share of one in so many.
 pub const SLACK: usize = 8;
 
+/// What an array of so many bytes takes.
+pub fn taken(bytes: usize) -> usize {
+    let step = if bytes < LARGE { STEP } else { PAGE };
+    bytes.max(1).checked_next_multiple_of(step).unwrap_or(usize::MAX)
+}
+
 impl<'r> Memory<'r> {
-    /// Without `limit`, what is free now but for a little: compiled kernels take some too.
+    /// At most what is free now but for a little: compiled kernels take some too, and so do libraries.
     pub fn new(runner: impl Runner + Send + 'r, limit: Option<usize>) -> Result<Memory<'r>> {
         let room = runner.room()?;
-        let limit = limit.map_or(room - room / 16, |limit| limit.min(room));
+        let limit = limit.unwrap_or(usize::MAX).min(room - room / RESERVE);
         Ok(Memory { limit, runner: Box::new(runner), blocks: Mutex::default() })
     }
 
@@ -44,6 +54,21 @@ impl<'r> Memory<'r> {
 }
 
 impl Blocks {
+    /// Gives back what was freed, the largest first, until it is no more than `most` bytes.
+    fn shrink(&mut self, runner: &dyn Runner, most: usize) {
+        while self.kept > most
+            && let Some((&size, places)) = self.spare.iter_mut().next_back()
+        {
+            if let Some(at) = places.pop() {
+                runner.free(at);
+                self.kept -= size;
+            }
+            if places.is_empty() {
+                self.spare.remove(&size);
+            }
+        }
+    }
+
     /// A block that was freed, at most [`SLACK`] larger.
     fn reuse(&mut self, bytes: usize) -> Option<(u64, usize)> {
         let (&size, places) = self.spare.range_mut(bytes..=bytes.saturating_add(bytes / SLACK)).next()?;
@@ -68,7 +93,7 @@ impl Runner for Memory<'_> {
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
         let mut blocks = self.blocks();
-        let size = bytes.max(1).checked_next_multiple_of(STEP).unwrap_or(usize::MAX);
+        let size = taken(bytes);
         let (at, size) = match blocks.reuse(size) {
             Some(found) => found,
             None => {
@@ -80,9 +105,7 @@ impl Runner for Memory<'_> {
                     );
                     return Err(Error::limits(message).help("raise --vram, or use --device cpu"));
                 }
-                if size > left.saturating_sub(blocks.kept) {
-                    blocks.give_back(self.runner.as_ref());
-                }
+                blocks.shrink(self.runner.as_ref(), left - size);
                 let at = match self.runner.allocate(size) {
                     // Free, but in pieces that are too small.
                     Err(_) if blocks.kept > 0 => {
@@ -216,7 +239,7 @@ mod tests {
         drop((small, large));
         drop(memory);
         assert_eq!(counter.0.lock().unwrap().2, 3);
-        // No more than there is.
-        assert_eq!(Memory::new(&counter, Some(1 << 40)).unwrap().room().unwrap(), 10_000);
+        // No more than there is, less what others may need.
+        assert_eq!(Memory::new(&counter, Some(1 << 40)).unwrap().room().unwrap(), 10_000 - 10_000 / RESERVE);
     }
 }

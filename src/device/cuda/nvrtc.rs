@@ -5,7 +5,7 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
 
-use super::library::{self, Library, children};
+use super::library::{self, Library};
 use super::source::Unit;
 use crate::error::{Error, Kind, Result};
 
@@ -79,11 +79,8 @@ impl Nvrtc {
     }
 
     pub fn open(path: &Path) -> Result<Nvrtc> {
-        let builtins = path.parent().filter(|p| p.is_absolute()).and_then(|folder| {
-            let found =
-                children(folder, "libnvrtc-builtins").into_iter().find(|p| !p.to_string_lossy().contains(".alt."));
-            found.and_then(|p| Library::open(p).ok())
-        });
+        // A toolkit's folder has static ones too, and such for other drivers.
+        let builtins = library::beside(path, "libnvrtc-builtins.so");
         let library = Library::open(path)?;
         // SAFETY: the types are those of nvrtc.h; the library lives as long as they do.
         let nvrtc = unsafe {

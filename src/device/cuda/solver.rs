@@ -79,10 +79,11 @@ impl Solver {
         let code = unsafe { (self.factor)(*handle, BELOW, size, matrix, size, work_at, room, went_at) };
         check(code, &format!("factor a matrix of {n} columns"))?;
         // Which waits for it.
-        Ok(match went.read::<i32>(1)?[0] {
-            0 => Ok(()),
-            pivot => Err(usize::try_from(pivot - 1).unwrap_or(0)),
-        })
+        match went.read::<i32>(1)?[0] {
+            0 => Ok(Ok(())),
+            pivot @ 1.. => Ok(Err(pivot as usize - 1)),
+            argument => check(argument, &format!("factor a matrix of {n} columns")).map(Ok),
+        }
     }
 }
 

@@ -36,6 +36,10 @@ impl<'r> Ops for OnCard<'r> {
         x.read(x.singles()).map(Cow::Owned)
     }
 
+    fn get_into(&self, x: &Buffer<'r>, out: &mut [f32]) -> Result<()> {
+        x.read_into(out)
+    }
+
     fn len(&self, x: &Buffer<'r>) -> usize {
         x.singles()
     }

@@ -78,6 +78,11 @@ impl Ops for OnCpu {
         Ok(Cow::Borrowed(x))
     }
 
+    fn get_into(&self, x: &Self::Rows, out: &mut [f32]) -> Result<()> {
+        out.copy_from_slice(x);
+        Ok(())
+    }
+
     fn len(&self, x: &Lent) -> usize {
         x.values.len()
     }

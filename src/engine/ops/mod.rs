@@ -29,6 +29,9 @@ pub trait Ops {
 
     fn get<'x>(&self, x: &'x Self::Rows) -> Result<Cow<'x, [f32]>>;
 
+    /// The same into memory that is there, as long as `x`.
+    fn get_into(&self, x: &Self::Rows, out: &mut [f32]) -> Result<()>;
+
     /// Rows times columns.
     fn len(&self, x: &Self::Rows) -> usize;
 

@@ -149,7 +149,7 @@ pub fn encode(
     if importance.is_some() {
         let args = [w.arg(), Arg::Long(rows as i64), cols, means.arg()];
         // SAFETY: `w` has `rows` rows, `means` a number for each.
-        unsafe { runner.launch(&unit, "row_squares", Shape::each(rows as u64)?, &args)? };
+        unsafe { runner.launch(&unit, "row_squares", Shape::new([(rows as u64).div_ceil(32), 1], [32, 1])?, &args)? };
     }
     let given = importance.as_ref().map_or(Arg::Address(0), |i| i.arg());
     let args = [w.arg(), Arg::Long(blocks as i64), cols, given, means.arg(), out.arg()];
@@ -175,18 +175,24 @@ pub fn linear(x: &View<'_>, w: &View<'_>, sizes: [usize; 3], out: &View<'_>, str
         return linear_exact::<f32>(x, w, sizes, out, stride);
     }
     fits::<f32>(x, w, sizes, out, stride);
-    // What are rows here are columns to BLAS: out^T = w x^T.
-    let product = Product {
-        m: rows,
-        n: tokens,
-        k: depth,
-        a: Factor { at: w.address(), stride: depth, transposed: true },
-        b: Factor { at: x.address(), stride: depth, transposed: false },
-        c: out.address(),
-        stride,
-    };
-    // SAFETY: the buffers have the sizes.
-    unsafe { x.runner().multiply(&product) }
+    // Libraries that count in 32 bits may do so with elements too.
+    let step = (i32::MAX as usize / stride.max(depth)).max(1);
+    for from in (0..tokens).step_by(step) {
+        let at = |of: &View<'_>, row: usize| of.address() + (from * row * size_of::<f32>()) as u64;
+        // What are rows here are columns to BLAS: out^T = w x^T.
+        let product = Product {
+            m: rows,
+            n: step.min(tokens - from),
+            k: depth,
+            a: Factor { at: w.address(), stride: depth, transposed: true },
+            b: Factor { at: at(x, depth), stride: depth, transposed: false },
+            c: at(out, stride),
+            stride,
+        };
+        // SAFETY: the buffers have the sizes.
+        unsafe { x.runner().multiply(&product)? };
+    }
+    Ok(())
 }
 
 fn fits<T>(x: &View<'_>, w: &View<'_>, [tokens, rows, depth]: [usize; 3], out: &View<'_>, stride: usize) {
