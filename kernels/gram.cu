@@ -20,6 +20,12 @@ KERNEL gram_bf16(const u16 *x, const float *weights, int rows, int columns, doub
     add_gram(x, weights, rows, columns, upper);
 }
 
+// Of sums in f64.
+KERNEL means(const double *sums, i64 n, double count, float *out) {
+    i64 at = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (at < n) out[at] = float(sums[at] / count);
+}
+
 // Inner products of columns `from`.. `from + count` with all from `from` on, `[count][columns - from]`: what is on the diagonal or to
 // its right is added.
 KERNEL add_strip(const float *strip, int from, int count, int columns, double *upper) {

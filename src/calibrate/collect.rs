@@ -1,10 +1,11 @@
 //! Adds up what passes by: the tap of calibration.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::layout::{self, Quantity, Shape};
 use super::write::Out;
-use crate::engine::ops::{Ops, Totals, Wanted};
+use crate::engine::ops::{Ops, Totals, Triangle, Wanted};
 use crate::engine::{Site, Tap};
 use crate::error::{At, Error, Result};
 
@@ -44,16 +45,16 @@ impl<'a, O: Ops> Collector<'a, O> {
     /// The sums, by number of the site, in the order in which sites were heard. `each` receives one site's at a time.
     ///
     /// Errors: an activation that is not finite, with its site; those of the device and of `each`.
-    pub fn finish(self, each: &mut dyn FnMut(usize, &Sums) -> Result<()>) -> Result<()> {
+    pub fn finish(self, each: &mut dyn FnMut(usize, Sums) -> Result<()>) -> Result<()> {
         for (site, Growing { tokens, weight, sums, .. }) in self.found {
             let key = || format!("the input of {}", self.shapes[site].key);
-            let totals = self.on.totals(sums).at(key)?;
+            let totals = self.on.totals(sums, weight).at(key)?;
             if let Some(column) = totals.squares.iter().position(|x| !x.is_finite()) {
                 return Err(Error::input(format!("an activation is not finite (column {column})"))
                     .at(key())
                     .help("run `quant verify` on the model: it names weights that are not numbers"));
             }
-            each(site, &Sums { tokens, weight, totals })?;
+            each(site, Sums { tokens, weight, totals })?;
         }
         Ok(())
     }
@@ -115,8 +116,19 @@ impl Sums {
             Quantity::Mean => means(&all.sums, tokens, out),
             Quantity::AbsMax => out(&all.most.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()),
             Quantity::WeightedMeanSquare => means(&all.weighted, self.weight, out),
-            Quantity::Gram => means(&all.gram, self.weight, out),
+            Quantity::Gram => match &all.gram {
+                Triangle::Sums(sums) => means(sums, self.weight, out),
+                Triangle::Means(means) => means.chunks(PIECE).try_for_each(|part| out(&stored(part))),
+            },
         }
+    }
+}
+
+/// As the file has them.
+fn stored(values: &[f32]) -> Cow<'_, [u8]> {
+    match cfg!(target_endian = "little") {
+        true => Cow::Borrowed(bytemuck::cast_slice(values)),
+        false => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
     }
 }
 

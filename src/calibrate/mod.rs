@@ -20,3 +20,4 @@ mod spectrum;
 mod states;
 pub mod stats;
 mod write;
+mod writing;

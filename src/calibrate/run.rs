@@ -3,21 +3,23 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::collect::{Collector, Sums};
+use super::collect::Collector;
 use super::data::Sequence;
 use super::journal::{Done, Journal};
-use super::layout::{self, Quantity, Shape, Split};
+use super::layout::{self, Shape, Split};
 use super::states::States;
 use super::stats::{About, Statistics, is_expert};
 use super::write::Writer;
+use super::writing::Writing;
 use crate::arch::Role;
 use crate::container::Checkpoint;
 use crate::device::Worker;
 use crate::engine::ops::{OnCard, OnCpu, Ops};
 use crate::engine::{Engine, KvCache, NoTap, Pass, Sequence as Running, Tap};
-use crate::error::{At, Result};
+use crate::error::Result;
 
 pub struct Job<'a> {
     pub engine: &'a Engine<'a>,
@@ -126,39 +128,45 @@ impl Job<'_> {
             event(Event::Resumed { layers: first });
             event(Event::Tokens((tokens * first) as u64));
         }
-        for layer in first..self.engine.layers() {
-            let (before, after) = journal.around(layer);
-            self.step(on, &batches, &writer, event, &mut |pass, running, batch| {
-                if let Some(Some(x)) = held.get_mut(batch) {
-                    return pass.layer(layer, running, x);
+        thread::scope(|scope| {
+            let writing = Writing::start(scope, &writer, &self.about)?;
+            for layer in first..self.engine.layers() {
+                let (before, after) = journal.around(layer);
+                self.step(on, &batches, &writing, event, &mut |pass, running, batch| {
+                    if let Some(Some(x)) = held.get_mut(batch) {
+                        return pass.layer(layer, running, x);
+                    }
+                    let tokens = batches[batch].tokens.clone();
+                    let mut x = on.put(before.read(tokens.clone()))?;
+                    pass.layer(layer, running, &mut x)?;
+                    on.get_into(&x, after.of(tokens))
+                })?;
+                // What is not written down is gathered again.
+                if self.batch.resident {
+                    if at.elapsed() < pause || layer + 1 == self.engine.layers() {
+                        continue;
+                    }
+                    let held = held.iter().flatten().zip(&batches);
+                    held.map(|(x, b)| on.get_into(x, after.of(b.tokens.clone()))).collect::<Result<()>>()?;
+                    at = Instant::now();
                 }
-                let tokens = batches[batch].tokens.clone();
-                let mut x = on.put(before.read(tokens.clone()))?;
-                pass.layer(layer, running, &mut x)?;
-                on.get_into(&x, after.of(tokens))
+                writing.settle()?;
+                let behind = journal.before(layer + 1).hash();
+                for done in written..=layer {
+                    let states = if done == layer { behind.clone() } else { String::new() };
+                    journal.add(&Done { layer: done, states, parts: self.digest(&writer, done)? })?;
+                }
+                written = layer + 1;
+            }
+            let (last, _) = journal.around(self.engine.layers());
+            self.step(on, &batches, &writing, event, &mut |pass, running, batch| {
+                let x = match held.get_mut(batch).and_then(Option::take) {
+                    Some(x) => x,
+                    None => on.put(last.read(batches[batch].tokens.clone()))?,
+                };
+                pass.finish(running, &x).map(drop)
             })?;
-            if self.batch.resident {
-                if at.elapsed() < pause || layer + 1 == self.engine.layers() {
-                    continue;
-                }
-                let held = held.iter().flatten().zip(&batches);
-                held.map(|(x, b)| on.get_into(x, after.of(b.tokens.clone()))).collect::<Result<()>>()?;
-                at = Instant::now();
-            }
-            let behind = journal.before(layer + 1).hash();
-            for done in written..=layer {
-                let states = if done == layer { behind.clone() } else { String::new() };
-                journal.add(&Done { layer: done, states, parts: self.digest(&writer, done)? })?;
-            }
-            written = layer + 1;
-        }
-        let (last, _) = journal.around(self.engine.layers());
-        self.step(on, &batches, &writer, event, &mut |pass, running, batch| {
-            let x = match held.get_mut(batch).and_then(Option::take) {
-                Some(x) => x,
-                None => on.put(last.read(batches[batch].tokens.clone()))?,
-            };
-            pass.finish(running, &x).map(drop)
+            writing.settle()
         })?;
         writer.finish()?;
         drop(journal);
@@ -200,7 +208,7 @@ impl Job<'_> {
         &self,
         on: &O,
         batches: &[Batch],
-        writer: &Writer,
+        writing: &Writing,
         event: &dyn Fn(Event),
         run: Step<'_, O>,
     ) -> Result<()> {
@@ -210,7 +218,7 @@ impl Job<'_> {
             let outcome = self.pass(on, of_split, &mut collector, event, run);
             // Of what is not finite it knows the site, the pass only the layer.
             collector.finish(&mut |site, sums| match outcome {
-                Ok(()) => write(writer, site, split, sums).at(|| self.about.sites[site].key.clone()),
+                Ok(()) => writing.put(site, split, sums),
                 Err(_) => Ok(()),
             })?;
             outcome?;
@@ -257,8 +265,4 @@ impl Job<'_> {
         }
         out
     }
-}
-
-fn write(writer: &Writer, site: usize, split: Split, sums: &Sums) -> Result<()> {
-    Quantity::ALL.into_iter().try_for_each(|q| writer.put(site, (split, q), &|out| sums.write(q, out)))
 }

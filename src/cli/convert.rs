@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::device::{DeviceArgs, Place};
 use super::allocate::{Allocation, GoalArgs};
+use super::device::{DeviceArgs, Place};
 use super::inputs::InputArgs;
 use super::report::Reporter;
 use super::size::Size;

@@ -36,8 +36,10 @@ impl DeviceArgs {
     pub fn open(&self, refused: Option<&str>) -> Result<Place> {
         let asked = self.device;
         if let (Device::Cpu, Some(precision)) = (asked, self.precision) {
-            return Err(Error::request(format!("--precision {precision} is for a card, and all is computed on the CPU"))
-                .help("pass --device cuda:0 too"));
+            return Err(Error::request(format!(
+                "--precision {precision} is for a card, and all is computed on the CPU"
+            ))
+            .help("pass --device cuda:0 too"));
         }
         match (asked, refused) {
             (Device::Cpu, _) if self.vram.is_some() => {

@@ -16,8 +16,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::container::{self, Checkpoint, Tensor};
 use crate::calibrate::method::ops::{OnCard, OnCpu};
+use crate::container::{self, Checkpoint, Tensor};
 use crate::device::{Worker, cpu};
 use crate::error::{At, Result};
 use fold::Folds;

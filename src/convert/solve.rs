@@ -390,13 +390,13 @@ impl<'a> Matrix<'a> {
             return Ok(());
         }
         let row_bytes = codec.bytes(Dims::new(1, cols))?;
-        let own = codec.block().and_then(|b| b.encode).filter(|_| {
-            !self.planned.on_grid() && choice.feedback.is_none() && choice.clip.is_none()
-        });
+        let own = codec
+            .block()
+            .and_then(|b| b.encode)
+            .filter(|_| !self.planned.on_grid() && choice.feedback.is_none() && choice.clip.is_none());
         let written = on.each(&parts, |part| {
-            let write = |rows: Range<usize>, bytes: &[u8]| {
-                self.planned.write(sink, plane, 0, rows.start * row_bytes, bytes)
-            };
+            let write =
+                |rows: Range<usize>, bytes: &[u8]| self.planned.write(sink, plane, 0, rows.start * row_bytes, bytes);
             // Without feedback the format's own encoder does the same, faster.
             if let Some(encode) = own {
                 let (w, mut out) = (self.rows(part.clone())?, vec![0; row_bytes * part.len()]);

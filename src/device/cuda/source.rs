@@ -215,7 +215,8 @@ pub fn prelude() -> String {
         ("FP8_MAX", Number::Float(fp8::MAX)),
         ("LARGEST_FLOAT", Number::Float(f32::MAX)),
     ];
-    for (name, number) in own.into_iter().chain(cpu::numbers()).chain(affine::numbers()).chain(ggml::encode::numbers()) {
+    for (name, number) in own.into_iter().chain(cpu::numbers()).chain(affine::numbers()).chain(ggml::encode::numbers())
+    {
         constant(&mut out, name, &number);
     }
     out += "\n";

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{Heads, Ops, Totals, Wanted};
+use super::{Heads, Ops, Totals, Triangle, Wanted};
 use crate::arch::Activation;
 use crate::container::Weight;
 use crate::device::cuda::{Buffer, Runner, View, ops};
@@ -160,14 +160,14 @@ impl<'r> Ops for OnCard<'r> {
         }
     }
 
-    fn totals(&self, sums: Sums<'r>) -> Result<Totals> {
+    fn totals(&self, sums: Sums<'r>, count: f64) -> Result<Totals> {
         let ops::Totals { squares, sums: values, most } = sums.plain.totals()?;
         Ok(Totals {
             squares,
             sums: values,
             most,
             weighted: sums.weighted.map_or(Ok(Vec::new()), |w| w.totals().map(|t| t.squares))?,
-            gram: sums.gram.map_or(Ok(Vec::new()), |gram| gram.upper())?,
+            gram: sums.gram.map_or(Ok(Triangle::default()), |gram| gram.means(count).map(Triangle::Means))?,
         })
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use rayon::prelude::*;
 
-use super::{Heads, Ops, Totals, Wanted};
+use super::{Heads, Ops, Totals, Triangle, Wanted};
 use crate::arch::Activation;
 use crate::container::Weight;
 use crate::device::cpu::{self, GramScratch};
@@ -178,7 +178,7 @@ impl Ops for OnCpu {
             sums: vec![0.0; n],
             most: vec![0.0; n],
             weighted: vec![0.0; if wanted.weighted { n } else { 0 }],
-            gram: Vec::new(),
+            gram: Triangle::default(),
         };
         Ok(Sums { totals, gram })
     }
@@ -195,8 +195,9 @@ impl Ops for OnCpu {
         Ok(())
     }
 
-    fn totals(&self, sums: Sums) -> Result<Totals> {
-        Ok(Totals { gram: sums.gram.map_or_else(Vec::new, cpu::Gram::into_upper), ..sums.totals })
+    fn totals(&self, sums: Sums, _: f64) -> Result<Totals> {
+        let gram = sums.gram.map_or_else(Triangle::default, |gram| Triangle::Sums(gram.into_upper()));
+        Ok(Totals { gram, ..sums.totals })
     }
 }
 

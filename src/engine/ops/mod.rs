@@ -89,7 +89,8 @@ pub trait Ops {
     /// Adds up rows; those of an expert have weights.
     fn add_up(&self, sums: &mut Self::Sums, x: &Self::Rows, weights: Option<&[f32]>) -> Result<()>;
 
-    fn totals(&self, sums: Self::Sums) -> Result<Totals>;
+    /// `count` is what the products of columns are divided by for their means.
+    fn totals(&self, sums: Self::Sums, count: f64) -> Result<Totals>;
 }
 
 /// What attention needs beside queries, keys and values.
@@ -117,6 +118,19 @@ pub struct Totals {
     /// The largest magnitude.
     pub most: Vec<f32>,
     pub weighted: Vec<f64>,
-    /// Of the products of columns the upper triangle, row after row.
-    pub gram: Vec<f64>,
+    pub gram: Triangle,
+}
+
+/// Of the products of columns the upper triangle, row after row.
+#[derive(Clone, Debug)]
+pub enum Triangle {
+    Sums(Vec<f64>),
+    /// As a device divides them where they are: the same bits, of which half as many come over.
+    Means(Vec<f32>),
+}
+
+impl Default for Triangle {
+    fn default() -> Self {
+        Triangle::Sums(Vec::new())
+    }
 }

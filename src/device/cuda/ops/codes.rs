@@ -102,22 +102,8 @@ impl<'r> Scales<'r> {
             let until = Arg::Int(int(cols.min(from + SOLVE_BLOCK))?);
             let (order, shares) = (feedback.places.arg(), feedback.shares.arg());
             let (carried, errors, codes) = (carried.arg(), errors.arg(), codes.arg());
-            let args = [
-                w.arg(),
-                count,
-                wide,
-                order,
-                shares,
-                width,
-                all,
-                ends,
-                span,
-                carried,
-                first,
-                until,
-                errors,
-                codes,
-            ];
+            let args =
+                [w.arg(), count, wide, order, shares, width, all, ends, span, carried, first, until, errors, codes];
             // SAFETY: `order` has a column below `cols` for each; there is a scale for each span of each row.
             unsafe { runner.launch(&self.unit, "solve", shape, &args)? };
         }
@@ -312,7 +298,12 @@ impl<'r> Judge<'r> {
         let threads = group.next_power_of_two().clamp(32, 256) as u32;
         // SAFETY: a block has a group of both, and a place.
         unsafe {
-            runner.launch(&Unit::of("judge")?, "group_products", Shape::new([groups as u64, 1], [threads, 1])?, &args)?;
+            runner.launch(
+                &Unit::of("judge")?,
+                "group_products",
+                Shape::new([groups as u64, 1], [threads, 1])?,
+                &args,
+            )?;
         }
         Ok(losses)
     }

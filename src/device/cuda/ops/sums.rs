@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 /// Columns whose inner products a library computes at a time.
 const STRIP: usize = 512;
 
+/// Means that are read at a time.
+const PIECE: usize = 16 << 20;
+
 /// [`cpu::Gram`](crate::device::cpu::Gram).
 pub struct Gram<'r> {
     upper: Buffer<'r>,
@@ -25,10 +28,11 @@ impl<'r> Gram<'r> {
         Ok(Gram { upper, columns })
     }
 
-    /// Bytes that adding takes, beside the matrix, for a time.
+    /// Bytes that adding takes, and reading means, beside the matrix, for a time.
     pub fn scratch(runner: &dyn Runner, columns: usize) -> usize {
         let strip = STRIP.min(columns);
-        if runner.precision() == Precision::Exact { 0 } else { (columns + GRAM_ROWS) * strip * 4 }
+        let adding = if runner.precision() == Precision::Exact { 0 } else { (columns + GRAM_ROWS) * strip * 4 };
+        adding.max(PIECE.min(columns * (columns + 1) / 2) * 4)
     }
 
     /// Adds rows `[rows][columns]`, with a weight each or without, in the precision that the device multiplies in.
@@ -90,6 +94,21 @@ impl<'r> Gram<'r> {
     /// The upper triangle, row after row.
     pub fn upper(&self) -> Result<Vec<f64>> {
         self.upper.read(self.columns * (self.columns + 1) / 2)
+    }
+
+    /// The same over `count`.
+    pub fn means(&self, count: f64) -> Result<Vec<f32>> {
+        let runner = self.upper.runner();
+        let mut all = vec![0.0f32; self.columns * (self.columns + 1) / 2];
+        let out = Buffer::singles(runner, PIECE.min(all.len()))?;
+        for (i, part) in all.chunks_mut(PIECE).enumerate().filter(|_| count > 0.0) {
+            let sums = self.upper.part(i * PIECE * 8..(i * PIECE + part.len()) * 8);
+            let args = [sums.arg(), Arg::Long(part.len() as i64), Arg::Double(count), out.arg()];
+            // SAFETY: there are as many sums, and places for their means.
+            unsafe { runner.launch(&Unit::of("gram")?, "means", Shape::each(part.len() as u64)?, &args)? };
+            out.read_into(part)?;
+        }
+        Ok(all)
     }
 }
 

@@ -199,8 +199,7 @@ fn factored(precision: Precision, out: &mut Vec<Check<On>>) {
             let matrix = x.dot(&x.t()) + Array2::<f64>::eye(n);
             let (mut got, mut expected) = (matrix.clone(), matrix);
             let went = (on_card(runner, &mut got)?, cpu::cholesky(&mut expected));
-            let lower =
-                |a: &Array2<f64>| (0..n).flat_map(|i| a.row(i).to_vec()[..=i].to_vec()).collect::<Vec<f64>>();
+            let lower = |a: &Array2<f64>| (0..n).flat_map(|i| a.row(i).to_vec()[..=i].to_vec()).collect::<Vec<f64>>();
             // One that has none is told from one that has.
             let mut none = Array2::from_diag_elem(n, 1.0);
             none[[n - 1, n - 1]] = -1.0;
@@ -236,7 +235,8 @@ fn judged(precision: Precision, out: &mut Vec<Check<On>>) {
         let all = Difference::of([judge.quadratic(&there)?], [expected]);
         let loss = |(at, e): (usize, &[f32])| {
             let first = at * group % n;
-            let term = |i: usize, j: usize| f64::from(e[i]) * f64::from(e[j]) * f64::from(dense[[first + i, first + j]]);
+            let term =
+                |i: usize, j: usize| f64::from(e[i]) * f64::from(e[j]) * f64::from(dense[[first + i, first + j]]);
             (0..group * group).map(|k| term(k / group, k % group)).sum::<f64>()
         };
         let expected: Vec<f64> = errors.chunks_exact(group).enumerate().map(loss).collect();

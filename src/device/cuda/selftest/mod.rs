@@ -10,9 +10,9 @@ use super::runner::{Buffer, Runner};
 use super::source;
 use crate::codec::{self, Codec, DeviceGrid, float};
 use crate::container::Weight;
+use crate::device::Precision;
 use crate::device::check::{Check, Difference, bytes, noise};
 use crate::device::cpu;
-use crate::device::Precision;
 use crate::error::Result;
 use crate::tensor::{Dims, Packed};
 
