@@ -1,76 +1,147 @@
 // Causal attention of queries `[tokens][heads][HEAD_DIM]` over keys and values `[positions][kv_heads][HEAD_DIM]`; the first query
 // stands at position `first`. Grouped heads, an optional window (positions that a query sees, itself included; 0: all) and softcap
-// (0: none); `sinks`, if any, are scores without a value, one a head. Softmax is taken while keys go by, 32 at a time: no matrix of scores exists.
+// (0: none); `sinks`, if any, are scores without a value, one a head. Softmax is taken while keys go by, TILE at a time: no matrix of
+// scores exists.
 //
-// A block has QUERIES queries of one head, a warp QUERIES / WARPS of them. A lane scores a key of the tile, then sums every 32nd
-// element of the values.
+// A block has TILE queries of one head. A thread scores EACH of them against EACH keys of a tile, and mixes for the same queries EACH
+// columns in every TILE of the values: four numbers from either side serve sixteen products.
 
-const int QUERIES = 8, WARPS = 4, KEYS = 32, MINE = QUERIES / WARPS, PARTS = (HEAD_DIM + 31) / 32;
+const int TILE = 64, DEPTH = 32, SIDE = 16, EACH = TILE / SIDE, PARTS = (HEAD_DIM + TILE - 1) / TILE;
 
-KERNEL attention(const float *q, const float *k, const float *v, int tokens, int first, int heads, int kv_heads, float scale,
-                 float cap, int window, const float *sinks, float *out) {
-    __shared__ float queries[QUERIES][HEAD_DIM], tile[KEYS][HEAD_DIM + 1];
-    int head = blockIdx.y, kv = head / (heads / kv_heads), lane = threadIdx.x, warp = threadIdx.y;
-    int token = blockIdx.x * QUERIES, thread = warp * 32 + lane;
-    for (int n = thread; n < QUERIES * HEAD_DIM; n += 32 * WARPS) {
-        int t = token + n / HEAD_DIM;
-        queries[n / HEAD_DIM][n % HEAD_DIM] = t < tokens ? q[(i64(t) * heads + head) * HEAD_DIM + n % HEAD_DIM] : 0.0f;
+// Four neighbours, which are read as one.
+struct alignas(16) Four {
+    float at[EACH];
+};
+// Rows of TILE numbers, far enough from each other that writes go to many banks.
+const int WIDTH = SIDE + 1;
+
+FN Four four(const float *x) { return *(const Four *)x; }
+
+// Columns `from`.. of TILE rows of which the first `count` are there, turned: `to[column][row]`.
+FN void load_turned(const float *x, i64 stride, int count, int from, Four (*to)[WIDTH]) {
+    for (int n = threadIdx.y * SIDE + threadIdx.x; n < TILE * DEPTH / EACH; n += SIDE * SIDE) {
+        int row = n % TILE, column = n / TILE * EACH;
+        Four value = {};
+        if (row < count && from + column < HEAD_DIM) value = four(x + row * stride + from + column);
+        for (int i = 0; i < EACH; i++) to[column + i][row / EACH].at[row % EACH] = value.at[i];
     }
-    float most[MINE], sum[MINE], mixed[MINE][PARTS];
-    for (int m = 0; m < MINE; m++) {
-        most[m] = -infinity();
-        sum[m] = 0.0f;
-        for (int p = 0; p < PARTS; p++) mixed[m][p] = 0.0f;
+}
+
+// The same as they are, TILE columns.
+FN void load(const float *x, i64 stride, int count, int from, Four (*to)[WIDTH]) {
+    for (int n = threadIdx.y * SIDE + threadIdx.x; n < TILE * SIDE; n += SIDE * SIDE) {
+        int row = n / SIDE, column = n % SIDE;
+        Four value = {};
+        if (row < count && from + column * EACH < HEAD_DIM) value = four(x + row * stride + from + column * EACH);
+        to[row][column] = value;
     }
-    int last = first + min(token + QUERIES, tokens) - 1;
-    int start = window > 0 ? max(first + token + 1 - window, 0) / KEYS * KEYS : 0;
-    for (int from = start; from <= last; from += KEYS) {
-        float weight[MINE];
-        for (int which = 0; which < 2; which++) {
-            const float *source = which == 0 ? k : v;
+}
+
+// From the SIDE threads that share queries.
+FN float over_side(float x, bool largest) {
+    for (int n = SIDE / 2; n > 0; n /= 2) {
+        float other = __shfl_xor_sync(0xffffffffu, x, n);
+        x = largest ? fmaxf(x, other) : x + other;
+    }
+    return x;
+}
+
+KERNEL_OF(256, HEAD_DIM > 128 ? 1 : 2) attention(const float *q, const float *k, const float *v, int tokens, int first, int heads, int kv_heads, float scale,
+                                                 float cap, int window, const float *sinks, float *out) {
+    // Queries and keys lie in halves of what values take later.
+    __shared__ Four tile[TILE][WIDTH], weights[TILE][WIDTH];
+    int head = blockIdx.y, kv = head / (heads / kv_heads), across = threadIdx.x, down = threadIdx.y;
+    // Those that see most begin first.
+    int token = int(gridDim.x - 1 - blockIdx.x) * TILE;
+    i64 wide = i64(heads) * HEAD_DIM, narrow = i64(kv_heads) * HEAD_DIM;
+    const float *queries = q + token * wide + head * HEAD_DIM;
+    float most[EACH], sum[EACH], mixed[EACH][PARTS][EACH];
+#pragma unroll
+    for (int r = 0; r < EACH; r++) {
+        most[r] = -infinity();
+        sum[r] = 0.0f;
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            for (int c = 0; c < EACH; c++) mixed[r][p][c] = 0.0f;
+    }
+    int last = first + min(token + TILE, tokens) - 1;
+    int start = window > 0 ? max(first + token + 1 - window, 0) / TILE * TILE : 0;
+    for (int from = start; from <= last; from += TILE) {
+        float score[EACH][EACH] = {};
+        const float *keys = k + from * narrow + kv * HEAD_DIM, *values = v + from * narrow + kv * HEAD_DIM;
+        int count = last + 1 - from;
+        for (int d = 0; d < HEAD_DIM; d += DEPTH) {
             __syncthreads();
-            for (int n = thread; n < KEYS * HEAD_DIM; n += 32 * WARPS) {
-                int position = from + n / HEAD_DIM;
-                i64 at = (i64(position) * kv_heads + kv) * HEAD_DIM + n % HEAD_DIM;
-                tile[n / HEAD_DIM][n % HEAD_DIM] = position <= last ? source[at] : 0.0f;
+            load_turned(queries, wide, tokens - token, d, tile);
+            load_turned(keys, narrow, count, d, tile + DEPTH);
+            __syncthreads();
+#pragma unroll 8
+            for (int i = 0; i < DEPTH; i++) {
+                Four a = tile[i][down], b = tile[DEPTH + i][across];
+#pragma unroll
+                for (int r = 0; r < EACH; r++)
+#pragma unroll
+                    for (int c = 0; c < EACH; c++) score[r][c] = fmaf(a.at[r], b.at[c], score[r][c]);
             }
+        }
+#pragma unroll
+        for (int r = 0; r < EACH; r++) {
+            int position = first + token + down * EACH + r;
+            float top = -infinity(), total = 0.0f;
+#pragma unroll
+            for (int c = 0; c < EACH; c++) {
+                int at = from + across * EACH + c;
+                float x = score[r][c] * scale;
+                if (cap > 0.0f) x = capped(x, cap);
+                if (at > position || (window > 0 && at + window <= position)) x = -infinity();
+                score[r][c] = x;
+                top = fmaxf(top, x);
+            }
+            top = fmaxf(over_side(top, true), most[r]);
+            // A tile of which nothing is seen leaves all as it is.
+            float rescale = top == most[r] ? 1.0f : exponential(most[r] - top);
+#pragma unroll
+            for (int c = 0; c < EACH; c++) {
+                score[r][c] = score[r][c] == -infinity() ? 0.0f : exponential(score[r][c] - top);
+                total += score[r][c];
+            }
+            most[r] = top;
+            sum[r] = sum[r] * rescale + over_side(total, false);
+#pragma unroll
+            for (int p = 0; p < PARTS; p++)
+#pragma unroll
+                for (int c = 0; c < EACH; c++) mixed[r][p][c] *= rescale;
+        }
+#pragma unroll
+        for (int c = 0; c < EACH; c++) {
+            Four column = {{score[0][c], score[1][c], score[2][c], score[3][c]}};
+            weights[across * EACH + c][down] = column;
+        }
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) {
             __syncthreads();
-            for (int m = 0; m < MINE; m++) {
-                int own = warp * MINE + m, position = first + token + own;
-                if (which == 0) {
-                    float score = 0.0f;
-                    for (int d = 0; d < HEAD_DIM; d++) score = fmaf(queries[own][d], tile[lane][d], score);
-                    score = score * scale;
-                    if (cap > 0.0f) score = capped(score, cap);
-                    int at = from + lane;
-                    if (at > position || (window > 0 && at + window <= position)) score = -infinity();
-                    float top = score;
-                    for (int n = 16; n > 0; n /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, n));
-                    top = fmaxf(top, most[m]);
-                    // A tile of which nothing is seen leaves all as it is.
-                    float rescale = top == most[m] ? 1.0f : exponential(most[m] - top);
-                    weight[m] = score == -infinity() ? 0.0f : exponential(score - top);
-                    float total = weight[m];
-                    for (int n = 16; n > 0; n /= 2) total += __shfl_xor_sync(0xffffffffu, total, n);
-                    most[m] = top;
-                    sum[m] = sum[m] * rescale + total;
-                    for (int p = 0; p < PARTS; p++) mixed[m][p] *= rescale;
-                } else {
-                    for (int key = 0; key < KEYS; key++) {
-                        float w = __shfl_sync(0xffffffffu, weight[m], key);
-                        for (int p = 0; p < PARTS; p++)
-                            if (p * 32 + lane < HEAD_DIM) mixed[m][p] = fmaf(w, tile[key][p * 32 + lane], mixed[m][p]);
-                    }
-                }
+            load(values, narrow, count, p * TILE, tile);
+            __syncthreads();
+#pragma unroll 8
+            for (int key = 0; key < TILE; key++) {
+                Four a = weights[key][down], b = tile[key][across];
+#pragma unroll
+                for (int r = 0; r < EACH; r++)
+#pragma unroll
+                    for (int c = 0; c < EACH; c++) mixed[r][p][c] = fmaf(a.at[r], b.at[c], mixed[r][p][c]);
             }
         }
     }
-    for (int m = 0; m < MINE; m++) {
-        int t = token + warp * MINE + m;
-        if (t >= tokens) continue;
-        if (sinks) sum[m] += exponential(sinks[head] - most[m]);
+#pragma unroll
+    for (int r = 0; r < EACH; r++) {
+        int t = token + down * EACH + r;
+        float all = sinks ? sum[r] + exponential(sinks[head] - most[r]) : sum[r];
+#pragma unroll
         for (int p = 0; p < PARTS; p++)
-            if (p * 32 + lane < HEAD_DIM)
-                out[(i64(t) * heads + head) * HEAD_DIM + p * 32 + lane] = mixed[m][p] * (1.0f / sum[m]);
+#pragma unroll
+            for (int c = 0; c < EACH; c++) {
+                int column = p * TILE + across * EACH + c;
+                if (t < tokens && column < HEAD_DIM) out[t * wide + head * HEAD_DIM + column] = mixed[r][p][c] * (1.0f / all);
+            }
     }
 }

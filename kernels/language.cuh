@@ -13,5 +13,7 @@ typedef long long i64;
 #ifndef FN
 #define FN __device__ __forceinline__
 #define KERNEL extern "C" __global__ void
+// Of blocks of so many threads, so many at once on a multiprocessor: registers are divided accordingly.
+#define KERNEL_OF(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define CONSTANT __constant__ const
 #endif

@@ -15,6 +15,7 @@
 
 #define FN inline
 #define KERNEL static void
+#define KERNEL_OF(threads, blocks) static void
 #define CONSTANT static const
 #define __shared__ static
 #define __device__

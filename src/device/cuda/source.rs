@@ -143,7 +143,11 @@ impl Unit {
 
     /// Its entry points.
     pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
-        self.op.text.lines().filter_map(|line| line.strip_prefix("KERNEL ")?.split('(').next())
+        let name = |line: &'static str| {
+            let bounded = || Some(line.strip_prefix("KERNEL_OF(")?.split_once(") ")?.1);
+            line.strip_prefix("KERNEL ").or_else(bounded)?.split('(').next()
+        };
+        self.op.text.lines().filter_map(name)
     }
 
     /// The op's own text with its headers.

@@ -2,7 +2,7 @@
 
 use safetensors::Dtype;
 
-use super::int;
+use super::{SIDE, int};
 use crate::arch::Activation;
 use crate::device::cpu::Attention;
 use crate::device::cuda::runner::{Arg, Buffer, Shape, View};
@@ -141,9 +141,8 @@ pub fn rope(x: &View<'_>, turns: &View<'_>, tokens: usize, head_dim: usize, halv
     unsafe { x.runner().launch(&Unit::of("layer")?, "rope", Shape::each(n as u64)?, &args) }
 }
 
-/// Queries that a block of threads takes, and its warps: as in `attention.cu`.
-const QUERIES: usize = 8;
-const WARPS: u32 = 4;
+/// Queries that a block of threads takes: as in `attention.cu`.
+const QUERIES: usize = 64;
 
 /// Queries `[tokens][heads][head_dim]`, keys and values `[positions][kv_heads][head_dim]` from the first on.
 pub struct Heads<'v> {
@@ -178,7 +177,7 @@ pub fn attention(of: &Attention, first: usize, heads: &Heads<'_>, out: &View<'_>
         sinks.as_ref().map_or(Arg::Address(0), |sinks| sinks.arg()),
         out.arg(),
     ];
-    let shape = Shape::new([tokens.div_ceil(QUERIES) as u64, of.heads as u64], [32, WARPS])?;
+    let shape = Shape::new([tokens.div_ceil(QUERIES) as u64, of.heads as u64], [SIDE, SIDE])?;
     // SAFETY: a block has QUERIES tokens of one head, and each head its sink; keys and values reach to the last token's position, by the
     // asserts.
     unsafe { runner.launch(&Unit::of_head_dim(of.head_dim)?, "attention", shape, &args) }

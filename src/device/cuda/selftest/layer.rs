@@ -168,6 +168,8 @@ fn attention(out: &mut Vec<Check<On>>) {
             (37, 11, Some(30), Some(5.0), None),
             (5, 1, Some(3), None, None),
             (3, 9, None, None, Some(vec![-2.0, 0.0, 1.0, 8.0])),
+            (0, 130, None, None, None),
+            (90, 70, Some(67), None, Some(vec![-2.0, 0.0, 1.0, 8.0])),
         ] {
             let mut of = window.map_or("causal".to_owned(), |w| format!("window {w}"));
             of += if softcap.is_some() { ", softcap" } else { "" };
