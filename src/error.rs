@@ -1,6 +1,9 @@
 //! One error type. It says what is wrong, where (innermost place first) and what to do.
 
+use std::cell::Cell;
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Once;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -90,6 +93,24 @@ impl From<std::io::Error> for Error {
             _ => error,
         }
     }
+}
+
+/// Runs a library on what nobody vouches for. It should not panic; if it does, that is `None`, and nothing is printed.
+pub fn caught<T>(run: impl FnOnce() -> T) -> Option<T> {
+    thread_local!(static HIDDEN: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !HIDDEN.get() {
+                before(info);
+            }
+        }));
+    });
+    let hidden = HIDDEN.replace(true);
+    let done = panic::catch_unwind(AssertUnwindSafe(run));
+    HIDDEN.set(hidden);
+    done.ok()
 }
 
 /// Adds places to any result whose error is, or becomes, an [`Error`].

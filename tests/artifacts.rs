@@ -406,6 +406,13 @@ fn folders_of_others_are_not_replaced() {
     assert_eq!(fs::read(out.join("notes.txt")).unwrap(), b"mine");
     let args = ["convert", text(source.path()), "--to", "w4a16", "-o", text(source.path()), "--quiet"];
     assert!(quant_fails(&args).contains("the output is one of the inputs"));
+    // An original is not an artifact that is made again; what was made of it unquantized is.
+    let other = model(&Shape { layers: 1, ..DENSE });
+    let args = ["convert", text(source.path()), "--to", "w4a16", "-o", text(other.path()), "--quiet"];
+    assert!(quant_fails(&args).contains("holds a model that is not quantized"));
+    assert!(open(other.path()).is_ok());
+    let plain = dir.path().join("plain");
+    (0..2).for_each(|_| drop(convert(source.path(), "hf-f16", &plain, &[])));
     assert!(open(source.path()).is_ok());
 }
 
@@ -812,9 +819,18 @@ fn weights_too_large_for_half_precision_are_not_made_infinite() {
     source.write();
     let out = dir.path().join("out");
     let said = quant_fails(&["convert", text(source.path()), "--to", "awq", "-o", text(&out), "--quiet"]);
-    assert!(said.contains("column 5 is 1e5, too large for half precision") && said.contains("output_norm"), "{said}");
+    assert!(said.contains("column 5 is 1e5, too large for f16") && said.contains("output_norm"), "{said}");
     assert!(names(dir.path()).is_empty());
     convert(source.path(), "w4a16", &out, &[]);
+    // Nor in GGUF files, nor are scales of blocks.
+    let weight = source.tensors.get_mut("model.layers.0.mlp.up_proj.weight").unwrap();
+    weight.bytes[28..32].copy_from_slice(&1.5e38f32.to_le_bytes());
+    source.write();
+    let lost = dir.path().join("lost");
+    for to in ["q4_k_m", "q8_0", "gptq", "mlx-4bit"] {
+        let said = quant_fails(&["convert", text(source.path()), "--to", to, "-o", text(&lost), "--quiet"]);
+        assert!(said.contains("column 7 is 1.5e38, too large for") && said.contains("ffn_up"), "{to}: {said}");
+    }
 }
 
 // ---- EXL2

@@ -34,6 +34,11 @@ impl Entry {
         out
     }
 
+    /// Whether it tells columns apart: where no token came by all are alike.
+    pub fn is_known(&self) -> bool {
+        self.values.iter().any(|v| *v != 0.0 && *v != 1.0)
+    }
+
     /// The importance of one plane's columns, for a weight of `planes` matrices of `cols` columns.
     pub fn plane(&self, plane: usize, planes: usize, cols: usize) -> Result<&[f32]> {
         let fits = planes.checked_mul(cols) == Some(self.values.len());

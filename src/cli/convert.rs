@@ -73,6 +73,9 @@ impl Convert {
         };
         self.goal.check(dry_run)?;
         let recipes = self.to.iter().map(|to| self.recipe(to)).collect::<Result<Vec<_>>>()?;
+        if let Some(folder) = recipes.iter().find(|r| self.inputs.exact_llama() && is_folder(r)) {
+            return Err(Error::request(format!("llama.cpp does not make {}", folder.name)).help("drop --exact-llama"));
+        }
         if let Some(open) = recipes.iter().find(|r| self.goal.goal().is_none() && r.is_open()) {
             return Err(Error::request(format!("{} chooses among formats by what they may take or lose", open.name))
                 .help("say so with --target-bpw, --target-size or --max-kld, or name another preset: `quant list presets`"));
@@ -100,6 +103,9 @@ impl Convert {
         }
         for plan in &plans {
             reporter.note(&outputs::fallback_note(plan));
+            if request.imatrix.is_some() {
+                outputs::unweighted_note(plan).iter().for_each(|note| reporter.note(note));
+            }
         }
         let bytes = model.checkpoint.tensors().iter().map(|t| t.bytes as u64).sum();
         let bar = reporter.progress("convert", bytes);

@@ -37,7 +37,14 @@ pub struct Inputs {
     exact_llama: bool,
 }
 
+/// Tokens of calibration text that say too little of any model.
+const FEW: u64 = 1024;
+
 impl InputArgs {
+    pub fn exact_llama(&self) -> bool {
+        self.exact_llama
+    }
+
     /// What the flags name, as far as the method may use it.
     pub fn load(&self, model: &dyn Checkpoint, reporter: &Reporter) -> Result<Inputs> {
         let file = self.stats.as_ref().or(self.imatrix.as_ref());
@@ -45,6 +52,12 @@ impl InputArgs {
         let statistics = self.stats.as_ref().map(|p| Statistics::open(p)).transpose()?;
         if let Some(statistics) = &statistics {
             statistics.check_model(model).at(|| shown.clone())?;
+            let tokens: u64 = statistics.about().runs.iter().map(|r| r.tokens).sum();
+            if tokens < FEW {
+                reporter.note(&format!(
+                    "warning: {shown} is of {tokens} tokens only: what is calibrated on so little may be worse than what is not"
+                ));
+            }
         }
         let known = match (file, &statistics) {
             (None, _) => Needs::Nothing,

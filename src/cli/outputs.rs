@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::report::{Progress, Reporter, table};
 use super::size::Size;
 use crate::container::LeftOut;
-use crate::convert::{CHUNK_WEIGHTS, Event, Output, Plan, Planned};
+use crate::convert::{CHUNK_WEIGHTS, Counts, Event, Output, Plan, Planned};
 use crate::error::Result;
 
 /// Shows how a conversion goes on.
@@ -95,6 +95,17 @@ pub fn fallback_note(plan: &Plan) -> String {
     }
 }
 
+/// Weights that an importance matrix says nothing of, though their format asks: heads and embeddings aside, which none has.
+pub fn unweighted_note(plan: &Plan) -> Option<String> {
+    let unweighted: Vec<&str> = plan.unweighted().map(|t| t.spec.name.as_str()).collect();
+    let first = unweighted.first()?;
+    Some(format!(
+        "warning: {}: the importance matrix has nothing for {} weights, {first} first: they are quantized as without one",
+        plan.target,
+        unweighted.len()
+    ))
+}
+
 /// What becomes of tensors that no recipe is asked about.
 fn outside(plan: &Plan) -> Vec<String> {
     let note = |verb: &str, l: &LeftOut| {
@@ -130,7 +141,7 @@ pub fn print(plans: &[Plan], outputs: &[Output], allocation: Option<Value>, repo
             .zip(outputs)
             .map(|(p, o)| {
                 json!({"path": o.paths[0], "paths": o.paths, "target": p.target, "bytes": o.bytes, "bpw": p.bpw(),
-                    "seconds": o.seconds, "carried": o.carried, "requantized": o.requantized, "exact": exact(o),
+                    "seconds": o.seconds, "carried": o.counts.carried, "requantized": o.counts.requantized, "rounded": o.counts.rounded, "exact": exact(o),
                     "tensors": tensors_json(p), "solved": o.solved, "left_out": left_out_json(&p.left_out),
                     "beside": left_out_json(&p.beside)})
             })
@@ -155,18 +166,20 @@ pub fn print(plans: &[Plan], outputs: &[Output], allocation: Option<Value>, repo
         if let Some(note) = solved_note(p, o) {
             reporter.text(&note)?;
         }
+        let Counts { carried, requantized, rounded } = o.counts;
+        let path = o.paths[0].display();
+        let others = match rounded {
+            0 => String::new(),
+            n => format!("; {n} that were not quantized are now, which rounds them"),
+        };
         match exact(o) {
             Some(true) => {
-                reporter.text(&format!(
-                    "{}: exact: yes, all {} quantized weights keep their values",
-                    o.paths[0].display(),
-                    o.carried
-                ))?;
+                reporter
+                    .text(&format!("{path}: exact: yes, all {carried} quantized weights keep their values{others}"))?;
             }
             Some(false) => {
-                let (carried, again) = (o.carried, o.requantized);
-                let text = format!("exact: no, {again} weights were quantized again, {carried} keep their values");
-                reporter.text(&format!("{}: {text}", o.paths[0].display()))?;
+                let again = format!("{requantized} weights were quantized again, {carried} keep their values");
+                reporter.text(&format!("{path}: exact: no, {again}{others}"))?;
             }
             None => {}
         }
@@ -176,9 +189,11 @@ pub fn print(plans: &[Plan], outputs: &[Output], allocation: Option<Value>, repo
 
 /// What solving did, and where it was given up.
 fn solved_note(plan: &Plan, output: &Output) -> Option<String> {
+    if output.solved.is_empty() {
+        return None;
+    }
     let mut ratios: Vec<f64> = output.solved.iter().filter_map(|s| s.error_ratio).collect();
     ratios.sort_by(f64::total_cmp);
-    let median = ratios.get(ratios.len() / 2)?;
     let mut counts = BTreeMap::<&str, usize>::new();
     output.solved.iter().for_each(|s| *counts.entry(&s.method).or_default() += 1);
     let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{n} by {name}")).collect();
@@ -186,11 +201,10 @@ fn solved_note(plan: &Plan, output: &Output) -> Option<String> {
         true => "held-out text",
         false => "the calibration text itself (none was held out: it flatters)",
     };
-    let mut note = format!(
-        "{}: {}; median error of the outputs {median:.2} times that of imatrix, on {text}",
-        plan.target,
-        counts.join(", ")
-    );
+    let mut note = format!("{}: {}", plan.target, counts.join(", "));
+    if let Some(median) = ratios.get(ratios.len() / 2) {
+        note += &format!("; median error of the outputs {median:.2} times that of imatrix, on {text}");
+    }
     for s in &output.solved {
         if let Some(because) = &s.because {
             note += &format!("\n  {} (matrix {}): {}, because {because}", s.name, s.plane, s.method);
@@ -201,5 +215,6 @@ fn solved_note(plan: &Plan, output: &Output) -> Option<String> {
 
 /// Whether the source's quantized weights have their values still; `None` if there were none.
 fn exact(output: &Output) -> Option<bool> {
-    (output.carried + output.requantized > 0).then_some(output.requantized == 0)
+    let Counts { carried, requantized, .. } = output.counts;
+    (carried + requantized > 0).then_some(requantized == 0)
 }

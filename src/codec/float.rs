@@ -29,6 +29,11 @@ pub fn dtype(codec: &dyn Codec) -> Option<Dtype> {
     DTYPES.iter().find(|(_, block)| block.name == codec.name()).map(|(dtype, _)| *dtype)
 }
 
+/// Whether its elements are whole numbers, which some files hold beside their weights.
+pub fn is_integer(codec: &dyn Codec) -> bool {
+    [&I8, &I16, &I32, &I64].iter().any(|block| block.name == codec.name())
+}
+
 /// What torch calls those that models compute in.
 pub const TORCH: [(Dtype, &str); 3] = [(Dtype::BF16, "bfloat16"), (Dtype::F16, "float16"), (Dtype::F32, "float32")];
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::fold::{Folded, Folds};
 use super::resume::Ledger;
-use super::rows::{Factor, check_finite, check_halves, decoded, encode, moved};
-use super::{Event, Layout, Listener, Plan, Planned, Request, Scratch, Unit, scale, step, steps, units_of};
+use super::rows::{Factor, check_finite, check_held, decoded, decoded_rows, encode, moved};
+use super::{Counts, Event, Layout, Listener, Plan, Planned, Request, Scratch, Unit, scale, step, steps, units_of};
 use crate::arch::RowOrder;
 use crate::calibrate::method::{self, awq};
 use crate::codec::grid::{Codes, Grid, MatrixGrid, Unsearched};
@@ -196,8 +196,10 @@ impl Job<'_> {
         let mut all = Codes::default();
         for rows in steps(rows, step(target.t, self.chunk).next_multiple_of(grid.rows())) {
             let factor = self.factor((target.p, target.o), weight, target.unit.plane);
-            let w = decoded(target, weight, factor, rows, &mut scratch.source)?;
-            let Codes { params, codes } = self.chosen(grid, w, cols, importance.as_deref());
+            let w = decoded(target, weight, factor, rows.clone(), &mut scratch.source)?;
+            let found = self.chosen(grid, w, cols, importance.as_deref());
+            check_held(target.planned.spec.codec, w, cols, rows.start, || method::values(grid, cols, &found))?;
+            let Codes { params, codes } = found;
             all.params.extend(params);
             all.codes.extend(codes);
         }
@@ -238,9 +240,11 @@ impl Job<'_> {
                 &scratch.moved
             };
             let importance = self.importance((target.p, target.o), t, target.unit.plane)?;
-            match planned.spec.codec.grid().filter(|_| planned.on_grid()) {
+            let codec = planned.spec.codec;
+            match codec.grid().filter(|_| planned.on_grid()) {
                 Some(grid) => {
                     let found = self.chosen(grid, weights, dims.cols, importance.as_deref());
+                    check_held(codec, weights, dims.cols, rows.start, || method::values(grid, dims.cols, &found))?;
                     let dims = Dims::new(rows.len(), dims.cols);
                     scratch.encoded = grid.pack(dims, &found.params, &found.codes).concat();
                 }
@@ -254,10 +258,9 @@ impl Job<'_> {
                         importance.as_deref(),
                         &mut scratch.encoded,
                     )?;
+                    let encoded = &scratch.encoded;
+                    check_held(codec, weights, dims.cols, rows.start, || decoded_rows(codec, encoded, dims.cols))?;
                 }
-            }
-            if matches!(self.plans[target.p].layout, Layout::Folder(_)) {
-                check_halves(planned, weights, dims.cols, rows.start)?;
             }
             write(&scratch.encoded)?;
             wrote(target)?;
@@ -282,17 +285,20 @@ impl Job<'_> {
         }))
     }
 
-    /// Of a plan's tensors that were quantized before and are still.
-    pub fn counts(&self, p: usize) -> (usize, usize) {
-        let quantized = |t: &Planned| {
+    /// What became of a plan's tensors that are quantized.
+    pub fn counts(&self, p: usize) -> Counts {
+        let mut counts = Counts::default();
+        let now = self.plans[p].tensors.iter().zip(&self.again[p]);
+        for (t, again) in now.filter(|(t, _)| float::dtype(t.spec.codec).is_none()) {
             let from = self.request.source.tensors()[t.source].codec;
             let was = from.packed() || from.block().is_some_and(|b| b.weights > 1);
-            was && float::dtype(t.spec.codec).is_none()
-        };
-        let all = self.plans[p].tensors.iter().zip(&self.again[p]).filter(|(t, _)| quantized(t));
-        let same = |(t, again): &(&Planned, &AtomicBool)| (t.carried || t.copied) && !again.load(Ordering::Relaxed);
-        let (same, other): (Vec<_>, Vec<_>) = all.partition(same);
-        (same.len(), other.len())
+            match was {
+                true if (t.carried || t.copied) && !again.load(Ordering::Relaxed) => counts.carried += 1,
+                true => counts.requantized += 1,
+                false => counts.rounded += 1,
+            }
+        }
+        counts
     }
 }
 

@@ -36,11 +36,20 @@ pub struct Output {
     pub paths: Vec<PathBuf>,
     pub bytes: u64,
     pub seconds: f64,
-    /// Of the source's quantized weights: how many went over as they were, and how many were quantized again.
-    pub carried: usize,
-    pub requantized: usize,
+    pub counts: Counts,
     /// Weights whose codes were solved for, in the order of the file.
     pub solved: Vec<Solution>,
+}
+
+/// Weights of an output that are quantized.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// They were before, and went over as they were.
+    pub carried: usize,
+    /// They were before, and are again.
+    pub requantized: usize,
+    /// They were not.
+    pub rounded: usize,
 }
 
 /// Where a run stands.
@@ -126,13 +135,13 @@ fn write(
     let counts: Vec<_> = (0..plans.len()).map(|p| job.counts(p)).collect();
 
     let mut done = Vec::new();
-    for (((sink, plan), (carried, requantized)), solved) in sinks.into_iter().zip(plans).zip(counts).zip(solutions) {
+    for (((sink, plan), counts), solved) in sinks.into_iter().zip(plans).zip(counts).zip(solutions) {
         let paths = sink.finish()?;
         let artifact = container::open(&paths[0]).at(|| "reading the finished file back")?;
         verify::structure(artifact.as_ref(), plan)?;
         let files = paths.iter().filter_map(|p| std::fs::metadata(p).ok()).filter(|m| m.is_file());
         let bytes = files.map(|m| m.len()).sum();
-        done.push(Output { paths, bytes, seconds: start.elapsed().as_secs_f64(), carried, requantized, solved });
+        done.push(Output { paths, bytes, seconds: start.elapsed().as_secs_f64(), counts, solved });
     }
     Ok(done)
 }

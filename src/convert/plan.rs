@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::arch::{self, Role, Transform};
-use crate::calibrate::imatrix::Imatrix;
+use crate::calibrate::imatrix::{Entry, Imatrix};
 use crate::calibrate::stats::Statistics;
 use crate::codec::{self, Activations, Codec, Importance, transcode};
 use crate::container::gguf::{self, TensorSpec};
@@ -252,6 +252,13 @@ impl Plan {
         self.bytes() as f64 * 8.0 / self.weights().max(1) as f64
     }
 
+    /// Weights whose formats use importance, and that have none.
+    pub fn unweighted(&self) -> impl Iterator<Item = &Planned> {
+        let rest = |t: &&Planned| !t.spec.name.starts_with("output") && !t.spec.name.starts_with("token_embd");
+        let asks = |t: &&Planned| t.spec.shape.len() > 1 && !t.copied && uses_importance(t.spec.codec);
+        self.tensors.iter().filter(|t| !t.weighted).filter(rest).filter(asks)
+    }
+
     /// Buffers that the conversion holds at its peak, in bytes, where a thread has so many weights at a time. The source is mapped and not
     /// counted.
     pub fn peak_memory(&self, threads: usize, chunk: usize) -> u64 {
@@ -354,6 +361,11 @@ fn planned(
         && (convention == Convention::HuggingFace
             || !request.exact_llama && arch::scale_is_read(request.source.arch(), &t.id));
     let carried = transcode::possible(t.codec, codec, t.dims().cols) && t.codec.tensor_scale().is_some() == scaled;
+    if codec::float::is_integer(t.codec) && !copied {
+        return Err(Error::input(format!("its elements are integers ({}), which are no weights", t.codec.name()))
+            .at(place())
+            .help("the checkpoint is damaged, or of a format that is not read: its parts are packed weights"));
+    }
     if !copied && !carried {
         refuse_requantize(request, t.codec, codec).at(place)?;
     }
@@ -363,7 +375,7 @@ fn planned(
     // llama.cpp goes without it for the embedding.
     let fits = if t.id.role == Role::TokenEmbd { fits.unwrap_or(None) } else { fits? };
     let weighted = fits.is_some() && (scaled || uses_importance(codec));
-    if choice.needs_importance && !weighted {
+    if choice.needs_importance && !(weighted && entry.is_some_and(Entry::is_known)) {
         return Err(Error::request(format!("{} needs importance, and the matrix has none for it", codec.name()))
             .at(place())
             .help("collect it on more text, or give this weight another format with --set"));
@@ -409,12 +421,11 @@ pub(super) fn own_scale(source: &dyn Checkpoint, t: &Tensor) -> Option<usize> {
     source.find(&format!("{}.scale", t.name.strip_suffix(".weight")?))
 }
 
-/// llama.cpp's rule: quantizing what was quantized before costs more than anyone expects. The integers of a Hugging Face folder
-/// may be decoded to floats, which loses nothing that they still had.
+/// llama.cpp's rule: quantizing what was quantized before costs more than anyone expects. Decoding to floats loses nothing that was
+/// still there.
 fn refuse_requantize(request: &Request<'_>, from: &dyn Codec, to: &dyn Codec) -> Result<()> {
-    let blocks = from.block().is_some_and(|b| b.weights > 1);
-    let integers = from.packed() && codec::float::dtype(to).is_none();
-    if (blocks || integers) && !request.allow_requantize {
+    let quantized = from.packed() || from.block().is_some_and(|b| b.weights > 1);
+    if quantized && codec::float::dtype(to).is_none() && !request.allow_requantize {
         return Err(Error::request(format!("already quantized: {} would become {}", from.name(), to.name()))
             .help("start from the original model, or pass --allow-requantize and accept the added loss"));
     }

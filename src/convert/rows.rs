@@ -1,18 +1,18 @@
 //! Rows of weights on their way: decoded, moved, folded, scaled, checked and encoded.
 
+use std::borrow::Cow;
 use std::ops::Range;
-
-use half::f16;
 
 use super::Planned;
 use super::fold::Folded;
 use super::job::Target;
 use super::plan;
 use crate::arch::RowOrder;
-use crate::codec::float;
+use crate::codec::Codec;
 use crate::container::{Checkpoint, Weight};
 use crate::device::Worker;
 use crate::error::{Error, Result};
+use crate::tensor::{Dims, Packed};
 
 /// Rows of the output before they are quantized.
 pub(super) fn decoded<'a>(
@@ -114,20 +114,44 @@ pub(super) fn encode(
     worker.encode(codec, encode, w, cols, importance, out)
 }
 
-/// Names the first weight that is too large for half precision: it would become infinite.
-pub(super) fn check_halves(planned: &Planned, w: &[f32], cols: usize, first_row: usize) -> Result<()> {
-    let half = float::dtype(planned.spec.codec) == Some(safetensors::Dtype::F16);
-    match w.iter().position(|x| half && f16::from_f32(*x).is_infinite()) {
-        None => Ok(()),
-        Some(at) => {
-            let (row, col) = (first_row + at / cols.max(1), at % cols.max(1));
-            Err(Error::request(format!(
-                "the weight at row {row}, column {col} is {:e}, too large for half precision",
-                w[at]
-            ))
-            .help("use a target that keeps the model's own type, such as w4a16"))
-        }
+/// Rows of a block format as they will be read.
+pub(super) fn decoded_rows(codec: &dyn Codec, encoded: &[u8], cols: usize) -> Vec<f32> {
+    let row = codec.bytes(Dims::new(1, cols)).unwrap_or(0).max(1);
+    let dims = Dims::new(encoded.len() / row, cols);
+    let mut out = vec![0.0; dims.len()];
+    codec.decode(&Packed::one(dims, Cow::Borrowed(encoded)), 0..dims.rows, &mut out);
+    out
+}
+
+/// Whether some weight is larger than what every format holds.
+pub(super) fn has_large(w: &[f32]) -> bool {
+    w.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most)) > HELD.to_bits()
+}
+
+/// What every format holds.
+const HELD: f32 = 65504.0;
+
+/// Names the first weight that is too large for the format it went into: `stored` has the values that will be read.
+pub(super) fn check_held(
+    codec: &dyn Codec,
+    w: &[f32],
+    cols: usize,
+    first_row: usize,
+    stored: impl FnOnce() -> Vec<f32>,
+) -> Result<()> {
+    if !has_large(w) {
+        return Ok(());
     }
+    // A scale that is too large spoils its neighbours; the largest of them is to blame.
+    let lost = |(w, x): &(&f32, f32)| !x.is_finite() || (w.abs() > HELD && (*w - x).abs() > w.abs() / 2.0);
+    let Some(at) = w.iter().zip(stored()).position(|pair| lost(&(pair.0, pair.1))) else { return Ok(()) };
+    let row = at / cols.max(1);
+    let of_row = &w[row * cols..((row + 1) * cols).min(w.len())];
+    let largest = (0..of_row.len()).max_by(|a, b| of_row[*a].abs().total_cmp(&of_row[*b].abs())).unwrap_or(0);
+    let (row, weight) = (first_row + row, of_row[largest]);
+    let message = format!("the weight at row {row}, column {largest} is {weight:e}, too large for {}", codec.name());
+    Err(Error::request(message)
+        .help("repair that tensor, or use a target that keeps the model's own type, such as bf16 or w4a16"))
 }
 
 /// Names the first weight that is not a number: a damaged download or an overflowed training run.

@@ -8,10 +8,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::fold::Folded;
+use super::rows::{check_held, decoded_rows, has_large};
 use super::scale::place;
 use super::{Factor, Job, Listener, Planned, matrix_rows, steps};
 use crate::calibrate::method::ops::Ops;
-use crate::calibrate::method::{FITS, Fit, awq, gptq};
+use crate::calibrate::method::{FITS, Fit, awq, gptq, values};
 use crate::calibrate::stats::{STARVED, SiteStats};
 use crate::codec::grid::{Codes, MatrixGrid};
 use crate::container::{Sink, Tensor, Weight};
@@ -375,8 +376,12 @@ impl<'a> Matrix<'a> {
         let step = on.rows_at_once(cols)?.next_multiple_of(grid.rows());
         let parts: Vec<Range<usize>> = steps(0..rows, step).collect();
         let codes = |rows: &Range<usize>| {
-            let w = on.put(self.rows(rows.clone())?, cols)?;
-            on.codes(grid, self.found(on, &w, choice)?)
+            let w = self.rows(rows.clone())?;
+            let large = has_large(&w).then(|| w.clone());
+            let w = on.put(w, cols)?;
+            let found = on.codes(grid, self.found(on, &w, choice)?)?;
+            check_held(codec, &large.unwrap_or_default(), cols, rows.start, || values(grid, cols, &found))?;
+            Ok(found)
         };
         if self.planned.whole() {
             let mut all = Codes::default();
@@ -401,6 +406,7 @@ impl<'a> Matrix<'a> {
             if let Some(encode) = own {
                 let (w, mut out) = (self.rows(part.clone())?, vec![0; row_bytes * part.len()]);
                 self.worker.encode(codec, encode, &w, cols, self.importance.as_deref(), &mut out)?;
+                check_held(codec, &w, cols, part.start, || decoded_rows(codec, &out, cols))?;
                 return write(part.clone(), &out);
             }
             let found = codes(part)?;

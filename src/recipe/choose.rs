@@ -88,6 +88,15 @@ pub fn select(recipe: &Recipe, facts: &ModelFacts, sources: &[Source<'_>]) -> Re
         attn_v_count: kinds().filter(|k| *k == Kind::AttnV).count(),
         nth: [0; super::KINDS.len()],
     };
+    for set in recipe.named.iter().filter(|n| n.set.is_some()) {
+        let mut of_it = sources.iter().filter(|s| set.pattern.matches(s.name)).peekable();
+        let first = of_it.peek().map_or("", |s| s.name);
+        if let (Some(typed), Some(why)) = (&set.set, of_it.map(|s| selection.stays(s)).reduce(Option::and).flatten()) {
+            return Err(
+                Error::request(format!("it names nothing that is quantized: {first} stays as it is ({why})")).at(typed)
+            );
+        }
+    }
     let mut choices = sorted.iter().map(|source| selection.choice(source)).collect::<Result<Vec<_>>>()?;
     budget::spend(recipe, &sorted, &mut choices)?;
     Ok(choices)

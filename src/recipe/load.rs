@@ -117,6 +117,11 @@ impl Recipe {
                 return Err(Error::request("this recipe has no ladder of formats to spend bits on").help("exl2 has"));
             }
             "bpw" => self.budget.bits = Some(Budget::parse(value)?),
+            "kv_cache" if self.container == "gguf" => {
+                return Err(
+                    Error::request("GGUF files say nothing of a cache").help("llama.cpp takes --cache-type-k and -v")
+                );
+            }
             "kv_cache" => self.fp8_cache = fp8_cache(value)?,
             "pure" => self.pure = value.parse().map_err(|_| Error::request("pure is true or false"))?,
             _ => match key.strip_prefix("fallback.") {

@@ -155,12 +155,18 @@ fn fit(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>) -> (
     (params, scales)
 }
 
+/// What codes of whole rows stand for.
+pub fn values(grid: &dyn Grid, cols: usize, found: &Codes) -> Vec<f32> {
+    let (span, scales) = (grid.span(cols), grid::scales(grid, cols, found.codes.len(), &found.params));
+    let value = |(i, code): (usize, &u8)| scales[i / span].value(grid.levels_at(i % cols).level(*code));
+    found.codes.iter().enumerate().map(value).collect()
+}
+
 /// `w - value` of every weight.
 pub fn errors(grid: &dyn Grid, w: &[f32], cols: usize, found: &Codes) -> Vec<f32> {
-    let (span, scales) = (grid.span(cols), grid::scales(grid, cols, w.len(), &found.params));
-    let value = |(i, code): (usize, &u8)| scales[i / span].value(grid.levels_at(i % cols).level(*code));
-    let values = found.codes.iter().enumerate().map(value);
-    w.iter().zip(values).map(|(w, value)| w - value).collect()
+    let mut out = values(grid, cols, found);
+    out.iter_mut().zip(w).for_each(|(value, w)| *value = w - *value);
+    out
 }
 
 #[cfg(test)]

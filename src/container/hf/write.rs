@@ -61,9 +61,30 @@ impl Folder {
         1 + self.slots.iter().map(|s| s.shard).max().unwrap_or(0)
     }
 
+    /// Refuses to replace a model that nobody quantized, unless this is what was made before: another's config.json tells.
+    fn spare_originals(&self, path: &Path) -> Result<()> {
+        // What cannot be read is not known to be an artifact; what is no folder is looked at later.
+        let Ok(Some(there)) = files::config(path, CONFIG) else { return Ok(()) };
+        let packed = quantized::KEYS.iter().chain(&[mlx::KEY]).any(|key| there.get(*key).is_some_and(|v| !v.is_null()));
+        let ours = self.files.iter().find(|f| f.path.as_os_str() == CONFIG);
+        let same = ours.is_some_and(|f| match &f.start {
+            Start::Bytes(bytes) => files::parse_config(bytes).is_ok_and(|config| config == there),
+            Start::Copy(from) => std::fs::read(from).is_ok_and(|b| files::parse_config(&b).is_ok_and(|c| c == there)),
+        });
+        if packed || same || SIDECARS.iter().any(|(file, _)| path.join(file).exists()) {
+            return Ok(());
+        }
+        Err(Error::request("the output folder holds a model that is not quantized, and would be lost")
+            .at(path.display().to_string())
+            .help("write to another name with -o, or remove the folder"))
+    }
+
     /// The weights' places in the sink are those of [`Folder::slots`]; `job` is that of [`Sink::create`].
     pub fn create(&self, path: &Path, inputs: &[PathBuf], job: Option<&str>) -> Result<Sink> {
         let tensors = self.names.iter().cloned().zip(self.slots.iter().copied()).collect();
+        if !inputs.iter().any(|i| i.starts_with(path)) {
+            self.spare_originals(path)?;
+        }
         let replaced = |name: &str| is_weights(name) || is_sidecar(name);
         let sink = Sink::create_folder(path, &self.files, tensors, inputs, job, replaced)?;
         let first = self.slots.len() - self.known.len();

@@ -2,7 +2,6 @@
 //! are errors.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 use tokenizers::{
@@ -11,7 +10,7 @@ use tokenizers::{
 };
 
 use super::{bytes, vocab};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 
 pub struct HuggingFace {
     tokenizer: Tokenizer,
@@ -20,10 +19,10 @@ pub struct HuggingFace {
 }
 
 fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    let error = match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(Ok(done)) => return Ok(done),
-        Ok(Err(error)) => Error::input(error.to_string()),
-        Err(_) => Error::input("the file breaks the tokenizers library"),
+    let error = match caught(run) {
+        Some(Ok(done)) => return Ok(done),
+        Some(Err(error)) => Error::input(error.to_string()),
+        None => Error::input("the file breaks the tokenizers library"),
     };
     Err(error.at("tokenizer.json"))
 }

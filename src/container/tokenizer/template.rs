@@ -1,6 +1,5 @@
 //! Chat templates: which there are, whether they can be read, and what they make of a conversation.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 
 use minijinja::syntax::SyntaxConfig;
@@ -10,7 +9,7 @@ use regex::Regex;
 use serde_json::Value as Json;
 
 use super::{clock, keys};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 use crate::metadata::Metadata;
 
 /// Steps that a rendering may take; real templates take a few thousand a message.
@@ -47,9 +46,9 @@ fn guarded<T>(source: &str, run: impl FnOnce(&Environment, &str) -> Result<T, mi
     }
     let source = without_training_marks(source);
     // The source is untrusted; the library should not panic, this makes it certain.
-    match catch_unwind(AssertUnwindSafe(|| run(&environment(), &source))) {
-        Ok(done) => done.map_err(|e| explain(&e)),
-        Err(_) => Err(Error::input("the chat template breaks the Jinja library")),
+    match caught(|| run(&environment(), &source)) {
+        Some(done) => done.map_err(|e| explain(&e)),
+        None => Err(Error::input("the chat template breaks the Jinja library")),
     }
 }
 

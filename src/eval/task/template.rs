@@ -1,14 +1,12 @@
 //! What a task file says of its rows: text with `{{ fields }}` in it, and expressions over fields.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior};
 use serde_json::Value;
 
 use super::rows::Row;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 
 /// Steps that one row may take.
 const FUEL: u64 = 1_000_000;
@@ -54,13 +52,13 @@ fn guarded<T>(
 ) -> Result<T> {
     let fields = || row.keys().take(12).map(|k| format!("{k:?}")).collect::<Vec<_>>().join(", ");
     // Rows and task files come from anywhere; the library should not panic, this makes it certain.
-    match catch_unwind(AssertUnwindSafe(|| run(&environment()))) {
-        Ok(done) => done.map_err(|e| {
+    match caught(|| run(&environment())) {
+        Some(done) => done.map_err(|e| {
             let detail = e.detail().map(|d| format!(": {d}")).unwrap_or_default();
             Error::input(format!("`{source}` cannot be evaluated: {}{detail}", e.kind()))
                 .help(format!("the row has the fields {}", fields()))
         }),
-        Err(_) => Err(Error::input(format!("`{source}` breaks the template library"))),
+        None => Err(Error::input(format!("`{source}` breaks the template library"))),
     }
 }
 

@@ -1,7 +1,5 @@
 //! Texts out of a Parquet file: one column of strings, or what rows are made into.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use ::parquet::column::reader::ColumnReader;
 use ::parquet::data_type::ByteArray;
 use ::parquet::errors::ParquetError;
@@ -10,7 +8,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{listed, schema, too_large};
-use crate::error::{At, Error, Result};
+use crate::error::{At, Error, Result, caught};
 
 /// Values decoded at a time.
 const BATCH: usize = 1024;
@@ -46,9 +44,9 @@ pub fn rows(file: Vec<u8>) -> Result<Vec<Value>> {
 
 /// The file is untrusted; the library should not panic, this makes it certain.
 fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(done) => done,
-        Err(_) => Err(Error::input("the file breaks the Parquet library").help("the file is damaged: fetch it again")),
+    match caught(read) {
+        Some(done) => done,
+        None => Err(Error::input("the file breaks the Parquet library").help("the file is damaged: fetch it again")),
     }
 }
 
