@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Compiles every kernel for every kind of card with the real NVRTC, which needs no card: the sources and options are those that
-`quant` would give it, printed by `quant kernels`. NVRTC comes from PyPI, pinned, into $QUANT_CI_CACHE (default ~/.cache/quant-ci).
+`quant` would give it, printed by `quant kernels`. A kernel whose registers do not suffice, so that some lie in memory, is an error.
+NVRTC comes from PyPI, pinned, into $QUANT_CI_CACHE (default ~/.cache/quant-ci).
 
     QUANT_BIN=target/release/quant tests/interop/cubin.py [sm_80 ...]
 
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -59,17 +61,23 @@ class Nvrtc:
         return out.raw[: size.value]
 
     def compile(self, unit, arch):
-        """What went wrong, or how many bytes it came to."""
+        """What went wrong, how many bytes it came to, and the registers of each kernel."""
         program = ctypes.c_void_p()
         self.lib.nvrtcCreateProgram(ctypes.byref(program), unit["source"].encode(), unit["name"].encode(), 0, None, None)
-        options = [o.encode() for o in unit["options"][arch]]
+        options = [o.encode() for o in [*unit["options"][arch], "--ptxas-options=-v"]]
         failed = self.lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         log = self.text(program, "ProgramLog").rstrip(b"\0\n ").decode(errors="replace")
+        told = [line for line in log.splitlines() if line.startswith("ptxas")]
+        log = "\n".join(line for line in log.splitlines() if not line.startswith("ptxas"))
+        registers = [int(n) for n in re.findall(r"Used (\d+) registers", "\n".join(told))]
+        spilled = sum(map(int, re.findall(r"(\d+) bytes spill", "\n".join(told))))
         cubin = b"" if failed else self.text(program, "CUBIN")
         self.lib.nvrtcDestroyProgram(ctypes.byref(program))
         wrong = log if failed or log else "" if cubin.startswith(b"\x7fELF") else "the result is no CUBIN"
+        wrong = wrong or (f"{spilled} bytes of registers are spilled" if spilled else "")
         missing = [k for k in unit["kernels"] if k.encode() not in cubin]
-        return wrong or (f"its entry points lack {missing}" if missing else ""), len(cubin)
+        wrong = wrong or ("the compiler does not tell of its registers" if len(registers) < len(unit["kernels"]) else "")
+        return wrong or (f"its entry points lack {missing}" if missing else ""), len(cubin), registers
 
 
 def main():
@@ -84,10 +92,10 @@ def main():
             start = time.time()
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 results = list(pool.map(lambda unit: nvrtc.compile(unit, arch), units))
-            wrong = [(unit["name"], what) for unit, (what, _) in zip(units, results) if what]
-            size = sum(size for _, size in results)
+            wrong = [(unit["name"], what) for unit, (what, _, _) in zip(units, results) if what]
+            size, most = sum(size for _, size, _ in results), max(max(r, default=0) for _, _, r in results)
             print(f"NVRTC {nvrtc.version:5} {arch:8} {len(units) - len(wrong)} of {len(units)} units, {size / 1e6:.1f} MB of CUBINs, "
-                  f"{time.time() - start:.0f} s", flush=True)
+                  f"at most {most} registers, {time.time() - start:.0f} s", flush=True)
             for name, what in wrong[:5]:
                 print(f"  {name}: {what[:800]}")
             failed += len(wrong)
