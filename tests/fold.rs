@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use common::folder::{Folder, Stored};
 use common::model::{DENSE, MOE, Shape, model};
 use common::{request, statistics};
+use quant::calibrate::method::ops::OnCpu;
 use quant::calibrate::stats::Statistics;
 use quant::container::{Checkpoint, open};
 use quant::convert::fold::Folds;
@@ -87,7 +88,7 @@ fn folding_leaves_the_function_as_it_is() {
             let (coarse, fine) = (plan(coarse), plan(fine));
             let names = |p: &Plan| p.tensors.iter().map(|t| t.spec.name.clone()).collect::<Vec<_>>();
             assert_eq!(names(&coarse), names(&fine));
-            let folds = fold::search(&request, &coarse).unwrap();
+            let folds = fold::search(&request, &OnCpu, &coarse).unwrap();
             let found: BTreeSet<&str> = folds.keys().map(|o| stem(&coarse.tensors[*o].spec.name)).collect();
             assert_eq!(found, expected.iter().copied().collect(), "{name}");
             let apart = |folds: Folds| {

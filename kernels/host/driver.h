@@ -86,6 +86,20 @@ CALL(cuMemcpyDtoH_v2, void *to, unsigned long long from, size_t n) memcpy(to, re
 CALL(cuMemcpyDtoD_v2, unsigned long long to, unsigned long long from, size_t n)
     memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), n);
 END
+CALL(cuMemAllocHost_v2, void **at, size_t bytes) *at = malloc(bytes); if (!*at) return 2; END
+CALL(cuMemFreeHost, void *at) free(at); END
+CALL(cuMemcpyHtoDAsync_v2, unsigned long long to, const void *from, size_t n, void *stream)
+    if (stream) return 1;
+    memcpy(reinterpret_cast<void *>(to), from, n);
+END
+CALL(cuMemcpyDtoHAsync_v2, void *to, unsigned long long from, size_t n, void *stream)
+    if (stream) return 1;
+    memcpy(to, reinterpret_cast<void *>(from), n);
+END
+CALL(cuEventCreate, void **event, unsigned) *event = new char; END
+CALL(cuEventRecord, void *event, void *stream) if (!event || stream) return 1; END
+CALL(cuEventSynchronize, void *event) if (!event) return 1; END
+CALL(cuEventDestroy_v2, void *event) delete static_cast<char *>(event); END
 CALL(cuModuleLoadData, void **module, const void *image)
     if (memcmp(image, "\x7f" "ELF", 4)) return 200;
     *module = new card::Module{static_cast<const char *>(image) + 4};

@@ -14,6 +14,7 @@ use super::nvrtc::Nvrtc;
 use super::runner::{Arg, Product, Runner, Shape};
 use super::solver::Solver;
 use super::source::Unit;
+use super::staging::{SMALL, Staging};
 use crate::device::Precision;
 use crate::error::{Error, Kind, Result};
 
@@ -29,6 +30,8 @@ pub struct Card {
     blas: Option<Blas>,
     solver: Option<Solver>,
     loaded: Mutex<HashMap<String, Loaded>>,
+    /// `None`: not to be had; copies are plain ones.
+    staging: Mutex<Option<Staging>>,
 }
 
 #[derive(Default)]
@@ -60,9 +63,10 @@ impl Card {
         let mut context = ptr::null_mut();
         // SAFETY: writes one handle; `Drop` releases it.
         check(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, handle) }, "open the card")?;
-        let (blas, solver, loaded) = (None, None, Mutex::default());
-        let mut card = Card { driver, nvrtc, info, arch, handle, context, blas, solver, loaded };
+        let (blas, solver, loaded, staging) = (None, None, Mutex::default(), Mutex::default());
+        let mut card = Card { driver, nvrtc, info, arch, handle, context, blas, solver, loaded, staging };
         card.enter()?;
+        card.staging = Mutex::new(Staging::new().ok());
         card.blas = match precision {
             Some(Precision::Exact) => None,
             Some(precision) => Some(Blas::find(card.driver.version, precision)?),
@@ -145,12 +149,22 @@ impl Runner for Card {
 
     fn upload(&self, at: u64, bytes: &[u8]) -> Result<()> {
         self.enter()?;
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(staging) = staging.as_mut().filter(|_| bytes.len() > SMALL) {
+            // SAFETY: the buffer at `at` has room for them.
+            return unsafe { staging.upload(at, bytes) };
+        }
         // SAFETY: the buffer at `at` has room for them.
         check(unsafe { sys::cuMemcpyHtoD_v2(at, bytes.as_ptr().cast(), bytes.len()) }, "upload")
     }
 
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         self.enter()?;
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(staging) = staging.as_mut().filter(|_| bytes.len() > SMALL) {
+            // SAFETY: the buffer at `at` has as many.
+            return unsafe { staging.download(at, bytes) };
+        }
         // SAFETY: the buffer at `at` has as many.
         check(unsafe { sys::cuMemcpyDtoH_v2(bytes.as_mut_ptr().cast(), at, bytes.len()) }, "download")
     }
@@ -205,6 +219,7 @@ impl Drop for Card {
     fn drop(&mut self) {
         if self.enter().is_ok() {
             (self.blas, self.solver) = (None, None);
+            *self.staging.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
             let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
             for module in loaded.values().filter_map(|l| l.module) {
                 // SAFETY: loaded here, and no kernel runs any more: results were read before.

@@ -17,6 +17,7 @@ pub mod runner;
 pub mod selftest;
 mod solver;
 pub mod source;
+mod staging;
 
 use std::path::PathBuf;
 

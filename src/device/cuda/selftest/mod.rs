@@ -28,6 +28,10 @@ pub fn checks(precision: Precision) -> Vec<Check<On>> {
             encode(&grid, &mut out);
         }
     }
+    out.push(Check::new(("copy", "there and back"), "40 MiB and 3 bytes", "u8", 0.0, |runner: &On| {
+        let sent = bytes((40 << 20) + 3, 17);
+        Ok(Difference::bytes(&Buffer::of(runner, &sent)?.read(sent.len())?, &sent))
+    }));
     codes::checks(precision, &mut out);
     sums(&mut out);
     layer::checks(&mut out);
