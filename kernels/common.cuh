@@ -51,6 +51,21 @@ FN float e4m3(u32 bits) {
     return __uint_as_float(__float_as_uint(size) | sign);
 }
 
+// The bits nearest to x, ties to even, and what they stand for.
+FN u32 nearest_e4m3(float x, float &value) {
+    float size = fabsf(x);
+    size = size < FP8_MAX ? size : FP8_MAX;
+    // The spacing of E4M3 there; adding 1.5 * 2^23 of them and taking them off leaves whole ones.
+    float power = __uint_as_float(__float_as_uint(size) & 0x7f800000);
+    power = power < 1.0f / 64.0f ? 1.0f / 64.0f : power;
+    float whole = power * (12582912.0f / 8.0f);
+    size = (size + whole) - whole;
+    u32 bits = size < 1.0f / 64.0f ? u32(size * 512.0f) : (__float_as_uint(size) >> 20) - ((127 - 7) << 3);
+    u32 sign = __float_as_uint(x) & 0x80000000u;
+    value = __uint_as_float(__float_as_uint(size) | sign);
+    return (bits & 0xff) | sign >> 24;
+}
+
 // A power of two.
 FN float e8m0(u32 bits) {
     return __uint_as_float(bits == 0xff ? 0x7fc00000u : bits == 0 ? 0x00400000u : bits << 23);

@@ -1,4 +1,6 @@
-// Scales of groups of integers, to the bit those of `src/codec/affine/fit.rs`. FIT_LANES threads share a group, and each adds up every
+// Scales of groups, to the bit those that formats choose on the CPU.
+
+// Of integers (`src/codec/affine/fit.rs`). FIT_LANES threads share a group, and each adds up every
 // FIT_LANES-th weight of it, as the lanes of a vector do there. A group of which nothing is stored takes part in every shuffle all the same.
 
 struct Scheme {
@@ -204,4 +206,65 @@ KERNEL fit_largest(const float *w, i64 groups, int n, float cut, int top, int ze
         }
     }
     if (at < groups && threadIdx.x % FIT_LANES == 0) out[at] = found;
+}
+
+// Of four-bit floats (`src/codec/fp4.rs`), a byte that stands for an E4M3 or a power of two.
+struct Byte {
+    bool power;
+
+    FN float half(u32 byte) const { return 0.5f * (power ? e8m0(byte) : e4m3(byte)); }
+
+    // As the format's own description has it; of zeros any that is not zero.
+    FN int plain(float largest) const {
+        float unused;
+        if (power) {
+            int exponent = int((__float_as_uint(largest) + (1u << 21)) >> 23);
+            return largest == 0.0f ? 127 : min(max(exponent - 2, 0), 254);
+        }
+        return largest == 0.0f ? int(nearest_e4m3(1.0f, unused)) : max(int(nearest_e4m3(largest / 6.0f, unused)), 1);
+    }
+
+    FN int first(int plain) const { return power ? max(plain - FIT_POWERS, 0) : max(plain - FIT_BELOW, 1); }
+    FN int end(int plain) const { return power ? plain + FIT_POWERS : min(plain + FIT_ABOVE, FP8_LARGEST + 1); }
+};
+
+FN float fp4_error(const float *w, const float *importance, int n, float half) {
+    float inverse = 1.0f / half, sums[FIT_LANES] = {}, sum = 0.0f;
+    for (int i = 0; i < n; i += FIT_LANES)
+#pragma unroll
+        for (int lane = 0; lane < FIT_LANES; lane++) {
+            float size = fminf(fabsf(w[i + lane]) * inverse, 12.0f), step = size < 4.0f ? 1.0f : 2.0f;
+            step = size < 8.0f ? step : 4.0f;
+            float error = fabsf(w[i + lane]) - ((size + 12582912.0f * step) - 12582912.0f * step) * half;
+            sums[lane] += (importance ? importance[i + lane] : 1.0f) * error * error;
+        }
+#pragma unroll
+    for (int lane = 0; lane < FIT_LANES; lane++) sum += sums[lane];
+    return sum;
+}
+
+// A thread has a span of `n` weights. Not `searched`: the plain one.
+KERNEL fit_fp4(const float *w, i64 spans, int per_row, int n, const float *importance, int power, int searched, Scale *out, u8 *bytes) {
+    i64 at = i64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (at >= spans) return;
+    const float *x = w + at * n, *own = importance ? importance + at % per_row * n : 0;
+    float largest = 0.0f, most = 0.0f;
+    for (int i = 0; i < n; i++) {
+        largest = fmaxf(largest, fabsf(x[i]));
+        if (own) most = fmaxf(most, own[i]);
+    }
+    if (!(most > 0.0f)) own = 0;
+    Byte scale = {power != 0};
+    int plain = scale.plain(largest), best = plain;
+    float least = fp4_error(x, own, n, scale.half(u32(plain)));
+    for (int byte = scale.first(plain); searched && byte < scale.end(plain); byte++) {
+        float error = byte == plain ? infinity() : fp4_error(x, own, n, scale.half(u32(byte)));
+        if (error < least) {
+            least = error;
+            best = byte;
+        }
+    }
+    Scale found = {scale.half(u32(best)), 0.0f, 0.0f};
+    out[at] = found;
+    bytes[at] = u8(best);
 }

@@ -37,16 +37,8 @@ template <class F> struct Table {
 
 struct E4m3 {
     static FN Rounded nearest(float x, float, float) {
-        float size = fabsf(x);
-        size = size < FP8_MAX ? size : FP8_MAX;
-        // The spacing of E4M3 there; adding 1.5 * 2^23 of them and taking them off leaves whole ones.
-        float power = __uint_as_float(__float_as_uint(size) & 0x7f800000);
-        power = power < 1.0f / 64.0f ? 1.0f / 64.0f : power;
-        float whole = power * (12582912.0f / 8.0f);
-        size = (size + whole) - whole;
-        u32 bits = size < 1.0f / 64.0f ? u32(size * 512.0f) : (__float_as_uint(size) >> 20) - ((127 - 7) << 3);
-        u32 sign = __float_as_uint(x) & 0x80000000u;
-        Rounded out = {float((bits & 0xff) | sign >> 24), __uint_as_float(__float_as_uint(size) | sign)};
+        Rounded out;
+        out.code = float(nearest_e4m3(x, out.level));
         return out;
     }
     static FN float level(int code, float) { return e4m3(u32(code)); }

@@ -17,17 +17,16 @@ pub struct Facts {
     /// The type of its scales, where it is one of several.
     pub scales: Option<Dtype>,
     /// How those are fitted, where a device can.
-    pub fit: Option<IntegerFit>,
+    pub fit: Option<DeviceFit>,
 }
 
-/// What `kernels/fit.cu` must know of the scales of integers.
+/// What `kernels/fit.cu` must know of a format's scales.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct IntegerFit {
-    /// The last code.
-    pub top: usize,
-    pub zero: Zero,
-    /// Magnitudes that can be stored.
-    pub range: (f32, f32),
+pub enum DeviceFit {
+    /// `top` is the last code, `range` has the smallest and the largest scale that can be stored.
+    Integers { top: usize, zero: Zero, range: (f32, f32) },
+    /// A byte: a power of two, or an E4M3.
+    Fp4 { power: bool },
 }
 
 /// The struct of a format in `kernels/grid`. Formats that differ in what is passed with each matrix share it.

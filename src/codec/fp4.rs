@@ -26,7 +26,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::facts::{DeviceGrid, Facts, type_name};
+use super::facts::{DeviceFit, DeviceGrid, Facts, Number, type_name};
 use super::ggml::fp4::E2M1_DOUBLED;
 use super::grid::{Codes, Grid, Levels, Scale};
 use super::scheme::{Family, Scheme};
@@ -140,6 +140,8 @@ pub const LEVELS: Levels = Levels::Table(&{
 pub trait ByteScale: Send + Sync + 'static {
     /// Weights under one.
     const SPAN: usize;
+    /// Bytes are powers of two, and no E4M3.
+    const POWER: bool;
 
     /// Half of what a byte stands for.
     fn half(byte: u8) -> f32;
@@ -157,11 +159,24 @@ pub trait ByteScale: Send + Sync + 'static {
     }
 }
 
+/// Eight steps double an E4M3: from most of the codes cut off to none above 3.
+const BELOW: u8 = 6;
+const ABOVE: u8 = 9;
+/// A step doubles a power of two.
+const POWERS: u8 = 2;
+
+/// The numbers of the search, by the names that `kernels/` has for them.
+pub fn numbers() -> Vec<(&'static str, Number)> {
+    let steps = [("FIT_BELOW", BELOW), ("FIT_ABOVE", ABOVE), ("FIT_POWERS", POWERS), ("FP8_LARGEST", fp8::LARGEST)];
+    steps.map(|(name, n)| (name, Number::Int(i32::from(n)))).to_vec()
+}
+
 /// E4M3.
 pub struct SmallFloat;
 
 impl ByteScale for SmallFloat {
     const SPAN: usize = 16;
+    const POWER: bool = false;
 
     fn half(byte: u8) -> f32 {
         0.5 * fp8::value(byte)
@@ -172,8 +187,7 @@ impl ByteScale for SmallFloat {
     }
 
     fn candidates(plain: u8) -> Range<u8> {
-        // Eight steps double a scale: from most of the codes cut off to none above 3.
-        plain.saturating_sub(6).max(1)..(plain + 9).min(fp8::LARGEST + 1)
+        plain.saturating_sub(BELOW).max(1)..(plain + ABOVE).min(fp8::LARGEST + 1)
     }
 }
 
@@ -182,6 +196,7 @@ pub struct PowerOfTwo;
 
 impl ByteScale for PowerOfTwo {
     const SPAN: usize = 32;
+    const POWER: bool = true;
 
     fn half(byte: u8) -> f32 {
         0.5 * fp8::power(byte)
@@ -194,7 +209,7 @@ impl ByteScale for PowerOfTwo {
     }
 
     fn candidates(plain: u8) -> Range<u8> {
-        plain.saturating_sub(2)..plain + 2
+        plain.saturating_sub(POWERS)..plain + POWERS
     }
 }
 
@@ -345,7 +360,7 @@ impl<S: ByteScale> Grid for Fp4<S> {
             levels: LEVELS,
             block: false,
         };
-        Some(Facts { group: Some(S::SPAN), ..grid.facts() })
+        Some(Facts { group: Some(S::SPAN), fit: Some(DeviceFit::Fp4 { power: S::POWER }), ..grid.facts() })
     }
 
     fn fit(&self, w: &[f32], cols: usize, importance: Option<&[f32]>, params: &mut [u8]) {

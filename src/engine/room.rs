@@ -131,6 +131,6 @@ mod tests {
             assert!(room.of(tokens) <= bytes && room.of(tokens + tokens / 100 + 2) > bytes, "{tokens} of {bytes}");
         }
         let error = room.tokens(8 << 20, 8).unwrap_err().to_string();
-        assert!(error.contains("takes 21.5 MiB") && error.contains("8.0 MiB"), "{error}");
+        assert!(error.contains("takes 21.4 MiB") && error.contains("8.0 MiB"), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::facts::{DeviceGrid, Facts, IntegerFit, type_name};
+use super::facts::{DeviceFit, DeviceGrid, Facts, type_name};
 use super::grid::{Codes, Grid, Levels, Scale};
 use super::scheme::{Family, Scheme, Zero};
 use super::{Codec, Part};
@@ -189,7 +189,8 @@ impl<F: Form> Grid for Row<F> {
             levels: Grid::levels(self),
             block: false,
         };
-        let fit = IntegerFit { top: self.scheme.top(), zero: self.scheme.zero(), range: self.scheme.range() };
+        let (top, zero, range) = (self.scheme.top(), self.scheme.zero(), self.scheme.range());
+        let fit = DeviceFit::Integers { top, zero, range };
         Some(Facts { group: self.scheme.group, scales: Some(self.scheme.scales), fit: Some(fit), ..grid.facts() })
     }
 

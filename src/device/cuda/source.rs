@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::codec::facts::Number;
 use crate::codec::grid::Levels;
-use crate::codec::{self, DeviceGrid, affine, awq, fp8, ggml};
+use crate::codec::{self, DeviceGrid, affine, awq, fp4, fp8, ggml};
 use crate::device::cpu;
 use crate::error::{Error, Kind, Result};
 
@@ -219,7 +219,12 @@ pub fn prelude() -> String {
         ("FP8_MAX", Number::Float(fp8::MAX)),
         ("LARGEST_FLOAT", Number::Float(f32::MAX)),
     ];
-    for (name, number) in own.into_iter().chain(cpu::numbers()).chain(affine::numbers()).chain(ggml::encode::numbers())
+    for (name, number) in own
+        .into_iter()
+        .chain(cpu::numbers())
+        .chain(affine::numbers())
+        .chain(fp4::numbers())
+        .chain(ggml::encode::numbers())
     {
         constant(&mut out, name, &number);
     }

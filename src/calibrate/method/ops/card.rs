@@ -127,7 +127,7 @@ impl<'r> Ops for OnCard<'r> {
         scale: Option<&[f32]>,
     ) -> Result<Found<'r>> {
         let facts = grid.facts();
-        let fitter = facts.as_ref().and_then(|f| Fitter::new(f, w.cols));
+        let fitter = facts.as_ref().and_then(|f| Fitter::new(f, w.cols)).filter(Fitter::cuts);
         let (Some(fitter), Judge::Card(judge)) = (fitter, self.judge(of)?) else {
             let step = ROWS.next_multiple_of(grid.rows()) * w.cols;
             let parts = w.w.par_chunks(step).map(|w_part| clipped(grid, w_part, w.cols, importance, of.gram, scale));
@@ -189,7 +189,8 @@ impl<'r> Ops for OnCard<'r> {
     }
 
     fn codes(&self, grid: &dyn Grid, found: Found<'r>) -> Result<Codes> {
-        let params = match found.params {
+        let known = found.params.map_or_else(|| found.scales.stored(), |params| Ok(Some(params)))?;
+        let params = match known {
             Some(params) => params,
             None => {
                 let (scales, bytes) = (found.scales.read()?, grid.param_bytes());

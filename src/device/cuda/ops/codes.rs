@@ -2,7 +2,7 @@
 
 use super::{int, linear, tiles};
 use crate::codec::Facts;
-use crate::codec::facts::IntegerFit;
+use crate::codec::facts::DeviceFit;
 use crate::codec::grid::{Levels, Scale};
 use crate::device::cpu::{self, SOLVE_BLOCK};
 use crate::device::cuda::runner::{Arg, Buffer, Factor, Product, Runner, Shape, View};
@@ -34,6 +34,8 @@ pub struct Scales<'r> {
     unit: Unit,
     ends: Buffer<'r>,
     all: Buffer<'r>,
+    /// As they are stored, a byte each, where a kernel says so.
+    stored: Option<Buffer<'r>>,
     span: usize,
     cols: usize,
 }
@@ -49,7 +51,12 @@ impl<'r> Scales<'r> {
         assert!(levels.len() * span == cols && cols > 0);
         let unit = Unit::of_levels(levels[0])?;
         let ends = Buffer::of(all.runner(), &levels.iter().map(ends).collect::<Vec<_>>())?;
-        Ok(Scales { unit, ends, all, span, cols })
+        Ok(Scales { unit, ends, all, stored: None, span, cols })
+    }
+
+    /// What is stored for them, if that is known.
+    pub fn stored(&self) -> Result<Option<Vec<u8>>> {
+        self.stored.as_ref().map(|bytes| bytes.read(bytes.bytes())).transpose()
     }
 
     /// As they are on the device.
@@ -138,11 +145,10 @@ impl<'r> Scales<'r> {
     }
 }
 
-/// Scales of integers from weights on the device: searched as the format's grid does on the CPU, to the bit, or from ranges of
-/// which a share is kept.
+/// Scales from weights on the device, searched as the format's grid does on the CPU, or its plain ones: to the bit.
 pub struct Fitter<'f> {
     facts: &'f Facts,
-    fit: IntegerFit,
+    fit: DeviceFit,
     group: usize,
     cols: usize,
 }
@@ -154,30 +160,52 @@ impl<'f> Fitter<'f> {
         (group > 0 && cols.is_multiple_of(group)).then_some(Fitter { facts, fit: facts.fit?, group, cols })
     }
 
+    /// Whether ranges can be cut, see [`Fitter::largest`].
+    pub fn cuts(&self) -> bool {
+        matches!(self.fit, DeviceFit::Integers { .. })
+    }
+
     /// Scales of all groups of `w`, whole rows. `importance` has `cols` mean squares.
     pub fn searched<'r>(&self, w: &View<'r>, importance: Option<&View<'r>>) -> Result<Scales<'r>> {
         assert!(importance.is_none_or(|i| i.singles() >= self.cols));
         let given = importance.map_or(Arg::Address(0), |i| i.arg());
-        self.run(w, "fit", &[Arg::Int(int(self.cols / self.group)?), Arg::Int(int(self.group)?), given])
+        let own = [Arg::Int(int(self.cols / self.group)?), Arg::Int(int(self.group)?), given];
+        self.run(w, "fit", &own, true)
     }
 
-    /// From the ends of the range alone, of which the share `cut` is kept.
+    /// From the ends of the range alone, of which the share `cut` is kept where it [can](Fitter::cuts) be.
     pub fn largest<'r>(&self, w: &View<'r>, cut: f32) -> Result<Scales<'r>> {
-        self.run(w, "fit_largest", &[Arg::Int(int(self.group)?), Arg::Float(cut)])
+        let (group, across) = (Arg::Int(int(self.group)?), Arg::Int(int(self.cols / self.group)?));
+        match self.fit {
+            DeviceFit::Integers { .. } => self.run(w, "fit_largest", &[group, Arg::Float(cut)], false),
+            DeviceFit::Fp4 { .. } => self.run(w, "", &[across, group, Arg::Address(0)], false),
+        }
     }
 
-    fn run<'r>(&self, w: &View<'r>, kernel: &str, own: &[Arg]) -> Result<Scales<'r>> {
-        let (runner, IntegerFit { top, zero, range }) = (w.runner(), self.fit);
-        let groups = w.singles() / self.group;
+    /// `own` are what `kernel` takes first behind the weights and their groups.
+    fn run<'r>(&self, w: &View<'r>, kernel: &str, own: &[Arg], searched: bool) -> Result<Scales<'r>> {
+        let (runner, groups) = (w.runner(), w.singles() / self.group);
         let out = Buffer::new(runner, groups * size_of::<Scale>())?;
-        let [top, zero, scales] = [int(top)?, zero as i32, super::scales_of(self.facts)].map(Arg::Int);
         let mut args = vec![w.arg(), Arg::Long(groups as i64)];
         args.extend_from_slice(own);
-        args.extend([top, zero, scales, Arg::Float(range.0), Arg::Float(range.1), out.arg()]);
-        let shape = Shape::new([(groups as u64 * LANES).div_ceil(128), 1], [128, 1])?;
-        // SAFETY: `w` has `groups` groups, `out` a scale for each; importance has a value for each column.
+        let mut stored = None;
+        let (kernel, lanes) = match self.fit {
+            DeviceFit::Integers { top, zero, range } => {
+                args.extend([int(top)?, zero as i32, super::scales_of(self.facts)].map(Arg::Int));
+                args.extend([Arg::Float(range.0), Arg::Float(range.1), out.arg()]);
+                (kernel, LANES)
+            }
+            DeviceFit::Fp4 { power } => {
+                args.extend([power, searched].map(|flag| Arg::Int(i32::from(flag))));
+                args.extend([out.arg(), stored.insert(Buffer::new(runner, groups)?).arg()]);
+                ("fit_fp4", 1)
+            }
+        };
+        let shape = Shape::new([(groups as u64 * lanes).div_ceil(128), 1], [128, 1])?;
+        // SAFETY: `w` has `groups` groups, `out` and `stored` a place for each; importance has a value for each column.
         unsafe { runner.launch(&Unit::of("fit")?, kernel, shape, &args)? };
-        Scales::of(out, self.cols, &vec![self.facts.grid.levels; self.cols / self.group], self.group)
+        let levels = vec![self.facts.grid.levels; self.cols / self.group];
+        Ok(Scales { stored, ..Scales::of(out, self.cols, &levels, self.group)? })
     }
 }
 

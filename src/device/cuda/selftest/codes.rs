@@ -31,7 +31,9 @@ fn fitted() -> Vec<(&'static dyn Codec, &'static dyn Grid)> {
     let mut seen = Vec::new();
     let all = codec::all().filter_map(|codec| Some((codec, codec.grid()?)));
     let one_each = all.filter(|(_, grid)| {
-        let Some(facts) = grid.facts().filter(|f| matches!(f.group, None | Some(32) | Some(128))) else { return false };
+        let Some(facts) = grid.facts().filter(|f| matches!(f.group, None | Some(16) | Some(32) | Some(128))) else {
+            return false;
+        };
         let kind = facts.fit.map(|fit| (fit, facts.scales, facts.group.is_some()));
         let new = kind.is_some() && !seen.contains(&kind);
         seen.push(kind);
@@ -58,17 +60,20 @@ fn fit(out: &mut Vec<Check<On>>) {
                 let mut params = vec![0; w.len() / grid.group(cols) * grid.param_bytes()];
                 grid.fit(&w, cols, importance.as_deref(), &mut params);
                 let expected = scales(grid, cols, w.len(), &params);
-                let got = fitter.searched(&there, given.as_deref())?.read()?;
+                let searched = fitter.searched(&there, given.as_deref())?;
+                let got = searched.read()?;
                 let mut adopted = params.clone();
                 for (scale, params) in got.iter().zip(adopted.chunks_exact_mut(grid.param_bytes())) {
                     grid.adopt(&[*scale], params);
                 }
+                let adopted = searched.stored()?.unwrap_or(adopted);
                 let found = Difference::singles(singles(&got), singles(&expected));
                 let found = found.and(Difference::bytes(&adopted, &params));
                 if weighted {
                     return Ok(found);
                 }
-                [1.0, 0.8, 0.55].iter().try_fold(found, |found, cut| {
+                let cuts: &[f32] = if fitter.cuts() { &[1.0, 0.8, 0.55] } else { &[1.0] };
+                cuts.iter().try_fold(found, |found, cut| {
                     let mut cut_off = w.clone();
                     for span in cut_off.chunks_exact_mut(grid.span(cols)) {
                         let most = cut * span.iter().fold(0.0f32, |most, w| most.max(w.abs()));
