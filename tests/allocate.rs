@@ -167,7 +167,9 @@ fn exllamav2_reads_our_measurements_and_we_read_its_own() {
     let made = bench.made(&with("theirs", ["--target-bpw", "4"], "theirs.json"));
     assert!(made["bpw"].as_f64().unwrap() <= 4.0, "{made}");
     let found = &made["allocation"];
-    assert!(found["predicted_kld"].is_null() && found["search_seconds"].as_f64().unwrap() < 1.0, "{found}");
+    // Nothing was measured again.
+    let took = |of: &Value| of["search_seconds"].as_f64().unwrap();
+    assert!(found["predicted_kld"].is_null() && took(found) < took(&ours["allocation"]) / 2.0, "{found}");
     let (kld, own) = (found["kld"].as_f64().unwrap(), ours["allocation"]["kld"].as_f64().unwrap());
     assert!(kld < 1.5 * own, "the same errors, in coarser steps: {kld} {own}");
     assert!(fs::read_to_string(bench.file("theirs.toml")).unwrap().contains("a measurement of exllamav2"));

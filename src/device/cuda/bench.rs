@@ -9,7 +9,7 @@ use super::ops::{self, Element, Matrix, codes};
 use super::runner::{Buffer, Runner};
 use super::selftest::codes::on_card;
 use super::source;
-use crate::codec::grid::Grid;
+use crate::codec::grid::Levels;
 use crate::codec::{self, Codec};
 use crate::device::Precision;
 use crate::device::check::noise;
@@ -109,8 +109,10 @@ fn encode(runner: &dyn Runner, codec: &dyn Codec, n: usize) -> Result<Speed> {
 
 /// Four bits in groups of 128, on the card from weights to codes.
 fn solve(runner: &dyn Runner, n: usize) -> Result<[Speed; 2]> {
-    let unknown = || Error::unsupported("gptq-4bit-g128 has no kernels");
-    let facts = codec::find("gptq-4bit-g128")?.grid().and_then(Grid::facts).ok_or_else(unknown)?;
+    let unknown = || Error::unsupported("no kernel fits integers of 4 bits in groups of 128");
+    let all = codec::all().filter_map(|c| c.grid()?.facts());
+    let of_groups = all.filter(|f| f.group == Some(128) && f.grid.levels == Levels::Integers { first: 0, count: 16 });
+    let facts = of_groups.into_iter().find(|f| f.fit.is_some()).ok_or_else(unknown)?;
     let (fitter, stride) = (codes::Fitter::new(&facts, n).ok_or_else(unknown)?, Feedback::stride(n));
     let (w, importance) = (Buffer::of(runner, &wave(n * n))?, Buffer::of(runner, &vec![1.0f32; n])?);
     let mut shares: Vec<f32> = wave(n * stride);
