@@ -10,7 +10,6 @@ use super::collect::Collector;
 use super::data::Sequence;
 use super::journal::{Done, Journal};
 use super::layout::{self, Shape, Split};
-use super::states::States;
 use super::stats::{About, Statistics, is_expert};
 use super::write::Writer;
 use super::writing::Writing;
@@ -113,14 +112,18 @@ impl Job<'_> {
             false => {
                 journal.start(&job)?;
                 writer.clear(self.output)?;
-                self.embed(on, &batches, journal.before(0))?;
                 0
             }
         };
         let mut held: Vec<Option<O::Rows>> = Vec::new();
-        if self.batch.resident {
-            let states = journal.before(first);
-            held = batches.iter().map(|b| on.put(states.read(b.tokens.clone())).map(Some)).collect::<Result<_>>()?;
+        let states = journal.before(first);
+        for batch in &batches {
+            match (first, self.batch.resident) {
+                (0, true) => held.push(Some(self.embed(on, batch)?)),
+                (0, false) => on.get_into(&self.embed(on, batch)?, states.of(batch.tokens.clone()))?,
+                (_, true) => held.push(Some(on.put(states.read(batch.tokens.clone()))?)),
+                (_, false) => {}
+            }
         }
         let pause = Duration::from_secs_f64(SHARE * (tokens * self.engine.hidden() * 4) as f64 / WRITTEN);
         let (mut written, mut at) = (first, Instant::now());
@@ -192,15 +195,9 @@ impl Job<'_> {
         writer.digest("", |s| self.about.sites[s.site].key.starts_with(&prefix))
     }
 
-    fn embed<O: Ops>(&self, on: &O, batches: &[Batch], out: &mut States) -> Result<()> {
-        let mut none = NoTap;
-        let mut pass = self.engine.pass(on, &mut none);
-        for batch in batches {
-            let mut caches = self.caches(batch)?;
-            let x = pass.embed(&self.running(batch, &mut caches))?;
-            on.get_into(&x, out.of(batch.tokens.clone()))?;
-        }
-        Ok(())
+    fn embed<O: Ops>(&self, on: &O, batch: &Batch) -> Result<O::Rows> {
+        let (mut none, mut caches) = (NoTap, self.caches(batch)?);
+        self.engine.pass(on, &mut none).embed(&self.running(batch, &mut caches))
     }
 
     /// Sends all batches through `run` and writes what is heard meanwhile, one split after the other.
