@@ -103,6 +103,10 @@ impl Convert {
         }
         for plan in &plans {
             reporter.note(&outputs::fallback_note(plan));
+            if !request.search {
+                outputs::searched_note(plan).iter().for_each(|note| reporter.note(note));
+            }
+            outputs::wordless_note(plan).iter().for_each(|note| reporter.note(note));
             if request.imatrix.is_some() {
                 outputs::unweighted_note(plan).iter().for_each(|note| reporter.note(note));
             }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::report::{Progress, Reporter, table};
 use super::size::Size;
 use crate::container::LeftOut;
-use crate::convert::{CHUNK_WEIGHTS, Counts, Event, Output, Plan, Planned};
+use crate::convert::{CHUNK_WEIGHTS, Counts, Event, Layout, Output, Plan, Planned};
 use crate::error::Result;
 
 /// Shows how a conversion goes on.
@@ -93,6 +93,27 @@ pub fn fallback_note(plan: &Plan) -> String {
             quantized + plan.tensors.iter().filter(|t| t.choice.keeps.is_some() && t.choice.fallback.is_some()).count()
         ),
     }
+}
+
+/// Names of the files that a tokenizer may be in.
+const TOKENIZERS: &[&str] = &["tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"];
+
+/// A folder that nothing can be asked in words.
+pub fn wordless_note(plan: &Plan) -> Option<String> {
+    let Layout::Folder(folder) = &plan.layout else { return None };
+    let has = |name: &&str| folder.files.iter().any(|f| f.path.as_os_str() == *name);
+    let none = !TOKENIZERS.iter().any(|name| has(&name));
+    none.then(|| format!("warning: {}: the model has no tokenizer; copy its files into the folder", plan.target))
+}
+
+/// Weights whose format has an encoder of its own, which searches whatever the method says.
+pub fn searched_note(plan: &Plan) -> Option<String> {
+    let own = |t: &&Planned| {
+        t.choice.keeps.is_none() && !t.copied && !t.on_grid() && t.spec.codec.block().is_some_and(|b| b.weights > 1)
+    };
+    let count = plan.tensors.iter().filter(own).count();
+    let text = format!("warning: {}: {count} weights go through llama.cpp's search all the same", plan.target);
+    (count > 0).then_some(text)
 }
 
 /// Weights that an importance matrix says nothing of, though their format asks: heads and embeddings aside, which none has.

@@ -39,6 +39,19 @@ pub struct Codes {
     pub codes: Vec<u8>,
 }
 
+impl Codes {
+    /// Those of rows after rows.
+    pub fn joined(parts: Vec<Codes>) -> Codes {
+        let mut parts = parts.into_iter();
+        let mut all = parts.next().unwrap_or_default();
+        for part in parts {
+            all.params.extend(part.params);
+            all.codes.extend(part.codes);
+        }
+        all
+    }
+}
+
 pub trait Grid: Send + Sync {
     /// Columns that share stored parameters, in rows of `cols`. Rows are whole groups.
     fn group(&self, cols: usize) -> usize;

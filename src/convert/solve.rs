@@ -384,11 +384,7 @@ impl<'a> Matrix<'a> {
             Ok(found)
         };
         if self.planned.whole() {
-            let mut all = Codes::default();
-            for part in on.each(&parts, codes)? {
-                all.params.extend(part.params);
-                all.codes.extend(part.codes);
-            }
+            let all = Codes::joined(on.each(&parts, codes)?);
             for (part, bytes) in grid.pack(self.weight.packed.dims, &all.params, &all.codes).iter().enumerate() {
                 self.planned.write(sink, plane, part, 0, bytes)?;
             }

@@ -1,11 +1,16 @@
 //! Ranges that are cut where the output gains (Lin et al. 2023, "weight clipping"): a group's large weights may lose if the others win
 //! more. What is lost is `e H e^T` with the square of the Gram matrix that the group's inputs have.
 
+use rayon::prelude::*;
+
 use super::awq::columns_back;
 use super::{coded, errors, fit, nearest};
 use crate::calibrate::stats::Gram;
 use crate::codec::grid::{Codes, Grid, Unsearched};
 use crate::device::cpu;
+
+/// Rows that one thread takes.
+const ROWS: usize = 16;
 
 /// Shares of the largest weight at which ranges are cut.
 pub const CUTS: [f32; 10] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55];
@@ -20,12 +25,18 @@ pub fn clipped(
     gram: &Gram<'_>,
     scale: Option<&[f32]>,
 ) -> Codes {
-    let mut best = nearest(grid, w, cols, importance);
     let (group, bytes) = (grid.group(cols), grid.param_bytes());
     if w.is_empty() || grid.rows() > 1 || bytes == 0 {
-        return best; // no group has a scale to itself
+        return nearest(grid, w, cols, importance); // no group has a scale to itself
     }
     let squares = Squares::new(gram, group, scale);
+    Codes::joined(w.par_chunks(ROWS * cols).map(|w| best(grid, w, cols, importance, &squares)).collect())
+}
+
+/// Of each group the scale, and the codes, that lose least.
+fn best(grid: &dyn Grid, w: &[f32], cols: usize, importance: Option<&[f32]>, squares: &Squares<'_>) -> Codes {
+    let mut best = nearest(grid, w, cols, importance);
+    let (group, bytes) = (squares.group, grid.param_bytes());
     let mut least = squares.losses(grid, w, cols, &best);
     for cut in CUTS {
         let found = coded(grid, w, cols, fit(&Unsearched(grid), &cut_to(grid, w, cols, cut), cols, None));

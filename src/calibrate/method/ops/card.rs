@@ -129,15 +129,9 @@ impl<'r> Ops for OnCard<'r> {
         let facts = grid.facts();
         let fitter = facts.as_ref().and_then(|f| Fitter::new(f, w.cols)).filter(Fitter::cuts);
         let (Some(fitter), Judge::Card(judge)) = (fitter, self.judge(of)?) else {
-            let step = ROWS.next_multiple_of(grid.rows()) * w.cols;
-            let parts = w.w.par_chunks(step).map(|w_part| clipped(grid, w_part, w.cols, importance, of.gram, scale));
-            let (mut params, mut all) = (Vec::new(), Vec::with_capacity(w.w.len()));
-            for part in parts.collect::<Vec<Codes>>() {
-                params.extend(part.params);
-                all.extend(part.codes);
-            }
-            let (params, scales) = self.uploaded(grid, w, params)?;
-            return Ok(Found { params, scales, codes: Buffer::of(self.runner, &all)? });
+            let found = clipped(grid, &w.w, w.cols, importance, of.gram, scale);
+            let (params, scales) = self.uploaded(grid, w, found.params)?;
+            return Ok(Found { params, scales, codes: Buffer::of(self.runner, &found.codes)? });
         };
         let scale = scale.map(|s| Buffer::of(self.runner, s)).transpose()?;
         let losses = |scales: &Scales<'r>, codes: &Buffer<'r>| {

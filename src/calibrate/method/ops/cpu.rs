@@ -1,4 +1,4 @@
-//! On the CPU: few rows at a time, many times at once.
+//! On the CPU: few rows at a time, many of them at once.
 
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -18,6 +18,17 @@ pub struct OnCpu;
 pub struct Rows {
     w: Vec<f32>,
     cols: usize,
+}
+
+/// Rows that are solved side by side.
+const LANES: usize = 16;
+
+impl Rows {
+    /// By all threads.
+    fn by_rows(&self, grid: &dyn Grid, run: impl Fn(&[f32]) -> Codes + Send + Sync) -> Codes {
+        let step = LANES.next_multiple_of(grid.rows()) * self.cols;
+        Codes::joined(self.w.par_chunks(step.max(1)).map(run).collect())
+    }
 }
 
 impl Ops for OnCpu {
@@ -57,7 +68,7 @@ impl Ops for OnCpu {
     }
 
     fn nearest(&self, grid: &dyn Grid, w: &Rows, importance: Option<&[f32]>) -> Result<Codes> {
-        Ok(nearest(grid, &w.w, w.cols, importance))
+        Ok(w.by_rows(grid, |part| nearest(grid, part, w.cols, importance)))
     }
 
     fn clipped(
@@ -79,7 +90,7 @@ impl Ops for OnCpu {
         how: Fit,
         feedback: &Feedback,
     ) -> Result<Codes> {
-        Ok(solve(grid, &w.w, w.cols, importance, how, feedback))
+        Ok(w.by_rows(grid, |part| solve(grid, part, w.cols, importance, how, feedback)))
     }
 
     fn loss(
