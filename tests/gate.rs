@@ -54,8 +54,8 @@ fn a_gate_says_pass_or_stop() {
     let gate = |report: &str, more: &[&str]| quant(&[&["gate", &at(report)], more].concat()).status.code();
     assert_eq!(gate("good.json", &["--max", "kld=0.005"]), Some(0));
     assert_eq!(gate("bad.json", &["--max", "kld=0.0001"]), Some(3));
-    assert_eq!(gate("bad.json", &["--max", "tasks.nothing.acc=1"]), Some(1));
-    for wrong in ["nothing=1", "kld=much", "kld"] {
+    assert_eq!(gate("bad.json", &["--max", "kv.nothing.kld=1"]), Some(1));
+    for wrong in ["nothing=1", "kld=much", "kld", "same_top=0.9"] {
         assert_eq!(gate("bad.json", &["--max", wrong]), Some(2), "{wrong}");
     }
     let since = write("since.toml", "[since]\n\"kld.mean\" = \"<= +10 %\"\n");
