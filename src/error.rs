@@ -11,7 +11,7 @@ pub enum Kind {
     Input,
     /// The input is fine, `quant` cannot do this with it.
     Unsupported,
-    /// The flags or the recipe ask for something impossible.
+    /// Flags, a recipe, a task or budgets cannot be read, or ask for something impossible.
     Request,
     /// Memory, disk or another promised bound would be exceeded.
     Limits,
@@ -54,6 +54,10 @@ impl Error {
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help.get_or_insert_with(|| help.into());
         self
+    }
+    /// It lies in what the user wrote: flags, a recipe, a task, budgets.
+    pub fn in_request(self) -> Self {
+        Error { kind: Kind::Request, ..self }
     }
     pub fn message(&self) -> &str {
         &self.message

@@ -63,7 +63,10 @@ fn a_gate_says_pass_or_stop() {
     assert_eq!(gate("good.json", &["--budgets", &since, "--baseline", &good]), Some(0));
     assert_eq!(gate("bad.json", &["--budgets", &since, "--baseline", &good]), Some(3));
     assert_eq!(gate("good.json", &["--budgets", &since, "--baseline", &bad]), Some(0));
-    assert_eq!(gate("good.json", &["--budgets", &since]), Some(1), "no baseline");
+    assert_eq!(gate("good.json", &["--budgets", &since]), Some(2), "no baseline");
+    let torn = write("torn.toml", "[budgets\n");
+    assert_eq!(gate("good.json", &["--budgets", &torn]), Some(2), "what the user wrote");
+    assert_eq!(gate("torn.toml", &["--budgets", &since]), Some(1), "data");
     let nonsense = write("nonsense.json", "{}");
     let said = quant_fails(&["gate", &nonsense, "--max", "kld=1"]);
     assert!(said.contains("artifacts"), "{said}");

@@ -34,7 +34,7 @@ mod verify;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use report::Reporter;
 
 #[derive(Parser)]
@@ -95,7 +95,7 @@ enum Command {
     Verify(verify::Verify),
     /// Let a model or artifact continue a text or answer a question
     Generate(generate::Generate),
-    /// Print questions with known answers and texts of known entropy, made from a seed
+    /// Print questions with known answers and texts of known entropy, made from a seed, as JSON lines
     Probe(probe::Probe),
     /// List presets, methods, formats, architectures and containers
     List(list::List),
@@ -129,10 +129,14 @@ impl From<bool> for Exit {
     }
 }
 
-/// Runs the program; returns the exit code: 0 done, 1 failed, 2 wrong usage, 3 a gate was missed, 4 not enough evidence.
+/// Runs the program; returns the exit code: 0 done, 1 failed, 2 wrong usage (of flags, or in a recipe,
+/// task or gate file), 3 a gate was missed, 4 not enough evidence.
 pub fn main() -> u8 {
     refuse_large_files_by_error();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
     let reporter = Reporter::new(cli.common.json, cli.common.quiet);
     let (common, reporter) = (&cli.common, &reporter);
     let outcome: Result<Exit> = match &cli.command {
@@ -161,6 +165,19 @@ pub fn main() -> u8 {
         if e.kind == Kind::Request { Exit::USAGE } else { Exit::FAILED }
     });
     exit.0
+}
+
+/// Help, or what is wrong with the arguments: as clap says it, and for programs also as every other error.
+fn usage(said: &clap::Error) -> u8 {
+    let json = std::env::args_os().take_while(|a| a != "--").any(|a| a == "--json");
+    if json && said.use_stderr() {
+        let text = said.to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let (message, help) = text.split_once("\n\n").unwrap_or((text, ""));
+        Reporter::new(true, true).error_object(&Error::request(message.trim()).help(help.trim()));
+    }
+    let _ = said.print();
+    said.exit_code().try_into().unwrap_or(Exit::USAGE.0)
 }
 
 fn command() -> clap::Command {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Map;
 
 use super::measure;
-use crate::error::{At, Error, Kind, Result};
+use crate::error::{At, Error, Result};
 
 /// What an evaluation must keep.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,6 +29,10 @@ struct File {
 impl Budgets {
     /// Errors: no budgets; a metric that is not known; a limit that cannot be read, or is kept by getting worse.
     pub fn parse(text: &str) -> Result<Budgets> {
+        Budgets::read(text).map_err(Error::in_request)
+    }
+
+    fn read(text: &str) -> Result<Budgets> {
         let file: File = toml::from_str(text).map_err(|e| {
             Error::input(e.to_string().trim_end().to_owned())
                 .help("[budgets] and [since] hold lines such as \"kld.mean\" = \"<= 0.02\"")
@@ -62,12 +66,7 @@ impl Budgets {
             Ok((metric.to_owned(), limit.at(|| format!("--max {argument}"))?))
         };
         let budgets: Result<_> = arguments.iter().map(one).collect();
-        // Here it is the command line that is wrong, not a file.
-        let budgets = budgets.map_err(|mut e| {
-            e.kind = Kind::Request;
-            e
-        })?;
-        Ok(Budgets { budgets, since: Vec::new() })
+        Ok(Budgets { budgets: budgets.map_err(Error::in_request)?, since: Vec::new() })
     }
 
     pub fn is_empty(&self) -> bool {
