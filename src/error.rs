@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::nearest::did_you_mean;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Whose move it is.
@@ -44,6 +46,11 @@ impl Error {
     }
     pub fn limits(message: impl Into<String>) -> Self {
         Self::new(Kind::Limits, message)
+    }
+    /// A name that is not known. Help are those that it may have been meant to be, then `all`: where all are told.
+    pub fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>, all: &str) -> Self {
+        let help = did_you_mean(name, known).map_or_else(|| all.to_owned(), |near| format!("{near} {all}"));
+        Self::request(format!("unknown {what} {name:?}")).help(help)
     }
     /// Adds the next larger place: first the weight, then the file.
     pub fn at(mut self, place: impl Into<String>) -> Self {

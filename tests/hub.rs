@@ -570,7 +570,7 @@ fn tasks_ask_rows_on_the_hub() {
         ("boolq=hf:org/set", &["several files", "boolq/validation.jsonl"]),
         ("choice=hf", &["where on the hub", "NAME=hf:org/name/FILE"]),
         ("boolq", &["boolq=hf"]),
-        ("no=hf", &["there is no task \"no\""]),
+        ("no=hf", &["unknown task \"no\""]),
     ] {
         let out = ask(suite);
         let error = String::from_utf8_lossy(&out.stderr);

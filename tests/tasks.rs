@@ -225,7 +225,7 @@ fn bad_files_are_told_by_file_line_and_field() {
     }
     assert!(eval(&at("empty.jsonl", ""), &[]).contains("no rows"));
     assert!(eval(&at("other.jsonl", "{\"x\": 1}\n"), &[]).contains("\"x\""));
-    assert!(eval("nonsense", &[]).contains("there is no task"));
+    assert!(eval("jsn", &[]).contains("did you mean json?"));
     assert!(eval("hellaswag", &[]).contains("Rowan/hellaswag"));
     let schema = "{\"prompt\": \"p\", \"schema\": {\"type\": \"nonsense\"}}\n";
     assert!(eval(&at("schema.jsonl", schema), &[]).contains("does not compile"));
@@ -247,7 +247,7 @@ fn bad_files_are_told_by_file_line_and_field() {
 #[test]
 fn what_is_wrong_with_a_task_is_told_by_its_key() {
     let folder = tempdir().unwrap();
-    write(folder.path(), "rows.jsonl", "{\"q\": \"a\", \"a\": \"b\", \"none\": []}\n");
+    write(folder.path(), "rows.jsonl", "{\"q\": \"a\", \"a\": \"b\", \"tools\": []}\n");
     let good = "about = \"x\"\nkind = \"generate\"\ndata = \"rows.jsonl\"\nprompt = \"{{ q }}\"\nlimit = 5\n\
                 [check]\nkind = \"exact\"\nanswer = \"a\"\n";
     for (from, to, wanted, code) in [
@@ -259,7 +259,7 @@ fn what_is_wrong_with_a_task_is_told_by_its_key() {
         ("answer = ", "question = ", "in [check]", 2),
         ("answer = \"a\"", "answer = \"a +\"", "in answer", 2),
         ("answer = \"a\"", "answer = \"b\"", "line 1", 1),
-        ("kind = \"exact\"\nanswer = \"a\"", "kind = \"call\"\nfunctions = \"none\"", "`functions` is empty", 1),
+        ("kind = \"exact\"\nanswer = \"a\"", "kind = \"call\"\nfunctions = \"tools\"", "`functions` is empty", 1),
     ] {
         let task = write(folder.path(), "task.toml", &good.replace(from, to));
         let out = quant(&["eval", PROBE, "--no-text", "--suite", &task]);

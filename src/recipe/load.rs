@@ -297,9 +297,8 @@ fn embedded(name: &str) -> Result<(&'static str, &'static str)> {
     let direct = EMBEDDED.iter().find(|(n, _)| *n == wanted);
     let alias = || EMBEDDED.iter().find(|(n, text)| aliases(n, text).contains(&wanted));
     direct.or_else(alias).copied().ok_or_else(|| {
-        let known: Vec<_> = EMBEDDED.iter().map(|(n, _)| *n).filter(|n| !n.starts_with(PARTS)).collect();
-        Error::request(format!("unknown preset {name:?}"))
-            .help(format!("presets: {}; the name of a recipe file ends in .toml", known.join(", ")))
+        let known = EMBEDDED.iter().map(|(n, _)| *n).filter(|n| !n.starts_with(PARTS));
+        Error::unknown("preset", name, known, "`quant list presets` has all; the name of a recipe file ends in .toml")
     })
 }
 

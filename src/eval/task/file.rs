@@ -187,9 +187,9 @@ impl File {
     pub fn preset(name: &str) -> Result<File> {
         let found = presets::EMBEDDED.iter().find(|(n, _)| *n == name);
         let (_, text) = found.ok_or_else(|| {
-            let known: Vec<_> = presets::EMBEDDED.iter().map(|(n, _)| *n).collect();
-            Error::request(format!("there is no task {name:?}"))
-                .help(format!("one of: {}; or a file: TASK.toml, ROWS.jsonl, NAME=ROWS.jsonl", known.join(", ")))
+            let known = presets::EMBEDDED.iter().map(|(n, _)| *n);
+            let all = "`quant list tasks` has all; or pass a file: TASK.toml, ROWS.jsonl, NAME=ROWS.jsonl";
+            Error::unknown("task", name, known, all)
         })?;
         File::parse(text).at(|| format!("evals/tasks/{name}.toml"))
     }
