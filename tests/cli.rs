@@ -74,6 +74,23 @@ fn what_is_not_utf8_is_named() {
     assert!(said.contains("\"m\\xFF.gguf\" is not UTF-8") && out.status.code() == Some(2), "{said}");
 }
 
+#[test]
+fn a_folder_has_one_size() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("out");
+    let path = out.to_str().unwrap();
+    let json = |args: &[&str]| -> Value { serde_json::from_str(&quant_ok(args)).unwrap() };
+    let plan = json(&["plan", PROBE, "--to", "w8a16", "-o", path, "--json"]);
+    let made = json(&["convert", PROBE, "--to", "w8a16", "-o", path, "--json", "--quiet"]);
+    let eval = json(&["eval", path, "--chunks", "1", "--context", "64", "--json", "--quiet"]);
+    let seen = json(&["inspect", path, "--json"]);
+    let files = fs::read_dir(&out).unwrap().map(|f| f.unwrap().metadata().unwrap().len());
+    let bytes = Value::from(files.sum::<u64>());
+    for said in [&plan["outputs"][0], &made["outputs"][0], &eval["artifacts"][0], &seen] {
+        assert_eq!(said["bytes"], bytes);
+    }
+}
+
 /// Folders that outputs lie in are made, for one target as for several; a file's name is no folder's.
 #[test]
 fn folders_of_outputs_are_made() {
