@@ -131,7 +131,7 @@ impl From<bool> for Exit {
 }
 
 /// Runs the program; returns the exit code: 0 done, 1 failed, 2 wrong usage (of flags, or in a recipe,
-/// task or gate file), 3 a gate was missed, 4 not enough evidence.
+/// mix, task or gate file), 3 a gate was missed, 4 not enough evidence.
 pub fn main() -> u8 {
     refuse_large_files_by_error();
     let parsed = command().try_get_matches().and_then(|found| <Cli as FromArgMatches>::from_arg_matches(&found));

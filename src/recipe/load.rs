@@ -8,7 +8,7 @@ use super::presets::{EMBEDDED, PARTS};
 use super::rule::{Pattern, Target};
 use super::{Budget, Keep, Named, Recipe};
 use crate::codec::{self, Codec};
-use crate::error::{At, Error, Kind, Result};
+use crate::error::{At, Error, Result};
 
 const MAX_FILE: u64 = 1 << 20;
 const MAX_RULES: usize = 4096;
@@ -309,7 +309,7 @@ fn aliases(label: &str, text: &str) -> Vec<String> {
 fn read_text(path: &Path) -> Result<String> {
     let mut text = String::new();
     std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|e| match e.kind() {
-        std::io::ErrorKind::InvalidData => Error::new(Kind::Input, "not UTF-8 text"),
+        std::io::ErrorKind::InvalidData => Error::request("not UTF-8 text"),
         _ => e.into(),
     })?;
     if text.len() as u64 > MAX_FILE {
