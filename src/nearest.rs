@@ -6,8 +6,8 @@ use strsim::damerau_levenshtein;
 pub fn did_you_mean<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let plain = |name: &str| name.to_lowercase().replace(|c: char| !c.is_alphanumeric(), "");
     let typed = plain(typed);
-    // A third of the letters; more is another word.
-    let most = (typed.chars().count() / 3).max(1);
+    // Half of the letters; more is another word.
+    let most = (typed.chars().count() / 2).max(1);
     let mut near: Vec<(usize, &str)> = known.map(|name| (damerau_levenshtein(&typed, &plain(name)), name)).collect();
     let least = near.iter().map(|(distance, _)| *distance).min().filter(|least| *least <= most)?;
     near.retain(|(distance, _)| *distance == least);
@@ -28,6 +28,7 @@ mod tests {
     fn near_names_are_suggested() {
         let of = |typed: &str| did_you_mean(typed, ["q4_k_m", "q4_k_s", "q8_0", "gptq", "mlx-4bit"].into_iter());
         for (typed, wanted) in [
+            ("q4_k_xl", "did you mean q4_k_m or q4_k_s?"),
             ("q4_k_n", "did you mean q4_k_m or q4_k_s?"),
             ("Q4KM", "did you mean q4_k_m?"),
             ("gtpq", "did you mean gptq?"),
