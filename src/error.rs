@@ -5,6 +5,8 @@ use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
+use crate::nearest::did_you_mean;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Whose move it is.
@@ -14,7 +16,7 @@ pub enum Kind {
     Input,
     /// The input is fine, `quant` cannot do this with it.
     Unsupported,
-    /// The flags or the recipe ask for something impossible.
+    /// Flags, a recipe, a task or budgets cannot be read, or ask for something impossible.
     Request,
     /// Memory, disk or another promised bound would be exceeded.
     Limits,
@@ -48,6 +50,11 @@ impl Error {
     pub fn limits(message: impl Into<String>) -> Self {
         Self::new(Kind::Limits, message)
     }
+    /// A name that is not known. Help are those that it may have been meant to be, then `all`: where all are told.
+    pub fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>, all: &str) -> Self {
+        let help = did_you_mean(name, known).map_or_else(|| all.to_owned(), |near| format!("{near} {all}"));
+        Self::request(format!("unknown {what} {name:?}")).help(help)
+    }
     /// Adds the next larger place: first the weight, then the file.
     pub fn at(mut self, place: impl Into<String>) -> Self {
         self.at.push(place.into());
@@ -57,6 +64,10 @@ impl Error {
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help.get_or_insert_with(|| help.into());
         self
+    }
+    /// It lies in what the user wrote: flags, a recipe, a task, budgets.
+    pub fn in_request(self) -> Self {
+        Error { kind: Kind::Request, ..self }
     }
     pub fn message(&self) -> &str {
         &self.message

@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod metadata;
+mod nearest;
 pub mod tensor;
 mod widest;
 

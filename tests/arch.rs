@@ -253,6 +253,12 @@ fn impossible_facts_are_named() {
         ("head_dim", json!(33), "head_dim is 33, rotary embedding needs pairs"),
         ("head_dim", json!(4_000_000_000u64), "head_dim is 4000000000, more than any model has"),
         ("rms_norm_eps", json!(1e300), "rms_norm_eps is 1e+300, expected a number"),
+        ("rms_norm_eps", json!(0), "rms_norm_eps is 0, expected a number above 0"),
+        ("max_position_embeddings", json!(0), "max_position_embeddings is 0, expected a number above 0"),
+        ("bos_token_id", json!("1"), "bos_token_id is \"1\", expected the id of a token"),
+        ("eos_token_id", json!([2, 2.5]), "eos_token_id is [2,2.5], expected the id of a token"),
+        ("rope_theta", json!(-1e4), "rope_theta is -10000.0, expected a number above 0"),
+        ("rope_parameters", json!({"rope_theta": 0}), "rope_theta is 0, expected a number above 0"),
         ("rope_theta", json!([1]), "rope_theta is [1], expected a number"),
         ("rope_scaling", json!("llama3"), "rope_scaling is \"llama3\", expected an object"),
         ("rope_scaling", json!({"rope_type": "new"}), "unknown rope type \"new\""),
@@ -270,6 +276,12 @@ fn impossible_facts_are_named() {
         assert!(error.message().starts_with(message), "{key} {value}: {error}");
     }
     assert!(ModelSpec::from_config(&json!([])).is_err());
+    for (key, value) in [("eos_token_id", json!([1, 2])), ("eos_token_id", json!(null)), ("rope_theta", json!(null))] {
+        let mut config = config("llama-3.1-8b");
+        config["rope_scaling"] = json!(null);
+        config[key] = value;
+        ModelSpec::from_config(&config).unwrap();
+    }
 }
 
 /// Junk in any place of any real config gives facts that everything accepts, or an error.

@@ -361,8 +361,10 @@ fn rounding_twice_has_to_be_asked_for() {
     let source = model(&DENSE);
     let (awq, gguf) = (dir.path().join("awq"), dir.path().join("x.gguf"));
     convert(source.path(), "awq-g32", &awq, &[]);
-    let args = |to, more: &[&'static str]| {
-        let mut args = vec!["convert", text(&awq), "--to", to, "-o", text(&gguf), "--quiet", "--json"];
+    let mlx = dir.path().join("mlx");
+    let args = |to: &'static str, more: &[&'static str]| {
+        let out = if to.starts_with("mlx") { &mlx } else { &gguf };
+        let mut args = vec!["convert", text(&awq), "--to", to, "-o", text(out), "--quiet", "--json"];
         args.extend(more);
         args.into_iter().map(str::to_owned).collect::<Vec<_>>()
     };
@@ -372,7 +374,7 @@ fn rounding_twice_has_to_be_asked_for() {
     assert!(run("q4_1", &[]).contains("awq-4bit-g32 cannot become q4_1 without loss"));
     // Zero times scale has more bits than a bias.
     assert!(run("mlx-4bit-g32", &[]).contains("awq-4bit-g32 cannot become mlx-4bit-g32-f16 without loss"));
-    assert!(!gguf.exists());
+    assert!(!gguf.exists() && !mlx.exists());
     let anyway = args("q4_1", &["--allow-requantize"]);
     let report: Value =
         serde_json::from_str(&quant_ok(&anyway.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();

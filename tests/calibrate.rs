@@ -260,10 +260,11 @@ fn files_that_lie_are_refused() {
         let error = Statistics::open(&bench.file("bad")).unwrap_err().to_string();
         assert!(error.contains(word) && error.contains("bad"), "no {word} in\n{error}");
     };
-    refused(&good[..good.len() - 4], "");
-    refused(&good[..header / 2], "");
+    let cut = |bytes: usize, of: usize| refused(&good[..bytes], &format!("cut short: {bytes} of {of} bytes"));
+    cut(good.len() - 4, good.len());
+    cut(header, good.len());
+    cut(header / 2, header);
     refused(b"", "");
-    refused(&good[..header], "");
     let replaced = |from: &str, to: &str| {
         assert_eq!(from.len(), to.len());
         let text = std::str::from_utf8(&good[8..header]).unwrap();
@@ -291,6 +292,10 @@ fn files_that_lie_are_refused() {
     refused(&with("blk.0.attn_q.tokens", &u64::MAX.to_le_bytes()), "tokens");
     let error = quant_fails(&["calibrate", "show", bench.model.file("model.safetensors").to_str().unwrap()]);
     assert!(error.contains("not a statistics file"), "{error}");
+    let (model, stats) = (bench.model.path(), bench.file("s"));
+    let [model, stats] = [model, &stats].map(|p| p.to_str().unwrap());
+    let error = quant_fails(&["plan", model, "--to", "q4_0", "--imatrix", stats]);
+    assert!(error.contains("pass them with --stats"), "{error}");
 }
 
 #[test]

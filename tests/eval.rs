@@ -116,6 +116,10 @@ fn a_reference_file_gives_what_the_model_gives() {
         assert_eq!(live["conditions"], bench.eval(&["q4_k_m.gguf"], &args)["conditions"], "{protocol}");
         assert_eq!(live["reference"]["perplexity"], cached["reference"]["perplexity"]);
     }
+    let (whole, cut) = (fs::read(bench.path("model.ref")).unwrap(), bench.path("cut.ref"));
+    fs::write(&cut, &whole[..whole.len() - 9]).unwrap();
+    let said = quant_fails(&["eval", &bench.path("q4_k_m.gguf"), "--reference", &cut]);
+    assert!(said.contains(&format!("cut short: {} of {} bytes", whole.len() - 9, whole.len())), "{said}");
 }
 
 #[test]

@@ -54,8 +54,8 @@ fn a_gate_says_pass_or_stop() {
     let gate = |report: &str, more: &[&str]| quant(&[&["gate", &at(report)], more].concat()).status.code();
     assert_eq!(gate("good.json", &["--max", "kld=0.005"]), Some(0));
     assert_eq!(gate("bad.json", &["--max", "kld=0.0001"]), Some(3));
-    assert_eq!(gate("bad.json", &["--max", "tasks.nothing.acc=1"]), Some(1));
-    for wrong in ["nothing=1", "kld=much", "kld"] {
+    assert_eq!(gate("bad.json", &["--max", "kv.nothing.kld=1"]), Some(1));
+    for wrong in ["nothing=1", "kld=much", "kld", "same_top=0.9"] {
         assert_eq!(gate("bad.json", &["--max", wrong]), Some(2), "{wrong}");
     }
     let since = write("since.toml", "[since]\n\"kld.mean\" = \"<= +10 %\"\n");
@@ -63,7 +63,10 @@ fn a_gate_says_pass_or_stop() {
     assert_eq!(gate("good.json", &["--budgets", &since, "--baseline", &good]), Some(0));
     assert_eq!(gate("bad.json", &["--budgets", &since, "--baseline", &good]), Some(3));
     assert_eq!(gate("good.json", &["--budgets", &since, "--baseline", &bad]), Some(0));
-    assert_eq!(gate("good.json", &["--budgets", &since]), Some(1), "no baseline");
+    assert_eq!(gate("good.json", &["--budgets", &since]), Some(2), "no baseline");
+    let torn = write("torn.toml", "[budgets\n");
+    assert_eq!(gate("good.json", &["--budgets", &torn]), Some(2), "what the user wrote");
+    assert_eq!(gate("torn.toml", &["--budgets", &since]), Some(1), "data");
     let nonsense = write("nonsense.json", "{}");
     let said = quant_fails(&["gate", &nonsense, "--max", "kld=1"]);
     assert!(said.contains("artifacts"), "{said}");

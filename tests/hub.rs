@@ -404,6 +404,17 @@ fn without_a_network_the_cache_serves() {
     assert_eq!(server.fetch(&offline, "hf:org/model").unwrap(), folder);
     assert_eq!(server.fetch(&[("HF_HUB_OFFLINE", "1")], "hf:org/model").unwrap(), folder);
     assert_eq!(server.fetch(&[("HF_HUB_OFFLINE", "1")], &format!("hf:org/model@{COMMIT}")).unwrap(), folder);
+    for (vars, wanted) in [(&offline, true), (&[("HF_HUB_OFFLINE", "1")], false)] {
+        let told = RefCell::new(None);
+        let model = Reference::parse("hf:org/model").unwrap().unwrap();
+        let follow = |event: Event<'_>| {
+            if let Event::Offline { asked } = event {
+                *told.borrow_mut() = Some(asked);
+            }
+        };
+        Hub::new(server.settings(vars)).unwrap().fetch(&model, &follow).unwrap();
+        assert_eq!(told.into_inner(), Some(wanted), "{vars:?}");
+    }
     server.downloads();
     let error = server.refuse(&offline, "hf:org/other", &["cannot be reached", "HF_ENDPOINT", "local folder"]);
     assert_eq!(error.kind, Kind::Io);
@@ -570,7 +581,7 @@ fn tasks_ask_rows_on_the_hub() {
         ("boolq=hf:org/set", &["several files", "boolq/validation.jsonl"]),
         ("choice=hf", &["where on the hub", "NAME=hf:org/name/FILE"]),
         ("boolq", &["boolq=hf"]),
-        ("no=hf", &["there is no task \"no\""]),
+        ("no=hf", &["unknown task \"no\""]),
     ] {
         let out = ask(suite);
         let error = String::from_utf8_lossy(&out.stderr);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Each module may use those in its own group and to the left.
 const LAYERS: &[&[&str]] = &[
-    &["error", "metadata", "tensor", "widest"],
+    &["error", "metadata", "nearest", "tensor", "widest"],
     &["codec"],
     &["arch"],
     &["container"],

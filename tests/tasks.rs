@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{quant_fails, quant_ok};
+use common::{quant, quant_fails, quant_ok};
 use quant::eval::task::{self, Question};
 use serde_json::{Value, json};
 use tempfile::tempdir;
@@ -225,7 +225,7 @@ fn bad_files_are_told_by_file_line_and_field() {
     }
     assert!(eval(&at("empty.jsonl", ""), &[]).contains("no rows"));
     assert!(eval(&at("other.jsonl", "{\"x\": 1}\n"), &[]).contains("\"x\""));
-    assert!(eval("nonsense", &[]).contains("there is no task"));
+    assert!(eval("jsn", &[]).contains("did you mean json?"));
     assert!(eval("hellaswag", &[]).contains("Rowan/hellaswag"));
     let schema = "{\"prompt\": \"p\", \"schema\": {\"type\": \"nonsense\"}}\n";
     assert!(eval(&at("schema.jsonl", schema), &[]).contains("does not compile"));
@@ -235,10 +235,37 @@ fn bad_files_are_told_by_file_line_and_field() {
         ("about = \"x\"\nkind = \"nonsense\"\nprompt = \"\"", "no kind of task"),
         ("about = \"x\"\nkind = \"choice\"\n", "prompt"),
         ("about = \"x\"\nkind = \"choice\"\nprompt = \"\"\nsurprise = 1", "surprise"),
-        ("about = \"x\"\nkind = \"choice\"\nprompt = \"\"\ndata = \"absent.jsonl\"", "absent.jsonl"),
+        ("about = \"x\"\nkind = \"choice\"\nprompt = \"\"", "needs `choices`"),
+        ("about = \"x\"\nkind = \"predict\"\nprompt = \"\"\nanswer = \"a\"\ndata = \"absent.jsonl\"", "absent.jsonl"),
     ] {
         let said = eval(&at("task.toml", text), &[]);
-        assert!(said.contains(wanted) && said.contains("task.toml") || said.contains("absent.jsonl"), "{said}");
+        assert!(said.contains(wanted) && said.contains("task.toml"), "{said}");
+    }
+}
+
+/// What is wrong whatever the rows are is told by the task's file and key, not by a row's; it is wrong usage.
+#[test]
+fn what_is_wrong_with_a_task_is_told_by_its_key() {
+    let folder = tempdir().unwrap();
+    write(folder.path(), "rows.jsonl", "{\"q\": \"a\", \"a\": \"b\", \"tools\": []}\n");
+    let good = "about = \"x\"\nkind = \"generate\"\ndata = \"rows.jsonl\"\nprompt = \"{{ q }}\"\nlimit = 5\n\
+                [check]\nkind = \"exact\"\nanswer = \"a\"\n";
+    for (from, to, wanted, code) in [
+        ("{{ q }}", "{{ q ", "in prompt", 2),
+        ("limit = 5", "limit = 0", "in limit", 2),
+        ("limit = 5", "limit = 5\ngroup = \"a[\"", "in group", 2),
+        ("limit = 5", "limit = 5\nshots = 1", "`shot`", 2),
+        ("kind = \"exact\"", "kind = \"wat\"", "in [check]", 2),
+        ("answer = ", "question = ", "in [check]", 2),
+        ("answer = \"a\"", "answer = \"a +\"", "in answer", 2),
+        ("answer = \"a\"", "answer = \"b\"", "line 1", 1),
+        ("kind = \"exact\"\nanswer = \"a\"", "kind = \"call\"\nfunctions = \"tools\"", "`functions` is empty", 1),
+    ] {
+        let task = write(folder.path(), "task.toml", &good.replace(from, to));
+        let out = quant(&["eval", PROBE, "--no-text", "--suite", &task]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(said.contains(wanted) && said.contains("task.toml") && out.status.code() == Some(code), "{to}: {said}");
+        assert_eq!(said.contains("line 1") && !said.contains("TOML parse"), code == 1, "{to}: {said}");
     }
 }
 

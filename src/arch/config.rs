@@ -62,6 +62,24 @@ impl<'a> Config<'a> {
         self.find(keys).map(parse).transpose()
     }
 
+    /// A number above 0.
+    pub fn positive(&self, keys: &[&'static str]) -> Result<Option<f64>> {
+        match (self.real(keys)?, self.find(keys)) {
+            (Some(x), Some((key, v))) if x as f32 <= 0.0 => Err(wrong(key, v, "a number above 0")),
+            (x, _) => Ok(x),
+        }
+    }
+
+    /// Errors: something that is neither the id of a token nor a list of some.
+    pub fn token_ids(&self, key: &'static str) -> Result<()> {
+        let is_id = |v: &Value| v.is_i64() || v.is_u64();
+        let are_ids = |v: &Value| is_id(v) || v.as_array().is_some_and(|list| list.iter().all(is_id));
+        match self.find(&[key]).filter(|(_, v)| !are_ids(v)) {
+            Some((key, v)) => Err(wrong(key, v, "the id of a token, or a list of ids")),
+            None => Ok(()),
+        }
+    }
+
     pub fn bool(&self, key: &'static str) -> Result<Option<bool>> {
         self.find(&[key]).map(|(key, v)| v.as_bool().ok_or_else(|| wrong(key, v, "true or false"))).transpose()
     }

@@ -10,6 +10,7 @@ use crate::metadata::{Array, Value};
 pub enum Slot<'a> {
     Count(&'a mut u32),
     MaybeCount(&'a mut Option<u32>),
+    /// Above 0.
     Real(&'a mut f32),
     MaybeReal(&'a mut Option<f32>),
     MaybeBool(&'a mut Option<bool>),
@@ -52,7 +53,7 @@ impl Slot<'_> {
         match self {
             Slot::Count(v) => *v = config.count(names)?.unwrap_or(*v),
             Slot::MaybeCount(v) => *v = config.count(names)?.or(*v),
-            Slot::Real(v) => *v = config.real(names)?.map_or(*v, |x| x as f32),
+            Slot::Real(v) => *v = config.positive(names)?.map_or(*v, |x| x as f32),
             Slot::MaybeReal(v) => *v = config.real(names)?.map(|x| x as f32).or(*v),
             Slot::MaybeBool(_) | Slot::MaybeText(_) | Slot::MaybeFour(_) => {}
         }

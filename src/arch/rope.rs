@@ -75,14 +75,14 @@ pub fn partial(config: &Config<'_>) -> Result<Option<f64>> {
 /// Fills the rope fields of `spec`.
 pub fn read(config: &Config<'_>, spec: &mut ModelSpec) -> Result<()> {
     let Parameters { global, local, nested } = Parameters::new(config)?;
-    let base = match global.real(&["rope_theta"])? {
-        None if !nested => config.real(GLOBAL_BASE)?,
+    let base = match global.positive(&["rope_theta"])? {
+        None if !nested => config.positive(GLOBAL_BASE)?,
         stated => stated,
     };
     spec.rope_base = base.map(|b| b as f32);
     spec.rope_base_swa = match local {
-        Some(local) => local.real(&["rope_theta"])?,
-        None if !nested => config.real(LOCAL_BASE)?,
+        Some(local) => local.positive(&["rope_theta"])?,
+        None if !nested => config.positive(LOCAL_BASE)?,
         None => None,
     }
     .map(|b| b as f32);

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::config::Config;
-use super::keys::KEYS;
+use super::keys::{self, KEYS};
 use super::rope::{self, Llama3, RopeTensors};
 use super::{ARCHES, Arch, Rope, for_class};
 use crate::error::{Error, Result};
@@ -96,6 +96,9 @@ impl ModelSpec {
         for key in KEYS {
             (key.field)(&mut spec).read(&config, key.hf)?;
         }
+        config.positive(keys::CONTEXT_LENGTH.hf)?;
+        // What is no id would be passed over, and the model would begin or end its texts in another way.
+        ["bos_token_id", "eos_token_id"].iter().try_for_each(|key| config.token_ids(key))?;
         rope::read(&config, &mut spec)?;
         if spec.llama3.is_some() && arch.rope_tensors != RopeTensors::Llama3 {
             return Err(

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, btree_map};
 use std::path::Path;
 
+use super::stats;
 use crate::container::map::map;
 use crate::container::{gguf, sniff};
 use crate::error::{At, Error, Result};
@@ -74,6 +75,10 @@ impl Imatrix {
     pub fn parse(file: &[u8]) -> Result<Imatrix> {
         match file.starts_with(gguf::MAGIC) {
             true => from_gguf(file),
+            false if stats::detect(file) => {
+                Err(Error::request("these are statistics of `quant calibrate`, not an importance matrix")
+                    .help("pass them with --stats, or make a matrix of them with `quant calibrate export`"))
+            }
             false => from_legacy(file),
         }
     }

@@ -70,7 +70,8 @@ pub fn load(name: &str, weight: f64, tokens: &Tokens) -> Result<Vec<Source>> {
     let (mix, folder) = match bundled {
         Some((_, text)) => (parse(text).at(|| name.to_owned())?, PathBuf::new()),
         None if name.ends_with(".toml") => {
-            let mix = std::fs::read_to_string(name).map_err(Error::from).and_then(|text| parse(&text));
+            let mix = std::fs::read_to_string(name).map_err(Error::from);
+            let mix = mix.and_then(|text| parse(&text).map_err(Error::in_request));
             (mix.at(|| name.to_owned())?, Path::new(name).parent().unwrap_or(Path::new("")).to_owned())
         }
         None => {

@@ -149,8 +149,8 @@ impl Job<'_> {
                     if at.elapsed() < pause || layer + 1 == self.engine.layers() {
                         continue;
                     }
-                    let held = held.iter().flatten().zip(&batches);
-                    held.map(|(x, b)| on.get_into(x, after.of(b.tokens.clone()))).collect::<Result<()>>()?;
+                    let mut held = held.iter().flatten().zip(&batches);
+                    held.try_for_each(|(x, b)| on.get_into(x, after.of(b.tokens.clone())))?;
                     at = Instant::now();
                 }
                 writing.settle()?;

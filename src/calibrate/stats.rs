@@ -14,6 +14,7 @@ use super::fingerprint;
 use super::imatrix::{Entry, Imatrix};
 use super::layout::{self, Part, Quantity, Shape, Split};
 use crate::arch::{Role, WeightId};
+use crate::container::hf::header;
 use crate::container::{Checkpoint, map};
 use crate::device::cpu;
 use crate::error::{At, Error, Result};
@@ -208,7 +209,7 @@ impl Statistics {
     fn parse(map: Mmap) -> Result<Statistics> {
         let (about, description) = describe(&map)?;
         let damaged = |what: String| Error::input(what).help(AGAIN);
-        let entries = crate::container::hf::header::parse(&map)?;
+        let entries = header::parse(&map)?;
         let start = entries.first().map_or(map.len(), |e| e.bytes.start);
         let sections = layout::sections(&about.sites, about.gram)?;
         if sections.len() != entries.len() {
@@ -400,9 +401,15 @@ pub fn is_expert(site: &Role) -> bool {
     matches!(site, Role::FfnGateExps | Role::FfnDownExps)
 }
 
+/// Whether a file is meant to be one.
+pub fn detect(file: &[u8]) -> bool {
+    describe(file).is_ok()
+}
+
 fn describe(file: &[u8]) -> Result<(About, String)> {
     let not_ours = || Error::input("this is not a statistics file of quant").help(AGAIN);
-    let (_, header) = SafeTensors::read_metadata(file).map_err(|_| not_ours())?;
+    let unreadable = |_| header::cut_short(file).map_or_else(not_ours, |cut| cut.help(AGAIN));
+    let (_, header) = SafeTensors::read_metadata(file).map_err(unreadable)?;
     let text = header.metadata().as_ref().and_then(|m| m.get(layout::KEY)).ok_or_else(not_ours)?;
     let json: serde_json::Value = serde_json::from_str(text).map_err(|_| not_ours())?;
     let version = json["version"].as_u64().unwrap_or(0);

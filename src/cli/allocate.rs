@@ -26,13 +26,13 @@ use crate::recipe::{self, Recipe};
 #[derive(Args)]
 pub struct GoalArgs {
     /// Choose the format of each weight by measurement, for so many bits a weight; with a recipe that has a ladder (gguf, packed, exl2)
-    #[arg(long, value_name = "BITS", group = "goal", value_parser = positive, allow_negative_numbers = true)]
+    #[arg(long, value_name = "BITS", group = "goal", value_parser = positive)]
     target_bpw: Option<f64>,
     /// The same for files of this size
     #[arg(long, value_name = "SIZE", group = "goal")]
     target_size: Option<Size>,
     /// The same for the smallest file whose mean KL divergence stays below
-    #[arg(long, value_name = "KLD", group = "goal", value_parser = positive, allow_negative_numbers = true)]
+    #[arg(long, value_name = "KLD", group = "goal", value_parser = positive)]
     max_kld: Option<f64>,
     /// Where the measurement is kept: used if it is there, be it exllamav2's own, else made and written (of EXL2 so that exllamav2 reads it)
     #[arg(long, value_name = "FILE.json", requires = "goal")]

@@ -24,7 +24,8 @@ pub struct Convert {
     /// What to make: presets (`quant list presets`) or recipe files, separated by commas; each weight is read once for all
     #[arg(long, required = true, value_delimiter = ',', value_name = "TARGET")]
     to: Vec<String>,
-    /// Output file or folder, or a folder for several targets [default: NAME-TARGET.gguf or NAME-TARGET/ beside the model]
+    /// Output file or folder, or a folder for several targets; folders that are missing are made [default: NAME-TARGET.gguf
+    /// or NAME-TARGET/ beside the model]
     #[arg(short, long, value_name = "FILE|DIR")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -80,11 +81,12 @@ impl Convert {
             return Err(Error::request(format!("{} chooses among formats by what they may take or lose", open.name))
                 .help("say so with --target-bpw, --target-size or --max-kld, or name another preset: `quant list presets`"));
         }
-        let paths = self.paths(&recipes, &model.name, &model.beside, dry_run)?;
+        let paths = self.paths(&recipes, &model.name, &model.beside)?;
         if let Some(goal) = self.goal.goal() {
             let ([target], [recipe], [path]) = (&self.to[..], &recipes[..], &paths[..]) else {
                 return Err(Error::request("one target at a time is measured for"));
             };
+            make_folders(&paths)?;
             let (args, threads) = (&self.goal, common.threads());
             let least = HashMap::new();
             let allocation =
@@ -101,6 +103,7 @@ impl Convert {
         if dry_run {
             return outputs::print_plans(&plans, threads, reporter).map(|()| true);
         }
+        make_folders(&paths)?;
         for plan in &plans {
             reporter.note(&outputs::fallback_note(plan));
             if !request.search {
@@ -119,19 +122,33 @@ impl Convert {
     }
 
     fn recipe(&self, target: &str) -> Result<Recipe> {
+        if target.is_empty() {
+            return Err(Error::request("a target of --to is empty").help("drop the comma that nothing stands behind"));
+        }
         let mut recipe = Recipe::load(target)?;
         self.set.iter().try_for_each(|assignment| recipe.set(assignment))?;
         Ok(recipe)
     }
 
-    /// One path per target. Unless it is a dry run, the folder of several is made.
-    fn paths(&self, recipes: &[Recipe], name: &str, beside: &Path, dry_run: bool) -> Result<Vec<PathBuf>> {
+    /// One path per target.
+    fn paths(&self, recipes: &[Recipe], name: &str, beside: &Path) -> Result<Vec<PathBuf>> {
         let file = |(target, recipe): (&String, &Recipe)| {
             let file = Path::new(target).file_name().unwrap_or_default().to_string_lossy().to_lowercase();
             let stem = file.strip_suffix(".toml").unwrap_or(&file);
             if is_folder(recipe) { format!("{name}-{stem}") } else { format!("{name}-{stem}.gguf") }
         };
         let all = || self.to.iter().zip(recipes);
+        if let Some(o) = self.output.as_ref().filter(|o| is_file_name(o) && !o.is_dir()) {
+            let why = match &self.to[..] {
+                [_] if !is_folder(&recipes[0]) => None,
+                [target] => Some(format!("{target} is written as a folder")),
+                _ => Some("several targets are written into a folder".to_owned()),
+            };
+            if let Some(why) = why {
+                let what = format!("{why}, and {} is the name of a file", o.display());
+                return Err(Error::request(what).help("name a folder with -o"));
+            }
+        }
         let paths: Vec<PathBuf> = match &self.output {
             None => all().map(|t| beside.join(file(t))).collect(),
             // A folder is replaced like a file, if it is one of ours.
@@ -140,9 +157,6 @@ impl Convert {
                     || (ends_in_separator(o) && !is_folder(&recipes[0]))
                     || (o.is_dir() && !(is_folder(&recipes[0]) && hf::detect(o))) =>
             {
-                if !dry_run {
-                    std::fs::create_dir_all(o).at(|| o.display().to_string())?;
-                }
                 all().map(|t| o.join(file(t))).collect()
             }
             Some(o) => vec![o.clone()],
@@ -175,6 +189,17 @@ impl Convert {
 /// `out/`: a folder is meant, there or not.
 fn ends_in_separator(path: &Path) -> bool {
     path.as_os_str().to_string_lossy().ends_with(std::path::is_separator)
+}
+
+/// `m.gguf`: a file is meant.
+fn is_file_name(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf") || e.eq_ignore_ascii_case("safetensors"))
+}
+
+/// Makes the folders that outputs are to lie in, once nothing but writing is left.
+fn make_folders(outputs: &[PathBuf]) -> Result<()> {
+    let mut folders = outputs.iter().filter_map(|path| path.parent()).filter(|folder| !folder.as_os_str().is_empty());
+    folders.try_for_each(|folder| std::fs::create_dir_all(folder).at(|| folder.display().to_string()))
 }
 
 /// Whether a target becomes a folder.

@@ -87,7 +87,7 @@ impl GateArgs {
         }
         let baseline = self.baseline.as_deref().map(read).transpose()?;
         if baseline.is_none() && !all.since.is_empty() {
-            return Err(Error::input("[since] compares with an earlier report").help("pass it with --baseline"));
+            return Err(Error::request("[since] compares with an earlier report").help("pass it with --baseline"));
         }
         Ok(Some(Ready { budgets: all, baseline }))
     }

@@ -43,7 +43,7 @@ impl Inspect {
                 m.files().into_iter().map(|(path, bytes)| json!({"path": path, "bytes": bytes})).collect();
             let metadata: serde_json::Map<_, _> =
                 metadata.iter().flat_map(|m| m.iter()).map(|(k, v)| (k.to_owned(), value_json(v))).collect();
-            reporter.value(&json!({"container": m.container(), "arch": m.arch(), "weights": weights, "bytes": bytes,
+            reporter.value(&json!({"container": m.container(), "arch": m.arch(), "weights": weights, "bytes": m.size(),
                 "bpw": bpw, "files": files, "metadata": metadata, "tensors": tensors,
                 "dropped": m.dropped().iter().map(|d| json!({"source": d.source, "reason": d.reason, "bytes": d.bytes})).collect::<Vec<_>>()}))?;
             return Ok(true);
@@ -82,11 +82,11 @@ impl Inspect {
             reporter.text(&format!("left out: {l}"))?;
         }
         reporter.text(&format!(
-            "\n{} ({}): {} tensors, {weights} weights, {}, {bpw:.2} bits per weight, {} file(s)",
+            "\n{} ({}): {} tensors, {weights} weights, {bpw:.2} bits per weight, {} in {} file(s)",
             m.arch(),
             m.container(),
             m.tensors().len(),
-            Size(bytes as u64),
+            Size(m.size()),
             m.files().len()
         ))?;
         Ok(true)

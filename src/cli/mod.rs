@@ -32,9 +32,10 @@ mod tasks;
 mod text;
 mod verify;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use report::Reporter;
 
 #[derive(Parser)]
@@ -95,7 +96,7 @@ enum Command {
     Verify(verify::Verify),
     /// Let a model or artifact continue a text or answer a question
     Generate(generate::Generate),
-    /// Print questions with known answers and texts of known entropy, made from a seed
+    /// Print questions with known answers and texts of known entropy, made from a seed, as JSON lines
     Probe(probe::Probe),
     /// List presets, methods, formats, architectures and containers
     List(list::List),
@@ -129,10 +130,15 @@ impl From<bool> for Exit {
     }
 }
 
-/// Runs the program; returns the exit code: 0 done, 1 failed, 2 wrong usage, 3 a gate was missed, 4 not enough evidence.
+/// Runs the program; returns the exit code: 0 done, 1 failed, 2 wrong usage (of flags, or in a recipe,
+/// mix, task or gate file), 3 a gate was missed, 4 not enough evidence.
 pub fn main() -> u8 {
     refuse_large_files_by_error();
-    let cli = Cli::parse();
+    let parsed = command().try_get_matches().and_then(|found| <Cli as FromArgMatches>::from_arg_matches(&found));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
     let reporter = Reporter::new(cli.common.json, cli.common.quiet);
     let (common, reporter) = (&cli.common, &reporter);
     let outcome: Result<Exit> = match &cli.command {
@@ -163,8 +169,39 @@ pub fn main() -> u8 {
     exit.0
 }
 
+/// Help, or what is wrong with the arguments: as clap says it, and for programs also as every other error.
+fn usage(said: &clap::Error) -> u8 {
+    let json = std::env::args_os().take_while(|a| a != "--").any(|a| a == "--json");
+    let reporter = Reporter::new(json, true);
+    let other = std::env::args_os().find(|a| a.to_str().is_none());
+    if let Some(other) = other.filter(|_| said.kind() == ErrorKind::InvalidUtf8) {
+        let error = Error::request(format!("the argument {other:?} is not UTF-8"));
+        reporter.error(&error.help("rename the file, or reach it by a link whose name is"));
+        return Exit::USAGE.0;
+    }
+    if json && said.use_stderr() {
+        let text = said.to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let (message, help) = text.split_once("\n\n").unwrap_or((text, ""));
+        reporter.error_object(&Error::request(message.trim()).help(help.trim()));
+    }
+    let _ = said.print();
+    said.exit_code().try_into().unwrap_or(Exit::USAGE.0)
+}
+
 fn command() -> clap::Command {
-    <Cli as clap::CommandFactory>::command()
+    with_negative_numbers(<Cli as CommandFactory>::command())
+}
+
+/// `--temperature -1` reaches what says why that is wrong, instead of being taken for a flag.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let takes = |arg: &clap::Arg| arg.get_action().takes_values() && !arg.is_positional();
+    command
+        .mut_args(|arg| {
+            let takes = takes(&arg);
+            arg.allow_negative_numbers(takes)
+        })
+        .mut_subcommands(with_negative_numbers)
 }
 
 /// A file beyond `ulimit -f` is an error of the write, which cleans up and says so, not the end of the process.

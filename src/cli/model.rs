@@ -34,7 +34,7 @@ pub fn open(argument: &str, options: &OpenOptions, reporter: &Reporter) -> Resul
         let name = name.strip_suffix(".gguf").unwrap_or(name).to_owned();
         return Ok(Model { checkpoint: container::open_with(&path, options)?, name, beside: PathBuf::new() });
     }
-    let path = Path::new(argument);
+    let path = &snapshot(Path::new(argument)).unwrap_or_else(|| argument.into());
     let checkpoint = container::open_with(path, options).map_err(|e| match path.exists() {
         true => e,
         false => e.help(elsewhere(argument)),
@@ -55,6 +55,20 @@ fn cached(folder: &Path) -> Option<String> {
     let snapshots = folder.parent().filter(|p| p.ends_with("snapshots"))?;
     let repository = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
     Some(repository.rsplit("--").next().unwrap_or(repository).to_owned())
+}
+
+/// Where the model is if `folder` is its whole place in the hub's cache: the snapshot that is `main`, else the only one.
+fn snapshot(folder: &Path) -> Option<PathBuf> {
+    let snapshots = folder.join("snapshots");
+    let commit = std::fs::read_to_string(folder.join("refs/main")).ok();
+    let commit =
+        commit.map(|c| c.trim().to_owned()).filter(|c| !c.is_empty() && c.bytes().all(|b| b.is_ascii_hexdigit()));
+    if let Some(main) = commit.map(|c| snapshots.join(c)).filter(|main| main.is_dir()) {
+        return Some(main);
+    }
+    let mut all = std::fs::read_dir(snapshots).ok()?.flatten().map(|entry| entry.path());
+    let only = all.next()?;
+    all.next().is_none().then_some(only)
 }
 
 /// Where a model may be that is not on this path.
@@ -108,7 +122,10 @@ fn fetch(reference: &Reference, reporter: &Reporter) -> Result<PathBuf> {
     Hub::new(Settings::from_env()?)?.fetch(reference, &|event| {
         let mut bars = bars.lock().unwrap_or_else(|p| p.into_inner());
         match event {
-            Event::Offline => reporter.note("the hub is out of reach: using what was downloaded before"),
+            Event::Offline { asked } => {
+                let why = if asked { "the hub is out of reach" } else { "HF_HUB_OFFLINE is set" };
+                reporter.note(&format!("{why}: using what was downloaded before"));
+            }
             Event::Plan { files, cached } => {
                 reporter.note(&format!("{reference}: {files} files, {cached} here already"))
             }
@@ -149,6 +166,23 @@ mod tests {
         assert_eq!(of("/c/hub/models--org--Some-Model/snapshots/0a1b").as_deref(), Some("Some-Model"));
         assert_eq!(of("/c/models--gpt2/snapshots/0a1b").as_deref(), Some("gpt2"));
         assert_eq!((of("/c/models--org--m"), of("/snapshots/x"), of("/")), (None, None, None));
+    }
+
+    #[test]
+    fn places_in_the_cache_stand_for_their_snapshots() {
+        let cache = tempfile::tempdir().unwrap();
+        let place = cache.path().join("models--org--m");
+        let at = |path: &str| place.join(path);
+        assert_eq!(super::snapshot(&place), None);
+        std::fs::create_dir_all(at("snapshots/0a")).unwrap();
+        assert_eq!(super::snapshot(&place), Some(at("snapshots/0a")), "the only one");
+        std::fs::create_dir_all(at("snapshots/0b")).unwrap();
+        assert_eq!(super::snapshot(&place), None, "which one?");
+        std::fs::create_dir_all(at("refs")).unwrap();
+        for (commit, found) in [("0b\n", Some(at("snapshots/0b"))), ("0c", None), ("..", None), ("", None)] {
+            std::fs::write(at("refs/main"), commit).unwrap();
+            assert_eq!(super::snapshot(&place), found, "{commit:?}");
+        }
     }
 
     #[test]

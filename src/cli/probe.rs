@@ -1,6 +1,7 @@
-//! `quant probe`: generated questions and texts, one JSON object a line.
+//! `quant probe`: generated questions and texts, as JSON lines.
 
 use clap::Args;
+use serde_json::json;
 
 use super::report::Reporter;
 use crate::error::{Error, Result};
@@ -23,8 +24,8 @@ pub struct Probe {
     /// The same seed makes the same items
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Plain text, question and answer together, in place of JSON
-    #[arg(long)]
+    /// Plain text, question and answer together, in place of JSON lines
+    #[arg(long, conflicts_with = "json")]
     text: bool,
 }
 
@@ -35,16 +36,20 @@ impl Probe {
             true => SKILLS.iter().filter(|s| self.length.is_none() || s.stretches).collect(),
             false => self.skill.iter().map(|name| Skill::find(name)).collect::<Result<_>>()?,
         };
-        for index in 0..self.count as u64 {
-            for skill in &skills {
-                let item = skill.item(split, self.seed, index, self.length)?;
-                let line = match self.text {
-                    true => item.text(),
-                    false => serde_json::to_string(&item).map_err(|e| Error::input(e.to_string()))? + "\n",
-                };
-                if !reporter.stream(&line)? {
-                    return Ok(true);
-                }
+        let items = (0..self.count as u64).flat_map(|index| skills.iter().map(move |skill| (index, *skill)));
+        let items = items.map(|(index, skill)| skill.item(split, self.seed, index, self.length));
+        if reporter.json {
+            let items = items.collect::<Result<Vec<_>>>()?;
+            return reporter.value(&json!({ "items": items })).map(|()| true);
+        }
+        for item in items {
+            let item = item?;
+            let line = match self.text {
+                true => item.text(),
+                false => serde_json::to_string(&item).map_err(|e| Error::input(e.to_string()))? + "\n",
+            };
+            if !reporter.stream(&line)? {
+                break;
             }
         }
         Ok(true)

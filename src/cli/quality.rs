@@ -34,7 +34,7 @@ pub fn facts(name: &str, checkpoint: &dyn Checkpoint) -> Facts {
         arch: checkpoint.arch().to_owned(),
         bytes: tensors.iter().map(|t| t.bytes as u64).sum(),
         weights: tensors.iter().map(|t| t.len() as u64).sum(),
-        files: checkpoint.files().iter().map(|(_, bytes)| bytes).sum(),
+        files: checkpoint.size(),
     }
 }
 

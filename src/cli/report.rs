@@ -46,12 +46,18 @@ impl Reporter {
 
     pub fn error(&self, error: &Error) {
         if self.json {
-            let value = serde_json::json!({"error": {
-                "kind": format!("{:?}", error.kind).to_lowercase(), "message": error.message(), "at": error.places(),
-                "help": error.advice() }});
-            println!("{value:#}");
+            self.error_object(error);
         }
         eprintln!("error: {error}");
+    }
+
+    /// What programs read of an error.
+    pub fn error_object(&self, error: &Error) {
+        let value = serde_json::json!({"error": {
+            "kind": format!("{:?}", error.kind).to_lowercase(), "message": error.message(), "at": error.places(),
+            "help": error.advice() }});
+        // A reader that is gone misses it; stderr has it too.
+        let _ = self.value(&value);
     }
 
     /// Progress in bytes.

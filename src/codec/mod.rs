@@ -221,11 +221,9 @@ pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
 }
 
 pub fn find(name: &str) -> Result<&'static dyn Codec> {
-    all().find(|c| c.name() == name).ok_or_else(|| {
-        let mut known: Vec<_> = all().map(|c| c.pattern()).collect();
-        known.dedup();
-        Error::request(format!("unknown format {name:?}")).help(format!("known formats: {}", known.join(", ")))
-    })
+    let known = || all().map(|c| c.name());
+    let found = all().find(|c| c.name() == name);
+    found.ok_or_else(|| Error::unknown("format", name, known(), "`quant list formats` has all"))
 }
 
 /// The codec with this ggml type id.

@@ -21,8 +21,8 @@ use failure::Failure;
 /// What happens during [`Hub::fetch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// The hub cannot be reached, or `HF_HUB_OFFLINE` is set: the newest snapshot in the cache is used.
-    Offline,
+    /// The newest snapshot in the cache is used: the hub cannot be reached, or is not `asked`, as `HF_HUB_OFFLINE` is set.
+    Offline { asked: bool },
     /// `files` belong to what was asked for, of which `cached` are here already.
     Plan { files: usize, cached: usize },
     /// `done` of `total` bytes of a file are here.
@@ -208,8 +208,8 @@ impl Hub {
         let by_commit = |file: &str| Some(repo.pointer_path(&model.revision).join(file)).filter(|path| path.exists());
         let found = wanted.and_then(|file| repo.get(file).or_else(|| by_commit(file)));
         match (found, cause) {
-            (Some(path), _) => {
-                progress(Event::Offline);
+            (Some(path), cause) => {
+                progress(Event::Offline { asked: cause.is_some() });
                 let folder = || path.parent().map(PathBuf::from);
                 Ok(if model.file.is_some() { None } else { folder() }.unwrap_or(path))
             }

@@ -162,13 +162,18 @@ pub trait Checkpoint: Send + Sync {
     fn folder(&self) -> Option<&Path> {
         None
     }
-    /// Every file that was opened, and its size.
+    /// Every file of the model, and its size.
     fn files(&self) -> Vec<(std::path::PathBuf, u64)>;
 }
 
 impl dyn Checkpoint + '_ {
     pub fn find(&self, name: &str) -> Option<usize> {
         self.tensors().iter().position(|t| t.name == name)
+    }
+
+    /// Bytes that its files take.
+    pub fn size(&self) -> u64 {
+        self.files().iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// How the values of tensor `name` change on the way to `convention`.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::protocol::Window;
 use super::states;
 use crate::codec::{self, Codec};
+use crate::container::hf::header;
 use crate::container::output::{Output, publish};
 use crate::container::{Weight, map};
 use crate::device::Worker;
@@ -129,7 +130,9 @@ impl Cached {
     fn parse(path: &Path, map: Mmap) -> Result<Cached> {
         let damaged = |what: &str| Error::input(what.to_owned()).help("make it again with `quant reference`");
         let not_ours = || damaged("this is not a reference file of quant");
-        let (_, header) = SafeTensors::read_metadata(&map).map_err(|_| not_ours())?;
+        let again = |cut: Error| cut.help("make it again with `quant reference`");
+        let unreadable = |_| header::cut_short(&map).map_or_else(not_ours, again);
+        let (_, header) = SafeTensors::read_metadata(&map).map_err(unreadable)?;
         let text = header.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or_else(not_ours)?;
         let about: Description = serde_json::from_str(text).map_err(|e| damaged(&format!("its description: {e}")))?;
         if about.version != VERSION {

@@ -8,7 +8,7 @@ use super::presets::{EMBEDDED, PARTS};
 use super::rule::{Pattern, Target};
 use super::{Budget, Keep, Named, Recipe};
 use crate::codec::{self, Codec};
-use crate::error::{At, Error, Kind, Result};
+use crate::error::{At, Error, Result};
 
 const MAX_FILE: u64 = 1 << 20;
 const MAX_RULES: usize = 4096;
@@ -302,9 +302,8 @@ fn embedded(name: &str) -> Result<(&'static str, &'static str)> {
     let direct = EMBEDDED.iter().find(|(n, _)| *n == wanted);
     let alias = || EMBEDDED.iter().find(|(n, text)| aliases(n, text).contains(&wanted));
     direct.or_else(alias).copied().ok_or_else(|| {
-        let known: Vec<_> = EMBEDDED.iter().map(|(n, _)| *n).filter(|n| !n.starts_with(PARTS)).collect();
-        Error::request(format!("unknown preset {name:?}"))
-            .help(format!("presets: {}; the name of a recipe file ends in .toml", known.join(", ")))
+        let known = EMBEDDED.iter().map(|(n, _)| *n).filter(|n| !n.starts_with(PARTS));
+        Error::unknown("preset", name, known, "`quant list presets` has all; the name of a recipe file ends in .toml")
     })
 }
 
@@ -315,7 +314,7 @@ fn aliases(label: &str, text: &str) -> Vec<String> {
 fn read_text(path: &Path) -> Result<String> {
     let mut text = String::new();
     std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|e| match e.kind() {
-        std::io::ErrorKind::InvalidData => Error::new(Kind::Input, "not UTF-8 text"),
+        std::io::ErrorKind::InvalidData => Error::request("not UTF-8 text"),
         _ => e.into(),
     })?;
     if text.len() as u64 > MAX_FILE {

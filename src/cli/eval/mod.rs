@@ -66,7 +66,7 @@ pub struct Eval {
     #[arg(long, requires = "reference")]
     weights: bool,
     /// The mean divergence up to which a context is called safe, where windows are long enough to tell by position
-    #[arg(long, value_name = "KLD", default_value_t = 0.02, value_parser = positive, allow_negative_numbers = true, requires = "reference")]
+    #[arg(long, value_name = "KLD", default_value_t = 0.02, value_parser = positive, requires = "reference")]
     margin: f64,
     /// Compare cache types in place of files: what does each lose, by position? Against the same weights with an f32 cache; with
     /// --reference against that with one, weights and cache together

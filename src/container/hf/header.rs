@@ -42,6 +42,19 @@ pub fn parse(file: &[u8]) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
+/// What is wrong with a file that is shorter than its own header says; `None`: it is not.
+pub fn cut_short(file: &[u8]) -> Option<Error> {
+    let (length, rest) = file.split_first_chunk::<8>()?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok().filter(|n| *n <= MAX_HEADER)?;
+    let tensors = match rest.get(..length) {
+        Some(json) => serde_json::from_slice::<Header>(json).ok()?.0.iter().map(|(_, raw)| raw.data_offsets.1).max(),
+        // What is there of the header must look like one.
+        None => (rest.first() == Some(&b'{')).then_some(0),
+    };
+    let whole = (8 + length).checked_add(tensors?)?;
+    (file.len() < whole).then(|| Error::input(format!("the file is cut short: {} of {whole} bytes", file.len())))
+}
+
 /// The JSON text, after checking that the file can hold it.
 fn header(file: &[u8]) -> Result<&[u8]> {
     if file.is_empty() {

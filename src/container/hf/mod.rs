@@ -209,10 +209,12 @@ fn again(e: Error) -> Error {
     }
 }
 
-/// The files behind a folder's tensors, with their sizes.
+/// The files of a folder's model, with their sizes: weights, what is said of them, and what conversions take along.
 fn files(dir: &Path, shards: &[Shard]) -> Vec<(PathBuf, u64)> {
-    let small = [CONFIG, INDEX].map(|f| dir.join(f));
-    let small = small.into_iter().filter_map(|p| std::fs::metadata(&p).ok().map(|m| (p, m.len())));
+    let mut names = shards::listing(dir).unwrap_or_default();
+    names.retain(|name| [CONFIG, INDEX].contains(&name.as_str()) || write::is_sidecar(name) || write::is_other(name));
+    let small = names.into_iter().map(|name| dir.join(name));
+    let small = small.filter_map(|p| std::fs::metadata(&p).ok().filter(|m| m.is_file()).map(|m| (p, m.len())));
     small.chain(shards.iter().map(|s| (s.path.clone(), s.map.len() as u64))).collect()
 }
 

@@ -265,17 +265,22 @@ fn is_weights(name: &str) -> bool {
     ENDS.iter().any(|end| name.ends_with(end))
 }
 
-fn is_sidecar(name: &str) -> bool {
+pub(super) fn is_sidecar(name: &str) -> bool {
     SIDECARS.iter().any(|(file, _)| *file == name)
 }
 
-/// Tokenizer, generation settings, chat template, licence: every file of the source that is neither weights nor about them.
+/// Tokenizer, generation settings, chat template, licence: what is neither weights nor about them.
+pub(super) fn is_other(name: &str) -> bool {
+    !name.starts_with('.') && name != CONFIG && !is_weights(name) && !is_sidecar(name)
+}
+
+/// Every such file of the source.
 fn other_files(source: &Path) -> Result<Vec<NewFile>> {
     let mut out = Vec::new();
     for name in shards::listing(source)? {
         let path = source.join(&name);
         let meta = std::fs::metadata(&path).at(|| path.display().to_string())?;
-        if meta.is_file() && !name.starts_with('.') && name != CONFIG && !is_weights(&name) && !is_sidecar(&name) {
+        if meta.is_file() && is_other(&name) {
             out.push(NewFile { path: name.into(), start: Start::Copy(path), bytes: meta.len() });
         }
     }

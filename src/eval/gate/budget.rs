@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Map;
 
 use super::measure;
-use crate::error::{At, Error, Kind, Result};
+use crate::error::{At, Error, Result};
 
 /// What an evaluation must keep.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,8 +27,12 @@ struct File {
 }
 
 impl Budgets {
-    /// Errors: no budgets; a metric that is not known; a limit that cannot be read.
+    /// Errors: no budgets; a metric that is not known; a limit that cannot be read, or is kept by getting worse.
     pub fn parse(text: &str) -> Result<Budgets> {
+        Budgets::read(text).map_err(Error::in_request)
+    }
+
+    fn read(text: &str) -> Result<Budgets> {
         let file: File = toml::from_str(text).map_err(|e| {
             Error::input(e.to_string().trim_end().to_owned())
                 .help("[budgets] and [since] hold lines such as \"kld.mean\" = \"<= 0.02\"")
@@ -37,7 +41,7 @@ impl Budgets {
             let one = |(metric, limit): (String, serde_json::Value)| {
                 let text = limit.as_str().ok_or_else(|| Error::input("a limit is a text such as \"<= 0.02\""));
                 let limit = text.and_then(str::parse);
-                let limit = limit.and_then(|l: Limit| measure::known(&metric, l.unit, since).map(|()| l));
+                let limit = limit.and_then(|l| measure::meant(&metric, l, since));
                 Ok((metric.clone(), limit.at(|| metric)?))
             };
             map.into_iter().map(one).collect()
@@ -58,16 +62,11 @@ impl Budgets {
             })?;
             let metric = if metric == "kld" { "kld.mean" } else { metric };
             let limit = format!("<= {number}").parse::<Limit>();
-            let limit = limit.and_then(|l| measure::known(metric, l.unit, false).map(|()| l));
+            let limit = limit.and_then(|l| measure::meant(metric, l, false));
             Ok((metric.to_owned(), limit.at(|| format!("--max {argument}"))?))
         };
         let budgets: Result<_> = arguments.iter().map(one).collect();
-        // Here it is the command line that is wrong, not a file.
-        let budgets = budgets.map_err(|mut e| {
-            e.kind = Kind::Request;
-            e
-        })?;
-        Ok(Budgets { budgets, since: Vec::new() })
+        Ok(Budgets { budgets: budgets.map_err(Error::in_request)?, since: Vec::new() })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -79,9 +78,11 @@ impl Budgets {
 pub enum Unit {
     /// Of the metric itself.
     Own,
-    /// Hundredths of what it is compared with.
+    /// A change, in hundredths of what it is compared with.
     Percent,
-    /// Hundredths of all items.
+    /// The share itself, in hundredths.
+    Share,
+    /// A change, in hundredths of all items.
     Points,
 }
 
@@ -89,9 +90,14 @@ impl Unit {
     pub fn name(self) -> &'static str {
         match self {
             Unit::Own => "",
-            Unit::Percent => "%",
+            Unit::Percent | Unit::Share => "%",
             Unit::Points => "pt",
         }
+    }
+
+    /// Changes have a sign.
+    pub fn is_change(self) -> bool {
+        matches!(self, Unit::Percent | Unit::Points)
     }
 }
 
@@ -150,7 +156,8 @@ impl fmt::Display for Limit {
         let sign = if self.at_most { "<=" } else { ">=" };
         match self.unit {
             Unit::Own => write!(f, "{sign} {}", self.number),
-            unit => write!(f, "{sign} {:+} {}", self.number, unit.name()),
+            unit if unit.is_change() => write!(f, "{sign} {:+} {}", self.number, unit.name()),
+            unit => write!(f, "{sign} {} {}", self.number, unit.name()),
         }
     }
 }

@@ -22,6 +22,7 @@ pub struct Measure {
 /// A kind of metric. `NAME` in a pattern stands for what the user called it.
 struct Metric {
     pattern: &'static str,
+    better: Better,
     own: fn(&Value, &[&str], &Limit) -> Found,
     /// What a limit can be in beside the figure's own unit.
     units: &'static [Unit],
@@ -32,36 +33,48 @@ struct Metric {
 type Found = std::result::Result<Measure, String>;
 type Since = fn(&Value, &Value, &[&str], &Limit) -> Found;
 
+/// Which way a figure goes where less is lost.
+#[derive(Clone, Copy, PartialEq)]
+enum Better {
+    Lower,
+    Higher,
+}
+
+use Better::{Higher, Lower};
+
 const OWN: &[Unit] = &[];
-/// A change in percent; of a share the share itself, in hundredths.
 const PERCENT: &[Unit] = &[Unit::Percent];
+const SHARE: &[Unit] = &[Unit::Share];
 const POINTS: &[Unit] = &[Unit::Points];
 
 const fn metric(
     pattern: &'static str,
+    better: Better,
     units: &'static [Unit],
     own: fn(&Value, &[&str], &Limit) -> Found,
     since: Option<(Since, &'static [Unit])>,
 ) -> Metric {
-    Metric { pattern, own, units, since }
+    Metric { pattern, better, own, units, since }
 }
 
 static METRICS: &[Metric] = &[
-    metric("kld.mean", OWN, |a, _, _| divergence(a), Some((divergence_since, PERCENT))),
-    metric("kld.NAME", OWN, |a, n, _| quantile(&a["kld"], n[0]), None),
-    metric("perplexity", PERCENT, |a, _, limit| perplexity(a, limit), Some((perplexity_since, PERCENT))),
-    metric("same_top", PERCENT, |a, _, _| estimate(&a["same_top"]), None),
-    metric("rms_delta_p", PERCENT, |a, _, _| estimate(&a["rms_delta_p"]), None),
-    metric("bytes", OWN, |a, _, _| point(&a["bytes"], ""), Some((bytes_since, PERCENT))),
-    metric("bpw", OWN, |a, _, _| point(&a["bpw"], ""), None),
-    metric("tasks.NAME.NAME", POINTS, task, Some((task_since, POINTS))),
-    metric("positions.NAME.kld", OWN, |a, n, _| estimate(&position(a, n[0])["kld"]), None),
-    metric("positions.NAME.same_top", PERCENT, |a, n, _| estimate(&position(a, n[0])["same_top"]), None),
-    metric("kv.NAME.kld", OWN, |a, n, _| divergence(find(&a["kv"], "kv", n[0])), None),
+    metric("kld.mean", Lower, OWN, |a, _, _| divergence(a), Some((divergence_since, PERCENT))),
+    metric("kld.NAME", Lower, OWN, |a, n, _| quantile(&a["kld"], n[0]), None),
+    metric("perplexity", Lower, PERCENT, |a, _, limit| perplexity(a, limit), Some((perplexity_since, PERCENT))),
+    metric("same_top", Higher, SHARE, |a, _, _| estimate(&a["same_top"]), None),
+    metric("rms_delta_p", Lower, SHARE, |a, _, _| estimate(&a["rms_delta_p"]), None),
+    metric("bytes", Lower, OWN, |a, _, _| point(&a["bytes"], ""), Some((bytes_since, PERCENT))),
+    metric("bpw", Lower, OWN, |a, _, _| point(&a["bpw"], ""), None),
+    metric("tasks.NAME.NAME", Higher, POINTS, task, Some((task_since, POINTS))),
+    metric("positions.NAME.kld", Lower, OWN, |a, n, _| estimate(&position(a, n[0])["kld"]), None),
+    metric("positions.NAME.same_top", Higher, SHARE, |a, n, _| estimate(&position(a, n[0])["same_top"]), None),
+    metric("kv.NAME.kld", Lower, OWN, |a, n, _| divergence(find(&a["kv"], "kv", n[0])), None),
 ];
 
-/// Whether a report can have this metric, and a limit be in this unit: of the figure, or of what has become of it `since` a baseline.
-pub fn known(metric: &str, unit: Unit, since: bool) -> Result<()> {
+/// The limit of a metric as it was meant: of the figure, or of what has become of it `since` a baseline.
+///
+/// Errors: a metric that no report has; a unit that it has no limits in; a limit that is kept by getting worse.
+pub fn meant(metric: &str, limit: Limit, since: bool) -> Result<Limit> {
     let found = row(metric).filter(|(row, names)| row.pattern != "kld.NAME" || QUANTILES.contains(&names[0]));
     let Some((row, _)) = found else {
         let known: Vec<_> = METRICS.iter().map(|m| m.pattern).collect();
@@ -69,19 +82,45 @@ pub fn known(metric: &str, unit: Unit, since: bool) -> Result<()> {
             Error::input(format!("there is no metric {metric:?}")).help(format!("one of: {}", known.join(", ")))
         );
     };
-    let units = match (since, row.since) {
-        // It says so when it is to be compared.
-        (true, None) => return Ok(()),
-        (true, Some((_, units))) => units,
-        (false, _) => row.units,
-    };
-    if unit == Unit::Own || units.contains(&unit) {
-        return Ok(());
+    let limit = row.in_unit(metric, limit, since)?;
+    row.directed(metric, &limit)?;
+    Ok(limit)
+}
+
+impl Metric {
+    /// `%` is a change or a share, as the metric has it.
+    fn in_unit(&self, metric: &str, limit: Limit, since: bool) -> Result<Limit> {
+        let units = match (since, self.since) {
+            // It says so when it is to be compared.
+            (true, None) => return Ok(limit),
+            (true, Some((_, units))) => units,
+            (false, _) => self.units,
+        };
+        if limit.unit == Unit::Own {
+            return Ok(limit);
+        }
+        if let Some(unit) = units.iter().find(|u| u.name() == limit.unit.name()) {
+            return Ok(Limit { unit: *unit, ..limit });
+        }
+        let forms: Vec<&str> = units.iter().map(|u| u.name()).collect();
+        let also = if forms.is_empty() { String::new() } else { format!(", or one in {}", forms.join(" or ")) };
+        Err(Error::input(format!("{metric} has no limits in {}", limit.unit.name()))
+            .help(format!("write a number of its own{also}")))
     }
-    let forms: Vec<&str> = units.iter().map(|u| u.name()).collect();
-    let also = if forms.is_empty() { String::new() } else { format!(", or one in {}", forms.join(" or ")) };
-    Err(Error::input(format!("{metric} has no limits in {}", unit.name()))
-        .help(format!("write a number of its own{also}")))
+
+    /// Errors: a limit that is kept by getting worse.
+    fn directed(&self, metric: &str, limit: &Limit) -> Result<()> {
+        let (better, sign) = match self.better {
+            Lower => ("lower", "<="),
+            Higher => ("higher", ">="),
+        };
+        if limit.at_most == (self.better == Lower) {
+            return Ok(());
+        }
+        let right = Limit { at_most: !limit.at_most, ..*limit };
+        Err(Error::input(format!("{metric} is better when it is {better}: \"{limit}\" is kept by getting worse"))
+            .help(format!("write its limit with {sign}: \"{metric}\" = \"{right}\"")))
+    }
 }
 
 /// What `kld.NAME` can be.

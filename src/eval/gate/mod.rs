@@ -52,6 +52,8 @@ pub struct Row {
     pub high: Option<f64>,
     /// What value, low and high are shown in: "", "%" or "pt".
     pub unit: &'static str,
+    /// They are changes, not the figure itself.
+    pub change: bool,
     pub verdict: Verdict,
     pub note: String,
 }
@@ -104,6 +106,7 @@ fn row(artifact: &Value, metric: &str, limit: &Limit, since: &str, found: Result
         low: shown(|m| m.low),
         high: shown(|m| m.high),
         unit: limit.unit.name(),
+        change: limit.unit.is_change(),
         verdict,
         note,
     }
@@ -141,7 +144,8 @@ impl Row {
     pub fn figures(&self) -> String {
         let number = |x: f64| match self.unit {
             "" => format!("{}", (x * 1e6).round() / 1e6),
-            unit => format!("{x:+.2} {unit}"),
+            unit if self.change => format!("{x:+.2} {unit}"),
+            unit => format!("{x:.2} {unit}"),
         };
         match (self.value, self.low, self.high) {
             (Some(value), Some(low), Some(high)) => format!("{} ({} - {})", number(value), number(low), number(high)),

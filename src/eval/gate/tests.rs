@@ -143,6 +143,10 @@ fn budgets_are_checked_before_anything_runs() {
         "[since]\n\"kld.mean\" = \"<= +5 pt\"",
         "[budgets]\n\"kld.maen\" = \"<= 1\"",
         "[budgets]\n\"kld.p98\" = \"<= 1\"",
+        "[budgets]\n\"kld.mean\" = \">= 0.02\"",
+        "[budgets]\n\"tasks.a.acc\" = \"<= -2 pt\"",
+        "[budgets]\n\"positions.0-256.same_top\" = \"<= 93 %\"",
+        "[since]\n\"bytes\" = \">= +0 %\"",
     ] {
         assert!(Budgets::parse(text).is_err(), "{text}");
     }
@@ -150,6 +154,23 @@ fn budgets_are_checked_before_anything_runs() {
     assert_eq!([shown("<=0.02"), shown(">= -1pt"), shown("<= 1 %")], ["<= 0.02", ">= -1 pt", "<= +1 %"]);
     assert_eq!(Budgets::at_most(&["kld=0.02".into()]).unwrap().budgets[0].0, "kld.mean");
     assert!(Budgets::at_most(&["kld".into()]).is_err() && Budgets::at_most(&["x=1".into()]).is_err());
+}
+
+#[test]
+fn limits_that_are_kept_by_getting_worse_are_refused() {
+    let said = Budgets::parse("[budgets]\n\"same_top\" = \"<= 93 %\"").unwrap_err().to_string();
+    assert!(said.contains("better when it is higher") && said.contains("\"same_top\" = \">= 93 %\""), "{said}");
+    assert!(Budgets::at_most(&["same_top=0.9".into()]).unwrap_err().to_string().contains("higher"));
+}
+
+#[test]
+fn only_changes_have_a_sign() {
+    let text = "[budgets]\n\"same_top\" = \">= 93 %\"\n\"perplexity\" = \"<= 2 %\"\n\"tasks.json.acc\" = \">= -7pt\"";
+    let rows = judge(&report([0.02, 0.018, 0.022]), None, &Budgets::parse(text).unwrap()).rows;
+    let shown: Vec<_> = rows.iter().map(|r| (r.limit.clone(), r.figures())).collect();
+    assert_eq!(shown[0], (">= 93 %".to_owned(), "97.00 % (96.00 % - 98.00 %)".to_owned()));
+    assert!(shown[1].0 == "<= +2 %" && shown[1].1.starts_with("+1.01 %"), "{shown:?}");
+    assert!(shown[2].0 == ">= -7 pt" && shown[2].1.ends_with("+2.00 pt)"), "{shown:?}");
 }
 
 #[test]

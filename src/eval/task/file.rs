@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::check::{self, Judge};
 use super::rows::{self, Placed, Row};
-use super::{Item, KINDS, Kind, Question, Task, presets, template};
+use super::{Item, KINDS, Kind, Question, Task, generate, presets, template};
 use crate::error::{At, Error, Result};
 use crate::eval::probe::{self, Skill, Split};
 
@@ -78,6 +78,14 @@ struct Check {
     values: BTreeMap<String, String>,
 }
 
+impl Check {
+    fn check(&self) -> Result<()> {
+        let known = check::find(&self.kind).at(|| "kind")?;
+        known.takes(self.values.keys().map(String::as_str))?;
+        self.values.iter().try_for_each(|(key, e)| template::check_value(e).at(|| key.clone()))
+    }
+}
+
 /// What a user may change of a task.
 #[derive(Clone, Debug, Default)]
 pub struct Wishes {
@@ -100,8 +108,8 @@ pub fn load(argument: &str, wishes: &Wishes) -> Result<Task> {
     match path.extension().and_then(|e| e.to_str()) {
         Some("toml") => {
             let text = std::fs::read_to_string(path).at(|| argument.to_owned())?;
-            let file = File::parse(&text).at(|| argument.to_owned())?;
-            file.task(&stem(), None, path.parent(), wishes)
+            let task = File::parse(&text).and_then(|file| file.task(&stem(), None, path.parent(), wishes));
+            task.at(|| argument.to_owned())
         }
         Some(_) => {
             let rows = rows::read(path)?;
@@ -132,19 +140,56 @@ fn recognise(rows: &[Placed]) -> Result<(String, File)> {
 }
 
 impl File {
+    /// Errors: all that can be wrong with it whatever the rows are, by its key.
     pub fn parse(text: &str) -> Result<File> {
-        let file: File = toml::from_str(text).map_err(|e| Error::input(e.to_string().trim_end().to_owned()))?;
-        file.kind()?;
+        let file: File = toml::from_str(text).map_err(|e| Error::request(e.to_string().trim_end().to_owned()))?;
+        file.check().map_err(Error::in_request)?;
         Ok(file)
+    }
+
+    fn check(&self) -> Result<()> {
+        let kind = self.kind().at(|| "kind")?.name;
+        let needed = |key: &str| Error::input(format!("a `{kind}` task needs `{key}`"));
+        template::check_text(&self.prompt).at(|| "prompt")?;
+        match &self.shot {
+            Some(shot) => template::check_text(shot).at(|| "shot")?,
+            None if self.shots > 0 => return Err(Error::input("`shots` needs a template `shot`")),
+            None => {}
+        }
+        let expressions: [(&str, &Option<String>, &[&str]); 5] = [
+            ("prompts", &self.prompts, &[]),
+            ("choices", &self.choices, &["choice"]),
+            ("answer", &self.answer, &["choice", "predict"]),
+            ("labels", &self.labels, &[]),
+            ("group", &self.group, &[]),
+        ];
+        for (key, expression, needs) in expressions {
+            match expression {
+                Some(e) => template::check_value(e).at(|| key)?,
+                None if needs.contains(&kind) => return Err(needed(key)),
+                None => {}
+            }
+        }
+        if self.limit == 0 {
+            return Err(Error::input("an answer of 0 tokens cannot be right").at("limit"));
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(Error::input("an empty text stops every answer").at("stop"));
+        }
+        match &self.check {
+            Some(check) => check.check().at(|| "[check]"),
+            None if kind == generate::KIND.name => Err(needed("[check]")),
+            None => Ok(()),
+        }
     }
 
     /// A bundled one.
     pub fn preset(name: &str) -> Result<File> {
         let found = presets::EMBEDDED.iter().find(|(n, _)| *n == name);
         let (_, text) = found.ok_or_else(|| {
-            let known: Vec<_> = presets::EMBEDDED.iter().map(|(n, _)| *n).collect();
-            Error::request(format!("there is no task {name:?}"))
-                .help(format!("one of: {}; or a file: TASK.toml, ROWS.jsonl, NAME=ROWS.jsonl", known.join(", ")))
+            let known = presets::EMBEDDED.iter().map(|(n, _)| *n);
+            let all = "`quant list tasks` has all; or pass a file: TASK.toml, ROWS.jsonl, NAME=ROWS.jsonl";
+            Error::unknown("task", name, known, all)
         })?;
         File::parse(text).at(|| format!("evals/tasks/{name}.toml"))
     }

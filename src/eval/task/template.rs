@@ -33,6 +33,16 @@ pub fn text(source: &str, row: &Row) -> Result<String> {
     guarded(source, row, |env| env.render_str(source, minijinja::Value::from(Serde(row))))
 }
 
+/// Errors: it cannot be read, whatever the row.
+pub fn check_text(source: &str) -> Result<()> {
+    evaluated(source, |env| env.template_from_str(source).map(drop))
+}
+
+/// The same of an expression.
+pub fn check_value(source: &str) -> Result<()> {
+    evaluated(source, |env| env.compile_expression(source).map(drop))
+}
+
 /// The value of an expression over a row's fields.
 pub fn value(source: &str, row: &Row) -> Result<Value> {
     guarded(source, row, |env| {
@@ -51,12 +61,18 @@ fn guarded<T>(
     run: impl FnOnce(&Environment<'_>) -> std::result::Result<T, minijinja::Error>,
 ) -> Result<T> {
     let fields = || row.keys().take(12).map(|k| format!("{k:?}")).collect::<Vec<_>>().join(", ");
+    evaluated(source, run).map_err(|e| e.help(format!("the row has the fields {}", fields())))
+}
+
+fn evaluated<T>(
+    source: &str,
+    run: impl FnOnce(&Environment<'_>) -> std::result::Result<T, minijinja::Error>,
+) -> Result<T> {
     // Rows and task files come from anywhere; the library should not panic, this makes it certain.
     match caught(|| run(&environment())) {
         Some(done) => done.map_err(|e| {
             let detail = e.detail().map(|d| format!(": {d}")).unwrap_or_default();
             Error::input(format!("`{source}` cannot be evaluated: {}{detail}", e.kind()))
-                .help(format!("the row has the fields {}", fields()))
         }),
         None => Err(Error::input(format!("`{source}` breaks the template library"))),
     }
@@ -89,6 +105,7 @@ mod tests {
             assert!(error.to_string().contains("\"choices\""), "{error}");
         }
         assert!(value("gold", &row()).is_err());
+        assert!(check_text("{{ question }}").is_ok() && check_text("{{ q ").is_err() && check_value("q[").is_err());
         assert!(text("{{ q | sub('(', '') }}", &row()).is_err());
         assert!(
             text("{% for i in range(100000) %}{% for j in range(10000) %}{% endfor %}{% endfor %}", &row()).is_err()

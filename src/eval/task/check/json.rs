@@ -48,6 +48,9 @@ fn call(values: &Row) -> Result<Judge> {
     let Value::Array(functions) = parsed(values, "functions")? else {
         return Err(Error::input("`functions` is no list"));
     };
+    if functions.is_empty() {
+        return Err(Error::input("`functions` is empty: there is nothing to call"));
+    }
     let one = |f: &Value| {
         let f = f.get("function").unwrap_or(f);
         let name = f.get("name").and_then(Value::as_str).ok_or_else(|| Error::input("a function has no name"))?;

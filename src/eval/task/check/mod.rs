@@ -53,17 +53,24 @@ impl Check {
                 "pass --allow-exec if this machine may run them: each gets no network and bounds of time and memory",
             ));
         }
-        if let Some(missing) = self.needs.iter().find(|n| !values.contains_key(**n)) {
+        self.takes(values.keys().map(String::as_str))?;
+        (self.prepare)(values)
+    }
+
+    /// Errors: something that it needs and was not told; something that it does not know.
+    pub fn takes<'a>(&self, told: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
+        if let Some(missing) = self.needs.iter().find(|n| !told.clone().any(|t| t == **n)) {
             return Err(Error::input(format!("the check `{}` needs `{missing}`", self.name)));
         }
-        if let Some(other) =
-            values.keys().find(|k| !self.needs.contains(&k.as_str()) && !self.takes.contains(&k.as_str()))
-        {
-            let known: Vec<_> = self.needs.iter().chain(self.takes).copied().collect();
-            return Err(Error::input(format!("the check `{}` knows no `{other}`", self.name))
-                .help(format!("it takes: {}", known.join(", "))));
+        let mut told = told;
+        match told.find(|t| !self.needs.contains(t) && !self.takes.contains(t)) {
+            None => Ok(()),
+            Some(other) => {
+                let known: Vec<_> = self.needs.iter().chain(self.takes).copied().collect();
+                Err(Error::input(format!("the check `{}` knows no `{other}`", self.name))
+                    .help(format!("it takes: {}", known.join(", "))))
+            }
         }
-        (self.prepare)(values)
     }
 }
 
@@ -113,6 +120,7 @@ mod tests {
         assert!(no("exact", json!({}), false).contains("`answer`"));
         assert!(no("exact", json!({"answer": "a", "case": true}), false).contains("`case`"));
         assert!(no("regex", json!({"pattern": "("}), false).contains("pattern"));
+        assert!(no("call", json!({"functions": []}), false).contains("`functions` is empty"));
         assert!(no("schema", json!({"schema": {"type": "nonsense"}}), false).contains("schema"));
         assert!(no("code", json!({"program": "x"}), false).contains("--allow-exec"));
         assert!(find("nothing").is_err());
