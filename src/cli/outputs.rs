@@ -102,7 +102,7 @@ const TOKENIZERS: &[&str] = &["tokenizer.json", "tokenizer.model", "tekken.json"
 pub fn wordless_note(plan: &Plan) -> Option<String> {
     let Layout::Folder(folder) = &plan.layout else { return None };
     let has = |name: &&str| folder.files.iter().any(|f| f.path.as_os_str() == *name);
-    let none = !TOKENIZERS.iter().any(|name| has(&name));
+    let none = !TOKENIZERS.iter().any(has);
     none.then(|| format!("warning: {}: the model has no tokenizer; copy its files into the folder", plan.target))
 }
 
