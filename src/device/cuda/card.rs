@@ -207,11 +207,11 @@ impl Runner for Card {
         self.solver.is_some()
     }
 
-    unsafe fn cholesky(&self, at: u64, n: usize) -> Result<Result<(), usize>> {
+    unsafe fn cholesky(&self, at: u64, n: usize, work: &dyn Runner) -> Result<Result<(), usize>> {
         self.enter()?;
         let solver = self.solver.as_ref().ok_or_else(|| Error::unsupported("this card has no factors"))?;
         // SAFETY: the caller's word.
-        unsafe { solver.cholesky(self, at, n) }
+        unsafe { solver.cholesky(work, at, n) }
     }
 }
 

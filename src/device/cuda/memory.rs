@@ -165,9 +165,9 @@ impl Runner for Memory<'_> {
         self.runner.factors()
     }
 
-    unsafe fn cholesky(&self, at: u64, n: usize) -> Result<Result<(), usize>> {
+    unsafe fn cholesky(&self, at: u64, n: usize, work: &dyn Runner) -> Result<Result<(), usize>> {
         // SAFETY: the caller's word.
-        unsafe { self.runner.cholesky(at, n) }
+        unsafe { self.runner.cholesky(at, n, work) }
     }
 }
 

@@ -51,11 +51,12 @@ pub trait Runner: Sync {
         false
     }
 
-    /// [`cpu::cholesky`](crate::device::cpu::cholesky) of an `n` x `n` matrix in double precision.
+    /// [`cpu::cholesky`](crate::device::cpu::cholesky) of an `n` x `n` matrix in double precision. What memory that takes for a time is
+    /// `work`'s.
     ///
     /// # Safety
     /// The matrix lies within memory of this device.
-    unsafe fn cholesky(&self, _at: u64, _n: usize) -> Result<Result<(), usize>> {
+    unsafe fn cholesky(&self, _at: u64, _n: usize, _work: &dyn Runner) -> Result<Result<(), usize>> {
         Err(Error::unsupported("this device has no factors"))
     }
 }

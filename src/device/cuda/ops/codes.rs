@@ -251,7 +251,7 @@ impl<'r> Feedback<'r> {
         // SAFETY: `upper` is the triangle of `n` columns, `order` has each of them once, `factor` is `n` x `n`.
         unsafe { runner.launch(&unit, "damp", Shape::each((n * n) as u64)?, &args)? };
         // SAFETY: as above.
-        if let Err(pivot) = unsafe { runner.cholesky(factor.address(), n)? } {
+        if let Err(pivot) = unsafe { runner.cholesky(factor.address(), n, runner)? } {
             return Ok(Err(pivot));
         }
         let (shares, found) = (Buffer::singles(runner, n * stride)?, Buffer::singles(runner, n)?);

@@ -221,7 +221,7 @@ pub fn on_card(runner: &dyn Runner, a: &mut Array2<f64>) -> Result<std::result::
     let Some(numbers) = a.as_slice_mut() else { return Err(Error::limits("a matrix in pieces")) };
     let matrix = Buffer::of(runner, numbers)?;
     // SAFETY: `matrix` has its `n` rows of `n`.
-    let done = unsafe { runner.cholesky(matrix.address(), n)? };
+    let done = unsafe { runner.cholesky(matrix.address(), n, runner)? };
     matrix.read_into(numbers)?;
     Ok(done)
 }
