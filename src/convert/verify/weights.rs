@@ -34,6 +34,8 @@ const MOST: f64 = 0.95;
 const MOST_OF_ROW: f64 = 1.2;
 /// A scale of its block alone may be off by so much.
 const BLOCK_SCALE: f64 = 0.25;
+/// Scales that are none but rounding turn readers from their source, true ones at least this far towards it.
+const NEARER: f64 = 0.999;
 /// Rows of each reader, spread over it, that say whether scales hold.
 const SAMPLE: usize = 64;
 
@@ -264,10 +266,9 @@ impl<'a> Models<'a> {
             let Some(pair) = self.pair(reader, 0, None)? else { continue };
             turned.iter_mut().zip(pair.turned(&scale)).for_each(|(sum, of)| *sum += of);
         }
-        // Without scales as far from the source as with those of rounding, and farther where there are some.
         let [without, with] = turned;
         match scale.iter().position(|s| *s < 0.0) {
-            _ if with >= without => Ok(None),
+            _ if with >= NEARER * without => Ok(None),
             Some(i) => Err(Error::input(format!("channel {i} has another sign than in the source")).at(&t.name)),
             None => Ok(Some(scale)),
         }
