@@ -120,13 +120,16 @@ fn lies_of_a_gguf_file_are_found() {
     }
 }
 
+/// A file, what is done to it, and what is said of it.
+type Edit = (&'static str, fn(&mut Value), &'static str);
+
 #[test]
 fn lies_of_a_folder_are_found() {
     let source = model(&Shape { layers: 2, ..DENSE });
     source.put("generation_config.json", json!({"eos_token_id": [258, 257], "temperature": 0.7}).to_string());
     let folder = converted(&source, "w4a16", "folder");
     assert_eq!(failed(&folder, Some(&source)), []);
-    let lies: [(&str, fn(&mut Value), &str); 4] = [
+    let lies: [Edit; 4] = [
         ("config.json", |c| c["rope_theta"] = json!(5e5), "llama.rope.freq_base is 500000 instead of 10000"),
         ("config.json", |c| c["eos_token_id"] = json!(5), "eos_token_id of config.json"),
         ("generation_config.json", |c| c["eos_token_id"] = json!(258), "eos_token_id of generation_config.json"),
