@@ -754,6 +754,9 @@ fn columns_and_zeros_that_loaders_disagree_on() {
     lie.part("g_idx").bytes.fill(0);
     lie.write();
     assert_eq!(values(open(&lie.folder).unwrap().as_ref()), expected);
+    let said = common::quant(&["verify", text(&lie.folder), "--json", "--quiet"]);
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(said.contains(DOWN) && said.contains("into group 0"), "{said}");
     lie.tensors.remove(&format!("{DOWN}.g_idx"));
     lie.write();
     assert_eq!(values(open(&lie.folder).unwrap().as_ref()), expected);

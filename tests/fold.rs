@@ -3,15 +3,17 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use common::folder::{Folder, Stored};
 use common::model::{DENSE, MOE, Shape, model};
 use common::{request, statistics};
 use quant::calibrate::method::ops::OnCpu;
 use quant::calibrate::stats::Statistics;
-use quant::container::{Checkpoint, open};
+use quant::container::{Checkpoint, gguf, open};
 use quant::convert::fold::Folds;
-use quant::convert::{self, Plan, fold};
+use quant::convert::verify::{Status, WeightError, verify};
+use quant::convert::{self, Plan, Request, fold};
 use quant::engine::{Engine, Sequence};
 use quant::recipe::Recipe;
 use serde_json::json;
@@ -102,6 +104,41 @@ fn folding_leaves_the_function_as_it_is() {
             assert!(whole <= 1e-5, "{name} {}: {whole:e}", fine.target);
             // The scales are not all 1.
             assert!(half > 1e-2, "{name} {}: {half:e}", fine.target);
+        }
+    }
+}
+
+/// Scales are no errors, and hide none.
+#[test]
+fn what_was_folded_verifies() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, folder, _) in families() {
+        let statistics = Statistics::open(&statistics(dir.path(), &folder)).unwrap();
+        let source = open(folder.path()).unwrap();
+        for to in ["gptq-3bit", "nvfp4a16", "mlx-2bit-g32", "q2_k", "q4_0"] {
+            let path = dir.path().join(format!("{name}-{to}"));
+            let request = Request { feedback: true, ..request(source.as_ref(), Some(&statistics)) };
+            let plan = Plan::new(&request, &Recipe::load(to).unwrap(), &path).unwrap();
+            convert::run(&request, &[plan], 2, &|_| {}).unwrap();
+            let verified = || verify(open(&path).unwrap().as_ref(), Some(source.as_ref()), 2, &|_| {});
+            let report = verified();
+            assert!(report.passed(), "{name} {to}: {:?}", report.checks);
+            let gain = |w: &WeightError| w.name.ends_with("_norm.weight");
+            assert!(report.weights.iter().filter(|w| gain(w)).all(|w| w.relative < 1e-3), "{name} {to}");
+            if path.is_file() {
+                let mut bytes = fs::read(&path).unwrap();
+                let header = gguf::parse(&bytes).unwrap();
+                let norm = header.tensors.iter().find(|t| t.name == "blk.1.attn_norm.weight").unwrap();
+                // Two bits a weight hide twice the scale, not its sign.
+                for (at, bit) in [(3, 0x80), (2, 0x80)].into_iter().take(if to == "q2_k" { 1 } else { 2 }) {
+                    bytes[norm.offset + 4 * 30 + at] ^= bit;
+                    fs::write(&path, &bytes).unwrap();
+                    let weights = verified().checks.into_iter().find(|c| c.name == "weights").unwrap();
+                    assert_eq!(weights.status, Status::Failed, "{name} {to}");
+                    assert!(weights.detail.contains("blk.1.attn_"), "{name} {to}: {}", weights.detail);
+                    bytes[norm.offset + 4 * 30 + at] ^= bit;
+                }
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::error::Result;
 pub struct Verify {
     /// The artifact: a GGUF file, a Hugging Face folder or hf:org/name[@revision]
     model: String,
-    /// The model it was made from: compares every weight, the tokenizer and what was left out
+    /// The model it was made from: compares every weight, the metadata, the tokenizer and what was left out
     #[arg(long, value_name = "MODEL")]
     source: Option<String>,
 }

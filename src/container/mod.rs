@@ -158,6 +158,10 @@ pub trait Checkpoint: Send + Sync {
     fn cache_scales(&self) -> Result<Option<Vec<[f32; 2]>>> {
         Ok(None)
     }
+    /// What is wrong with the files though they can be read: other loaders may see another model.
+    fn faults(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// The folder that a Hugging Face model is.
     fn folder(&self) -> Option<&Path> {
         None

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::{Factor, Layout, Plan, Planned, Request, matrix_rows, scale as tensor_scale};
-use crate::arch::{Arch, FOLDS, Fold, Role};
+use crate::arch::{Arch, FOLDS, Fold, ModelSpec, Role};
 use crate::calibrate::method::awq::{self, Reader};
 use crate::calibrate::method::gptq;
 use crate::calibrate::method::ops::Ops;
@@ -60,27 +60,39 @@ pub fn search<O: Ops>(request: &Request<'_>, on: &O, plan: &Plan) -> Result<Fold
         return Ok(out);
     };
     let index: HashMap<&str, usize> = plan.tensors.iter().enumerate().map(|(i, t)| (t.spec.name.as_str(), i)).collect();
-    let places: Vec<(u32, &Fold)> =
-        (0..spec.layers).flat_map(|l| FOLDS.iter().filter(|f| (f.holds)(spec)).map(move |f| (l, f))).collect();
+    let places: Vec<(u32, &Fold)> = (0..spec.layers).flat_map(|l| places(spec).map(move |f| (l, f))).collect();
     let found = on.each(&places, |(layer, fold)| scale(request, on, plan, &index, (*layer, fold), arch))?;
     for ((layer, fold), scale) in places.into_iter().zip(found) {
-        let Some(scale) = scale.map(Arc::new) else { continue };
-        for suffix in ["weight", "bias"] {
-            if let Some(i) = index.get(name(layer, &fold.writer, suffix).as_str()) {
-                let folded = out.entry(*i).or_default();
-                (folded.rows, folded.added) = (Some(scale.clone()), added(arch, plan, &plan.tensors[*i]));
-            }
-        }
-        for reader in fold.readers {
-            if let Some(i) = index.get(name(layer, reader, "weight").as_str()) {
-                out.entry(*i).or_default().columns = Some(scale.clone());
-            }
-        }
+        let added = |i: usize| added(arch, plan, &plan.tensors[i]);
+        scale.into_iter().for_each(|scale| put(&mut out, &index, (layer, fold), scale, added));
     }
     Ok(out)
 }
 
-fn name(layer: u32, role: &Role, suffix: &str) -> String {
+/// Those of each layer of a model.
+pub fn places(spec: &ModelSpec) -> impl Iterator<Item = &'static Fold> {
+    FOLDS.iter().filter(|f| (f.holds)(spec))
+}
+
+/// What the scale of one place does to tensors, which `index` has by name.
+pub fn put(
+    folds: &mut Folds,
+    index: &HashMap<&str, usize>,
+    (layer, fold): (u32, &Fold),
+    scale: Vec<f32>,
+    added: impl Fn(usize) -> f32,
+) {
+    let scale = Arc::new(scale);
+    for i in ["weight", "bias"].iter().filter_map(|suffix| index.get(name(layer, &fold.writer, suffix).as_str())) {
+        let folded = folds.entry(*i).or_default();
+        (folded.rows, folded.added) = (Some(scale.clone()), added(*i));
+    }
+    for i in fold.readers.iter().filter_map(|reader| index.get(name(layer, reader, "weight").as_str())) {
+        folds.entry(*i).or_default().columns = Some(scale.clone());
+    }
+}
+
+pub fn name(layer: u32, role: &Role, suffix: &str) -> String {
     format!("blk.{layer}.{}.{suffix}", role.stem())
 }
 
@@ -129,11 +141,12 @@ fn scale<O: Ops>(
 /// What a norm's gain is stored less.
 fn added(arch: &Arch, plan: &Plan, planned: &Planned) -> f32 {
     let folder = matches!(plan.layout, Layout::Folder(_));
-    if folder && planned.spec.shape.len() == 1 && planned.spec.name.ends_with("norm.weight") {
-        arch.norm_offset
-    } else {
-        0.0
-    }
+    if folder { offset(arch, &planned.spec.name, &planned.spec.shape) } else { 0.0 }
+}
+
+/// The same, of a tensor of a folder.
+pub fn offset(arch: &Arch, name: &str, shape: &[usize]) -> f32 {
+    if shape.len() == 1 && name.ends_with("norm.weight") { arch.norm_offset } else { 0.0 }
 }
 
 /// The scale that a gain of half precision takes back without rounding: what it becomes decides.

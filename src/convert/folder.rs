@@ -119,7 +119,7 @@ fn cache_scales(request: &Request<'_>, family: &Arch, layers: u32) -> Result<Vec
     (0..layers).map(|layer| of_layer(layer).at(|| format!("layer {layer}"))).collect()
 }
 
-const FLOATS: [&dyn Codec; 3] = [&float::F32, &float::F16, &float::BF16];
+pub(super) const FLOATS: [&dyn Codec; 3] = [&float::F32, &float::F16, &float::BF16];
 
 /// What weights that stay floats are stored as: the recipe's word, else that of the model's last norm.
 fn kept(source: &dyn Checkpoint, recipe: &Recipe) -> &'static dyn Codec {

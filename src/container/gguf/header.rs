@@ -44,6 +44,12 @@ impl Header {
             here
         })
     }
+
+    /// Bytes of a file of `len` that lie behind the last tensor and its padding.
+    pub fn trailing(&self, len: usize) -> usize {
+        let end = self.tensors.iter().map(|t| t.offset + t.bytes).max().unwrap_or(self.data);
+        len.saturating_sub(padded(end, self.alignment).unwrap_or(len))
+    }
 }
 
 /// Reads the header of a whole GGUF file (version 2 or 3, little-endian) and checks it against the file's length.

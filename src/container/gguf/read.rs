@@ -29,6 +29,7 @@ pub struct Gguf {
     tensors: Vec<Tensor>,
     places: Vec<Place>,
     contiguous: bool,
+    faults: Vec<String>,
 }
 
 struct Mapped {
@@ -71,6 +72,7 @@ impl Gguf {
 
     fn assemble(arch: String, metadata: Metadata, parts: Vec<(Mapped, Header)>) -> Result<Gguf> {
         let contiguous = parts.iter().all(|(_, header)| header.is_contiguous());
+        let faults = parts.iter().flat_map(|(shard, header)| faults(shard, header)).collect();
         let (mut shards, mut tensors, mut places) = (Vec::new(), Vec::<Tensor>::new(), Vec::new());
         let mut by_name = HashMap::new();
         for (no, (shard, header)) in parts.into_iter().enumerate() {
@@ -86,7 +88,7 @@ impl Gguf {
             shards.push(shard);
         }
         let family = ModelSpec::from_metadata(&metadata).ok();
-        let mut gguf = Gguf { arch, family, metadata, shards, tensors, places, contiguous };
+        let mut gguf = Gguf { arch, family, metadata, shards, tensors, places, contiguous, faults };
         gguf.attach_scales(&by_name)?;
         Ok(gguf)
     }
@@ -190,9 +192,21 @@ impl Checkpoint for Gguf {
         tokenizer::rebuild(&self.metadata)
     }
 
+    fn faults(&self) -> Vec<String> {
+        self.faults.clone()
+    }
+
     fn files(&self) -> Vec<(PathBuf, u64)> {
         self.shards.iter().map(|s| (s.path.clone(), s.map.len() as u64)).collect()
     }
+}
+
+/// What llama.cpp refuses, and what no tool writes.
+fn faults(shard: &Mapped, header: &Header) -> Vec<String> {
+    let gaps = (!header.is_contiguous()).then(|| "a tensor does not begin where the one before it ends".to_owned());
+    let trailing = Some(header.trailing(shard.map.len())).filter(|n| *n > 0);
+    let trailing = trailing.map(|n| format!("{n} bytes after the last tensor belong to no tensor"));
+    gaps.into_iter().chain(trailing).map(|fault| format!("{}: {fault}", file_name(&shard.path))).collect()
 }
 
 fn describe(info: TensorInfo, file: &str) -> Tensor {

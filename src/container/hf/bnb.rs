@@ -70,7 +70,16 @@ impl Module<'_> {
         ];
         let name = format!("{}.weight", self.module);
         let planes = vec![Plane { parts, scale: 1.0, inputs: None }];
-        Ok(Bundle { source: name.clone(), name, file: file.to_owned(), codec, dims, experts: None, planes })
+        Ok(Bundle {
+            source: name.clone(),
+            name,
+            file: file.to_owned(),
+            codec,
+            dims,
+            experts: None,
+            planes,
+            fault: None,
+        })
     }
 
     /// What the JSON says.

@@ -133,6 +133,7 @@ impl Module<'_> {
             dims,
             experts: None,
             planes: vec![Plane { parts: parts.into_iter().map(stored).collect(), scale: 1.0, inputs: None }],
+            fault: None,
         })
     }
 

@@ -12,7 +12,7 @@ use crate::metadata::Metadata;
 pub fn metadata(dir: &Path, arch: &Arch, spec: &ModelSpec, tensors: &[Tensor]) -> Result<Metadata> {
     let config = json::config(dir, super::CONFIG)?.unwrap_or_default();
     // A broken generation_config.json is no reason to refuse the weights.
-    let generation = json::config(dir, "generation_config.json").ok().flatten();
+    let generation = json::config(dir, super::GENERATION).ok().flatten();
     let readme = std::fs::read_to_string(dir.join("README.md")).ok();
     let name = folder_name(dir).unwrap_or_default();
     let size = Size::of(tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice())));

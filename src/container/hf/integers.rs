@@ -26,7 +26,11 @@ pub struct Bundle {
     /// How many matrices of these `dims` it stacks, if it is a stack.
     pub experts: Option<usize>,
     pub planes: Vec<Plane>,
+    /// Why other loaders may read other weights.
+    pub fault: Option<&'static str>,
 }
+
+const BLANK_INDEX: &str = "g_idx puts all columns into group 0: loaders that look there read other weights";
 
 /// Tensors of a folder by name.
 pub type All = HashMap<String, Located>;
@@ -159,8 +163,9 @@ impl Module<'_> {
         // The shapes in a file are no request of anyone's.
         let layout = codec.layout(dims).map_err(|e| Error::input(e.message()))?;
         let mut parts = layout.iter().map(|part| take(self.module, all, part, None)).collect::<Result<Vec<_>>>()?;
+        let mut fault = None;
         if let (Mark::Words, [_, zeros, _, index]) = (mark, parts.as_mut_slice()) {
-            self.check_index(&scheme, dims.cols, index).at(|| format!("{}.g_idx", self.module))?;
+            fault = self.check_index(&scheme, dims.cols, index).at(|| format!("{}.g_idx", self.module))?;
             self.check_zeros(&scheme, zeros).at(|| format!("{}.qzeros", self.module))?;
         }
         if let Some(index) = all.get(&format!("{}.weight_g_idx", self.module)) {
@@ -171,7 +176,7 @@ impl Module<'_> {
         let source = format!("{}.{}", self.module, layout[0].name);
         let (scale, inputs) = self.tensor_scale(codec, all)?;
         let planes = vec![Plane { parts, scale, inputs }];
-        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, experts: None, planes })
+        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, experts: None, planes, fault })
     }
 
     /// The experts of a layer, packed in the file's own order of rows.
@@ -189,7 +194,7 @@ impl Module<'_> {
         let layout = codec.layout(dims).map_err(|e| Error::input(e.message()))?;
         let planes = planes(self.module, all, &layout, experts)?;
         let (name, source) = (self.module.to_owned(), format!("{}{BLOCKS}", self.module));
-        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, experts, planes })
+        Ok(Bundle { name, source, file: file.to_owned(), codec, dims, experts, planes, fault: None })
     }
 
     /// The multipliers that lie beside the parts: of the weights, and of the inputs where the file has it.
@@ -347,14 +352,15 @@ impl Module<'_> {
         Ok((Scheme { family, bits: 8, group, symmetric: true, scales }, Dims::new(rows, cols)))
     }
 
-    /// Every column belongs to a group, and to the one that kernels take when they do not look here.
-    fn check_index(&self, scheme: &Scheme, cols: usize, index: &mut Stored) -> Result<()> {
+    /// Every column belongs to a group, and to the one that kernels take when they do not look here. Returns why they might not.
+    fn check_index(&self, scheme: &Scheme, cols: usize, index: &mut Stored) -> Result<Option<&'static str>> {
         let (group, groups) = (scheme.columns(cols), scheme.groups(cols));
         if let Some(beyond) = words(self.shards, index).find(|g| *g as usize >= groups) {
             return Err(Error::input(format!("a column belongs to group {}, there are {groups}", beyond as i32)));
         }
         // Some tools leave it out, others leave it zero.
         let blank = words(self.shards, index).all(|g| g == 0);
+        let fault = blank && !self.storage.permuted && groups > 1 && index.bytes() > 0;
         if !self.storage.permuted && blank {
             let natural = (0..cols).flat_map(|k| ((k / group) as u32).to_le_bytes());
             *index = Stored::Made(natural.collect());
@@ -363,7 +369,7 @@ impl Module<'_> {
             return Err(Error::input("columns are out of order, but config.json does not say desc_act")
                 .help("loaders read such a file differently: set \"desc_act\": true if it was quantized so"));
         }
-        Ok(())
+        Ok(fault.then_some(BLANK_INDEX))
     }
 
     /// Version 1 stores a zero less one. What became of a zero of 0, its tools and kernels do not agree on.

@@ -116,7 +116,7 @@ fn bundle(storage: &Mlx, module: &str, file: &str, all: &mut All) -> Result<Bund
     let layout = codec.layout(dims).map_err(|e| Error::input(e.message()))?;
     let planes = integers::planes(module, all, &layout, experts)?;
     let name = format!("{module}.weight");
-    Ok(Bundle { source: name.clone(), name, file: file.to_owned(), codec, dims, experts, planes })
+    Ok(Bundle { source: name.clone(), name, file: file.to_owned(), codec, dims, experts, planes, fault: None })
 }
 
 /// Says how all modules are stored: the most frequent format for all, the others by name. What is not packed has no scales,

@@ -34,9 +34,10 @@ use place::{Content, Found, Placed};
 pub use quantized::{SIDECARS, Storage};
 pub use shards::INDEX;
 use shards::{Located, Shard};
-pub use write::{Calibration, Folder, NewWeight, Told, beside_parts, folder, is_own};
+pub use write::{Calibration, Folder, NewWeight, Told, beside_parts, folder, is_own, model_config};
 
 pub const CONFIG: &str = "config.json";
+pub const GENERATION: &str = "generation_config.json";
 
 /// The row of [`crate::container::CONTAINERS`].
 pub const CONTAINER: Container = Container {
@@ -61,6 +62,7 @@ pub struct HfFolder {
     /// Scales of the KV cache.
     scales: Vec<Located>,
     activations: Activations,
+    faults: Vec<String>,
     files: Vec<(PathBuf, u64)>,
 }
 
@@ -83,7 +85,7 @@ impl HfFolder {
         let (shards, located) = shards::open(dir)?;
         spec.tied &= !exl2::has_head(&located);
         let scales = cache::scales(&located);
-        let Found { mut placed, dropped, beside } = place::place(arch, &spec, &shards, located, &storage)?;
+        let Found { mut placed, dropped, beside, faults } = place::place(arch, &spec, &shards, located, &storage)?;
         placed.extend(arch.extra_tensors(&spec).into_iter().map(Placed::made));
         placed.sort_by_key(|p| natural(&p.tensor));
         let (tensors, contents): (Vec<_>, _) = placed.into_iter().map(|p| (p.tensor, p.content)).unzip();
@@ -102,6 +104,7 @@ impl HfFolder {
             beside,
             scales,
             activations,
+            faults,
             files,
         })
     }
@@ -190,6 +193,10 @@ impl Checkpoint for HfFolder {
 
     fn cache_scales(&self) -> Result<Option<Vec<[f32; 2]>>> {
         cache::read(&self.scales, &self.shards, &self.tensors, self.spec.layers)
+    }
+
+    fn faults(&self) -> Vec<String> {
+        self.faults.clone()
     }
 
     fn folder(&self) -> Option<&Path> {

@@ -144,6 +144,7 @@ pub struct Found {
     pub dropped: Vec<Dropped>,
     /// Of what was dropped, the tensors that stay in the model's folder.
     pub beside: Vec<Located>,
+    pub faults: Vec<String>,
 }
 
 /// Places every tensor of the folder.
@@ -177,9 +178,11 @@ pub fn place(
     let (scales, weights): (Vec<_>, Vec<_>) = located.into_iter().partition(is_scale);
     let mut scales: HashMap<_, _> = scales.into_iter().map(|l| (l.entry.name.clone(), l)).collect();
     let mut sorter = Sorter { arch: family, spec, storage, pieces: BTreeMap::new(), dropped };
+    let mut faults = Vec::new();
     let embedded = bundles.iter().any(|b| b.name.ends_with(EMBEDDING));
     for bundle in bundles {
         let (source, file) = (bundle.source.clone(), bundle.file.clone());
+        faults.extend(bundle.fault.map(|fault| format!("{}: {fault}", bundle.name)));
         sorter.put_bundle(bundle).at(|| source).at(|| file)?;
     }
     let head_alone = spec.tied && !embedded && !weights.iter().any(|w| arch::alone(&w.entry.name) == EMBEDDING);
@@ -200,7 +203,7 @@ pub fn place(
         return Err(error);
     }
     let placed = sorter.pieces.into_iter().map(|(name, pieces)| stack(name, pieces, spec)).collect::<Result<_>>()?;
-    Ok(Found { placed, dropped: sorter.dropped, beside })
+    Ok(Found { placed, dropped: sorter.dropped, beside, faults })
 }
 
 /// Collects pieces under canonical names and expert numbers.
@@ -244,7 +247,7 @@ impl Sorter<'_> {
     }
 
     fn put_bundle(&mut self, bundle: Bundle) -> Result<()> {
-        let Bundle { name, source, file, codec, dims, experts, planes } = bundle;
+        let Bundle { name, source, file, codec, dims, experts, planes, .. } = bundle;
         let places = match self.arch.resolve(&name, self.spec)? {
             Placement::Place(places) => places,
             Placement::Drop(reason) => {

@@ -218,7 +218,12 @@ pub fn is_own(codec: &dyn Codec) -> bool {
 
 /// Takes out what described the source's own quantization.
 fn forget(config: &mut Value) {
-    for key in quantized::KEYS.iter().chain(&[mlx::KEY]) {
+    remove(config, quantized::KEYS.iter().chain(&[mlx::KEY]));
+}
+
+/// Of the whole and of a model inside it.
+fn remove<'a>(config: &mut Value, keys: impl Iterator<Item = &'a &'static str>) {
+    for key in keys {
         if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
             text.shift_remove(*key);
         }
@@ -226,6 +231,17 @@ fn forget(config: &mut Value) {
             object.shift_remove(*key);
         }
     }
+}
+
+/// What tools write about themselves.
+const BOOKKEEPING: &[&str] = &["_name_or_path", "transformers_version", "use_cache"];
+
+/// config.json without what a conversion changes: what it says of the model.
+pub fn model_config(dir: &Path) -> Result<Value> {
+    let mut config = files::config(dir, CONFIG)?.unwrap_or_default();
+    forget(&mut config);
+    remove(&mut config, DTYPE.iter().chain(BOOKKEEPING));
+    Ok(config)
 }
 
 /// The two names that transformers has had for it.

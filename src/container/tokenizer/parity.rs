@@ -39,16 +39,22 @@ pub fn parity<'a>(
     for text in texts {
         let (a, b) = (source.encode(text, false, true)?, artifact.encode(text, false, true)?);
         if a != b {
-            let known = explain(source, artifact, text, &a)?;
+            let known = explain(source, artifact, text, [&a, &b])?;
             out.push(Mismatch { text: text.to_owned(), source: a, artifact: b, known });
         }
     }
     Ok(out)
 }
 
-fn explain(source: &Tokenizer, artifact: &Tokenizer, text: &str, ids: &[u32]) -> Result<Option<&'static str>> {
+fn explain(source: &Tokenizer, artifact: &Tokenizer, text: &str, ids: [&[u32]; 2]) -> Result<Option<&'static str>> {
+    let same = |id: &&u32| source.token(**id) == artifact.token(**id);
+    let folders = [source, artifact].iter().all(|t| matches!(t.0, Inner::HuggingFace(_)));
+    // One program reads both folders alike; no runtime's habit gives an id another text.
+    if folders || !ids.into_iter().flatten().all(|id| same(&id)) {
+        return Ok(None);
+    }
     if let Inner::HuggingFace(tokenizer) = &source.0
-        && artifact.encode(&tokenizer.normalize(text)?, false, true)? == ids
+        && artifact.encode(&tokenizer.normalize(text)?, false, true)? == ids[0]
     {
         return Ok(Some(COMPOSED));
     }

@@ -1,15 +1,21 @@
-//! Does a file hold what it should? Structure, values, every source tensor accounted for, tokenizer and chat template.
+//! Does a file hold what it should? Structure, values, every source tensor accounted for, metadata, tokenizer and chat template.
+
+mod facts;
+mod weights;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
 
 use super::rows::check_finite;
 use super::{CHUNK_WEIGHTS, Plan, Progress, each_unit, units_of};
+use crate::arch::{self, ModelSpec};
 use crate::codec::Codec;
 use crate::container::{Checkpoint, LeftOut, Tensor, hf, tokenizer};
+use crate::engine::Engine;
 use crate::engine::chat::{self, Message};
-use crate::error::{At, Error, Result};
+use crate::error::{At, Error, Kind, Result};
 use crate::tensor::{Dims, same_shape};
+use weights::shaped_alike;
+pub use weights::{WeightError, weight_errors};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -24,14 +30,6 @@ pub struct Check {
     pub name: &'static str,
     pub status: Status,
     pub detail: String,
-}
-
-/// Error of one weight against its source: `|w - w'| / |w|` over all its values.
-#[derive(Debug, serde::Serialize)]
-pub struct WeightError {
-    pub name: String,
-    pub codec: &'static str,
-    pub relative: f64,
 }
 
 #[derive(Debug, Default, serde::Serialize)]
@@ -100,31 +98,49 @@ pub fn verify(
     progress: Progress<'_>,
 ) -> Report {
     let mut report = Report::default();
-    report.add("structure", Ok(format!("{} tensors, every offset and size in bounds", artifact.tensors().len())));
+    report.add("structure", whole(artifact));
     report.add("finite", finite(artifact, threads, progress));
-    match source {
-        Some(source) => {
-            report.add("accounted", accounted(artifact, source));
-            match weight_errors(artifact, source, threads, progress) {
-                Ok(errors) => {
-                    let worst = errors.iter().map(|e| e.relative).fold(0.0, f64::max);
-                    report.weights = errors;
-                    let detail = format!("largest relative error of a tensor: {worst:.4}");
-                    // Even one bit per weight keeps most of the energy; more loss than this is another matrix.
-                    let outcome = if worst < 0.95 { Ok(detail) } else { Err(Error::input(detail)) };
-                    report.add("weights", outcome);
-                }
-                Err(e) => report.add("weights", Err(e)),
-            }
-        }
-        None => {
-            report.skip("accounted", "needs --source");
-            report.skip("weights", "needs --source");
-        }
-    }
-    report.add_or_skip("tokenizer", source.map(|s| same_tokens(artifact, s)), "needs --source");
+    let needs = "needs --source";
+    report.add_or_skip("accounted", source.map(|s| accounted(artifact, s)), needs);
+    let mut errors = Vec::new();
+    let weights = source.map(|s| weight_errors(artifact, s, threads, progress));
+    report.add_or_skip("weights", weights.map(|w| like_the_source(w?, &mut errors)), needs);
+    report.weights = errors;
+    report.add_or_skip("metadata", source.map(|s| facts::compare(artifact, s)), needs);
+    report.add_or_skip("tokenizer", source.map(|s| same_tokens(artifact, s)), needs);
     report.add_or_skip("chat template", chat_template(artifact).transpose(), "the file carries none");
     report
+}
+
+/// Nothing in the files contradicts the rest of them.
+fn whole(artifact: &dyn Checkpoint) -> Result<String> {
+    if let Some(fault) = artifact.faults().into_iter().next() {
+        return Err(Error::input(fault));
+    }
+    match artifact.family() {
+        // Its weights have the shapes that its metadata ask for. What the engine cannot run may still be whole.
+        Some(_) => Engine::new(artifact, 1).map(|_| ()).or_else(|e| match e.kind {
+            Kind::Unsupported => Ok(()),
+            _ => Err(e),
+        })?,
+        None if arch::for_gguf(artifact.arch()).is_some() => {
+            ModelSpec::from_metadata(&artifact.metadata()?).map(|_| ())?
+        }
+        None => {}
+    }
+    Ok(format!("{} tensors, every offset and size in bounds", artifact.tensors().len()))
+}
+
+fn like_the_source(errors: Vec<WeightError>, out: &mut Vec<WeightError>) -> Result<String> {
+    let worst = errors.iter().map(|e| e.relative).fold(0.0, f64::max);
+    let faults: Vec<String> =
+        errors.iter().filter_map(|e| Some(format!("{}: {}", e.name, e.fault.as_ref()?))).collect();
+    *out = errors;
+    match &faults[..] {
+        [] => Ok(format!("largest relative error of a tensor: {worst:.4}")),
+        [only] => Err(Error::input(only)),
+        [first, rest @ ..] => Err(Error::input(format!("{first} (and {} more tensors)", rest.len()))),
+    }
 }
 
 /// What every chat begins with. A template may parse and still fail, or lose what was said.
@@ -204,66 +220,4 @@ fn accounted(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<Strin
     let left_out = LeftOut::of(source.dropped().iter().filter(|d| !kept.contains(d.source.as_str())));
     let left_out: String = left_out.iter().map(|l| format!("; left out: {l}")).collect();
     Ok(format!("{} tensors written{left_out}", source.tensors().len()))
-}
-
-fn shaped_alike(t: &Tensor, source: &Tensor) -> Result<()> {
-    match same_shape(&t.shape, &source.shape) {
-        true => Ok(()),
-        false => Err(Error::input(format!("{} is {:?}, its source {:?}", t.name, t.shape, source.shape))),
-    }
-}
-
-/// Compares every weight with its source, in the artifact's row order.
-///
-/// Errors: weights of other shapes.
-pub fn weight_errors(
-    artifact: &dyn Checkpoint,
-    source: &dyn Checkpoint,
-    threads: usize,
-    progress: Progress<'_>,
-) -> Result<Vec<WeightError>> {
-    let tensors = artifact.tensors();
-    let sums = Mutex::new(vec![(0f64, 0f64); tensors.len()]);
-    each_unit(&units_of(artifact, CHUNK_WEIGHTS), threads, |unit, scratch| {
-        let t = &tensors[unit.tensor];
-        let Some(original) = source.find(&t.name) else { return Ok(()) };
-        shaped_alike(t, &source.tensors()[original])?;
-        let transform = source.transform(&t.name, artifact.convention());
-        let weight = artifact.read(unit.tensor, unit.plane)?;
-        let reference = source.read(original, unit.plane)?;
-        let cols = weight.packed.dims.cols;
-        scratch.source.resize(cols, 0.0);
-        scratch.moved.resize(cols, 0.0);
-        let vector = t.shape.len() == 1;
-        let (mut energy, mut error) = (0f64, 0f64);
-        for row in unit.rows.clone() {
-            weight.codec.decode(&weight.packed, row..row + 1, &mut scratch.source);
-            let from = if vector { row } else { transform.source_row(row) };
-            reference.codec.decode(&reference.packed, from..from + 1, &mut scratch.moved);
-            if vector {
-                let moved = (0..cols).map(|i| scratch.moved[transform.source_row(i)]).collect();
-                scratch.moved = moved;
-            }
-            for (w, r) in scratch.source.iter().zip(&scratch.moved) {
-                let r = f64::from(*r * reference.scale + transform.add);
-                energy += r * r;
-                error += (f64::from(*w * weight.scale) - r).powi(2);
-            }
-        }
-        let mut sums = sums.lock().unwrap_or_else(|p| p.into_inner());
-        sums[unit.tensor].0 += energy;
-        sums[unit.tensor].1 += error;
-        progress((t.bytes / (t.planes() * t.dims().rows).max(1) * unit.rows.len()) as u64);
-        Ok(())
-    })?;
-    let sums = sums.into_inner().unwrap_or_else(|p| p.into_inner());
-    Ok(tensors
-        .iter()
-        .zip(sums)
-        .map(|(t, (energy, error))| WeightError {
-            name: t.name.clone(),
-            codec: t.codec.name(),
-            relative: if energy > 0.0 { (error / energy).sqrt() } else { error.sqrt() },
-        })
-        .collect())
 }
