@@ -551,6 +551,24 @@ fn configurations_that_do_not_fit() {
     assert!(open(&lie.folder).is_ok(), "quantize_config.json says the same");
     fs::remove_file(lie.folder.join("quantize_config.json")).unwrap();
     lie.refused(&["qweight", "does not say how"]);
+    // Groups too: a loader that believes the configuration reads other scales.
+    for to in ["gptq-g32", "awq-g32", "w4a16"] {
+        let mut lie = artifact(to);
+        let config = &mut lie.config["quantization_config"];
+        let group = match to {
+            "w4a16" => config["config_groups"]
+                .as_object_mut()
+                .unwrap()
+                .values_mut()
+                .next()
+                .unwrap()
+                .get_mut("weights")
+                .unwrap(),
+            _ => config,
+        };
+        group["group_size"] = json!(16);
+        lie.refused(&["scales are of", "config.json says 16"]);
+    }
 }
 
 const STATE: &str = "weight.quant_state.bitsandbytes__nf4";

@@ -335,8 +335,7 @@ mod tests {
             let bytes = family == Family::Int;
             let family = if bytes { Family::Packed } else { family };
             let activations = if bytes { Activations::Dynamic } else { Activations::Plain };
-            let expected =
-                Packing { family, widths: vec![bits], channel: group.is_none(), permuted: false, activations };
+            let expected = Packing { family, widths: vec![bits], groups: vec![group], permuted: false, activations };
             assert_eq!(read, Storage::Packed(expected));
         }
         assert!(declare(&[plain("a")], Activations::Plain, false).unwrap().is_none());

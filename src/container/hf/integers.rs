@@ -228,9 +228,16 @@ impl Module<'_> {
     }
 
     fn group(&self, cols: usize, groups: usize) -> Result<Option<usize>> {
+        let stated = &self.storage.groups;
         match cols.checked_rem(groups) {
+            Some(0) if groups > 1 && !stated.is_empty() && !stated.contains(&Some(cols / groups)) => {
+                let sizes: Vec<String> = stated.iter().map(|s| s.map_or("all".to_owned(), |n| n.to_string())).collect();
+                let message =
+                    format!("its scales are of {} columns each, config.json says {}", cols / groups, sizes.join(", "));
+                Err(Error::input(message).help("config.json is of another model: download it again"))
+            }
             // One group of all columns, or the only group of a narrow matrix.
-            Some(0) => Ok(Some(cols / groups).filter(|_| groups > 1 || !self.storage.channel)),
+            Some(0) => Ok(Some(cols / groups).filter(|_| groups > 1 || !(stated.is_empty() || stated.contains(&None)))),
             _ => Err(Error::unsupported(format!("{cols} columns in {groups} groups, the last of them cut off"))),
         }
     }

@@ -30,8 +30,8 @@ pub struct Packing {
     pub family: Family,
     /// Widths of integers that occur; empty if single weights may have any.
     pub widths: Vec<usize>,
-    /// Whole rows may share a scale.
-    pub channel: bool,
+    /// Columns under one scale, as they occur (`None`: whole rows); empty if there may be any.
+    pub groups: Vec<Option<usize>>,
     /// GPTQ: columns were taken out of their order, so groups need not be runs of columns.
     pub permuted: bool,
     /// What runtimes do with the inputs.
@@ -99,7 +99,7 @@ fn fp8(q: &Value) -> Result<Storage> {
 
 /// The parts say all there is to know.
 fn floats(family: Family, activations: Activations) -> Storage {
-    Storage::Packed(Packing { family, widths: Vec::new(), channel: true, permuted: false, activations })
+    Storage::Packed(Packing { family, widths: Vec::new(), groups: Vec::new(), permuted: false, activations })
 }
 
 /// config.json says it plainly, hf_quant_config.json one level down.
@@ -137,11 +137,13 @@ fn gptq(q: &Value) -> Result<Storage> {
     if ![2, 3, 4, 8].contains(&bits) {
         return Err(refuse(&format!("gptq with {bits} bits")));
     }
-    let own = q.get("dynamic").and_then(Value::as_object).is_some_and(|rules| !rules.is_empty());
+    // GPTQModel and AutoRound have rules for single weights.
+    let rules = ["dynamic", "extra_config"].iter().filter_map(|key| q.get(*key)?.as_object());
+    let own = rules.into_iter().any(|rules| !rules.is_empty());
     Ok(Storage::Packed(Packing {
         family,
         widths: if own { Vec::new() } else { vec![bits] },
-        channel: q.get("group_size").and_then(Value::as_i64).is_none_or(|g| g <= 0),
+        groups: if own { Vec::new() } else { vec![group(q, &["group_size"])] },
         permuted: q.get("desc_act").is_some_and(|v| v == true),
         activations: Activations::Plain,
     }))
@@ -154,12 +156,10 @@ fn awq(q: &Value) -> Result<Storage> {
         let zeros = if q.get("zero_point").is_some_and(|v| v == false) { ", without zeros" } else { "" };
         return Err(refuse(&format!("awq, version {version}, {bits} bits{zeros}")));
     }
-    let group = ["group_size", "q_group_size"].iter().find_map(|key| q.get(*key)?.as_i64());
-    let channel = group.is_none_or(|g| g <= 0);
     Ok(Storage::Packed(Packing {
         family: Family::Awq,
         widths: vec![4],
-        channel,
+        groups: vec![group(q, &["group_size", "q_group_size"])],
         permuted: false,
         activations: Activations::Plain,
     }))
@@ -196,7 +196,7 @@ fn compressed_tensors(q: &Value) -> Result<Storage> {
     let mut out = Packing {
         family: Family::Packed,
         widths: Vec::new(),
-        channel: false,
+        groups: Vec::new(),
         permuted: false,
         activations: Activations::Plain,
     };
@@ -216,7 +216,7 @@ fn compressed_tensors(q: &Value) -> Result<Storage> {
         match (kind, bits, strategy) {
             ("int", _, "group" | "channel") => {
                 out.widths.push(bits);
-                out.channel |= strategy == "channel";
+                out.groups.push(group(weights, &["group_size"]).filter(|_| strategy == "group"));
             }
             ("float", 8, "tensor" | "channel" | "block") | ("float", 4, "tensor_group" | "group") => {}
             ("float", 8, "group") if word(weights, &["scale_dtype"]) == Some("torch.uint8") => {}
@@ -232,6 +232,12 @@ fn compressed_tensors(q: &Value) -> Result<Storage> {
 
 fn word<'a>(q: &'a Value, keys: &[&str]) -> Option<&'a str> {
     keys.iter().find_map(|key| q.get(*key)?.as_str())
+}
+
+/// Columns under one scale; `None`: whole rows.
+fn group(q: &Value, keys: &[&str]) -> Option<usize> {
+    let stated = keys.iter().find_map(|key| q.get(*key)?.as_u64());
+    stated.filter(|n| *n > 0).and_then(|n| usize::try_from(n).ok())
 }
 
 /// Bits of a code.
@@ -267,7 +273,7 @@ mod tests {
         let gptq = Packing {
             family: Family::Gptq,
             widths: vec![4],
-            channel: false,
+            groups: vec![Some(128)],
             permuted: false,
             activations: Activations::Plain,
         };
@@ -279,7 +285,7 @@ mod tests {
         let v2 = Packing {
             family: Family::GptqV2,
             widths: vec![],
-            channel: true,
+            groups: vec![],
             permuted: true,
             activations: Activations::Plain,
         };
@@ -287,20 +293,19 @@ mod tests {
         let awq = Packing {
             family: Family::Awq,
             widths: vec![4],
-            channel: false,
+            groups: vec![Some(128)],
             permuted: false,
             activations: Activations::Plain,
         };
         let old = json!({ "zero_point": true, "q_group_size": 128, "w_bit": 4, "version": "GEMM" });
         assert_eq!(method(&old, "awq").unwrap(), Storage::Packed(awq));
-        let weights =
-            |bits: u32, strategy: &str| json!({ "weights": { "num_bits": bits, "type": "int", "strategy": strategy } });
+        let weights = |bits: u32, strategy: &str| json!({ "weights": { "num_bits": bits, "type": "int", "strategy": strategy, "group_size": 32 } });
         let q = json!({ "quant_method": "compressed-tensors", "format": "mixed-precision",
             "config_groups": { "a": weights(4, "group"), "b": weights(8, "channel") } });
         let mixed = Packing {
             family: Family::Packed,
             widths: vec![4, 8],
-            channel: true,
+            groups: vec![Some(32), None],
             permuted: false,
             activations: Activations::Plain,
         };
