@@ -254,8 +254,10 @@ impl<'a> Models<'a> {
         let find = |role: &Role| index.get(fold::name(layer, role, "weight").as_str()).copied();
         let Some(writer) = find(&fold.writer) else { return Ok(None) };
         let t = &self.artifact.tensors()[writer];
+        let written = t.shape.first().copied().unwrap_or(0);
         let readers: Vec<usize> = fold.readers.iter().filter_map(find).collect();
-        if t.planes() > 1 || readers.iter().any(|i| self.artifact.tensors()[*i].dims().cols != t.shape[0]) {
+        let read = |i: &usize| self.artifact.tensors()[*i].dims().cols == written;
+        if t.planes() > 1 || written == 0 || !readers.iter().all(read) {
             return Ok(None);
         }
         let Some(pair) = self.pair(writer, 0, folds.get(&writer))? else { return Ok(None) };
