@@ -60,7 +60,9 @@ pub fn batch(
                 Some(tokens) => (true, tokens),
                 None => (false, on_card(sites, gram, engine, runner, (longest, 0))?),
             };
-            let tokens = fit(sites, gram, if resident { 0 } else { 2 * hidden }, most, longest, memory)?;
+            // Not to the last token: a run that goes on has a little more room, or less.
+            let most = (most - most % HELD).max(most.min(HELD)).min(all).max(longest);
+            let tokens = fit(sites, gram, if resident { hidden } else { 2 * hidden }, most, longest, memory)?;
             Ok(Batch { tokens, resident })
         }
     }

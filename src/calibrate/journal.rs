@@ -10,13 +10,14 @@ use crate::container::journal;
 use crate::container::output::Output;
 use crate::error::Result;
 
-/// A finished layer.
+/// Layers that were finished since the line before, mostly one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Done {
+    /// The last of them.
     pub layer: usize,
-    /// BLAKE3 of the hidden states behind it; empty where they were not written down.
+    /// BLAKE3 of the hidden states behind it.
     pub states: String,
-    /// BLAKE3 of its statistics as written.
+    /// BLAKE3 of their statistics as written.
     pub parts: String,
 }
 
@@ -24,8 +25,9 @@ pub struct Done {
 pub struct Journal {
     lines: journal::Journal,
     files: [PathBuf; 2],
-    /// Two, which take turns: a layer reads one and writes the other.
+    /// Two, which take turns: from one line to the next, one is read and the other written.
     states: [States; 2],
+    count: usize,
 }
 
 impl Journal {
@@ -35,27 +37,30 @@ impl Journal {
         let [path, a, b] = ["journal", "states-0", "states-1"].map(|what| Output::beside(output, what));
         let states = [States::open(&a, tokens, hidden)?, States::open(&b, tokens, hidden)?];
         let (lines, done) = journal::Journal::open(path, job)?;
-        Ok((Journal { lines, files: [a, b], states }, done))
+        Ok((Journal { lines, files: [a, b], states, count: done.len() }, done))
     }
 
     /// Forgets all layers.
     pub fn start(&mut self, job: &str) -> Result<()> {
+        self.count = 0;
         self.lines.start(job)
     }
 
+    /// What was written last is read from now on.
     pub fn add(&mut self, done: &Done) -> Result<()> {
+        self.count += 1;
         self.lines.add(done)
     }
 
-    /// The states in front of `layer`.
-    pub fn before(&mut self, layer: usize) -> &mut States {
-        &mut self.states[layer % 2]
+    /// The states behind the last line.
+    pub fn states(&mut self) -> &mut States {
+        &mut self.states[self.count % 2]
     }
 
-    /// The states in front of `layer` and those behind it.
-    pub fn around(&mut self, layer: usize) -> (&States, &mut States) {
+    /// The same, and those behind the next line.
+    pub fn around(&mut self) -> (&States, &mut States) {
         let [a, b] = &mut self.states;
-        if layer.is_multiple_of(2) { (a, b) } else { (b, a) }
+        if self.count.is_multiple_of(2) { (a, b) } else { (b, a) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One pass over all text, a layer at a time: only one layer's sums are ever in memory.
 
 use std::collections::HashSet;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -108,7 +108,7 @@ impl Job<'_> {
         let (mut journal, done) = Journal::open(self.output, &job, tokens, self.engine.hidden())?;
         let batches = self.batches();
         let first = match self.intact(&writer, &mut journal, &done)? {
-            true => done.len(),
+            true => done.last().map_or(0, |last| last.layer + 1),
             false => {
                 journal.start(&job)?;
                 writer.clear(self.output)?;
@@ -116,7 +116,7 @@ impl Job<'_> {
             }
         };
         let mut held: Vec<Option<O::Rows>> = Vec::new();
-        let states = journal.before(first);
+        let states = journal.states();
         for batch in &batches {
             match (first, self.batch.resident) {
                 (0, true) => held.push(Some(self.embed(on, batch)?)),
@@ -132,10 +132,10 @@ impl Job<'_> {
             event(Event::Tokens((tokens * first) as u64));
         }
         thread::scope(|scope| {
-            let writing = Writing::start(scope, &writer, &self.about)?;
+            let mut writing = Writing::start(scope, &writer, &self.about)?;
             for layer in first..self.engine.layers() {
-                let (before, after) = journal.around(layer);
-                self.step(on, &batches, &writing, event, &mut |pass, running, batch| {
+                let (before, after) = journal.around();
+                self.step(on, &batches, &mut writing, event, &mut |pass, running, batch| {
                     if let Some(Some(x)) = held.get_mut(batch) {
                         return pass.layer(layer, running, x);
                     }
@@ -154,15 +154,12 @@ impl Job<'_> {
                     at = Instant::now();
                 }
                 writing.settle()?;
-                let behind = journal.before(layer + 1).hash();
-                for done in written..=layer {
-                    let states = if done == layer { behind.clone() } else { String::new() };
-                    journal.add(&Done { layer: done, states, parts: self.digest(&writer, done)? })?;
-                }
+                let (states, parts) = (after.hash(), self.digest(&writer, written..=layer)?);
+                journal.add(&Done { layer, states, parts })?;
                 written = layer + 1;
             }
-            let (last, _) = journal.around(self.engine.layers());
-            self.step(on, &batches, &writing, event, &mut |pass, running, batch| {
+            let (last, _) = journal.around();
+            self.step(on, &batches, &mut writing, event, &mut |pass, running, batch| {
                 let x = match held.get_mut(batch).and_then(Option::take) {
                     Some(x) => x,
                     None => on.put(last.read(batches[batch].tokens.clone()))?,
@@ -179,20 +176,24 @@ impl Job<'_> {
     /// Whether everything that a killed run finished is still as it left it.
     fn intact(&self, writer: &Writer, journal: &mut Journal, done: &[Done]) -> Result<bool> {
         let Some(last) = done.last() else { return Ok(false) };
-        if done.iter().enumerate().any(|(i, d)| d.layer != i) || done.len() > self.engine.layers() {
+        if last.layer >= self.engine.layers() || done.windows(2).any(|d| d[0].layer >= d[1].layer) {
             return Ok(false);
         }
-        if journal.before(done.len()).hash() != last.states {
+        if journal.states().hash() != last.states {
             return Ok(false);
         }
+        let mut from = 0;
         // A file that is too short has lost them too.
-        Ok(done.iter().all(|d| self.digest(writer, d.layer).is_ok_and(|hash| hash == d.parts)))
+        Ok(done.iter().all(|d| {
+            let layers = std::mem::replace(&mut from, d.layer + 1)..=d.layer;
+            self.digest(writer, layers).is_ok_and(|hash| hash == d.parts)
+        }))
     }
 
-    /// Of what was written for one layer.
-    fn digest(&self, writer: &Writer, layer: usize) -> Result<String> {
-        let prefix = format!("blk.{layer}.");
-        writer.digest("", |s| self.about.sites[s.site].key.starts_with(&prefix))
+    /// Of what was written for some layers.
+    fn digest(&self, writer: &Writer, layers: RangeInclusive<usize>) -> Result<String> {
+        let of = |key: &str| key.strip_prefix("blk.")?.split('.').next()?.parse().ok();
+        writer.digest("", |s| of(&self.about.sites[s.site].key).is_some_and(|layer| layers.contains(&layer)))
     }
 
     fn embed<O: Ops>(&self, on: &O, batch: &Batch) -> Result<O::Rows> {
@@ -205,7 +206,7 @@ impl Job<'_> {
         &self,
         on: &O,
         batches: &[Batch],
-        writing: &Writing,
+        writing: &mut Writing<'_>,
         event: &dyn Fn(Event),
         run: Step<'_, O>,
     ) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Statistics on their way to the file, while the next are gathered.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{Builder, Scope};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use super::collect::Sums;
 use super::layout::{Quantity, Split};
@@ -12,55 +12,58 @@ use crate::error::{At, Error, Result};
 enum Message {
     Put(usize, Split, Sums),
     /// Tell when all before is written.
-    Settle(SyncSender<Result<()>>),
+    Settle(SyncSender<()>),
 }
 
-/// A thread that writes. It holds the sums of one site; whoever brings the next waits for it.
-pub struct Writing(SyncSender<Message>);
+/// A thread that writes, and ends at the first error. It holds the sums of one site; whoever brings the next waits for it.
+pub struct Writing<'s> {
+    send: SyncSender<Message>,
+    thread: Option<ScopedJoinHandle<'s, Result<()>>>,
+}
 
-impl Writing {
+impl<'s> Writing<'s> {
     /// Errors: there is no thread to be had.
-    pub fn start<'s>(scope: &'s Scope<'s, '_>, writer: &'s Writer, about: &'s About) -> Result<Writing> {
+    pub fn start(scope: &'s Scope<'s, '_>, writer: &'s Writer, about: &'s About) -> Result<Writing<'s>> {
         let (send, receive) = sync_channel(0);
-        let started =
-            Builder::new().name("statistics".into()).spawn_scoped(scope, move || run(&receive, writer, about));
-        started.map_err(|e| Error::limits(format!("cannot start a thread: {e}")))?;
-        Ok(Writing(send))
+        let name = Builder::new().name("statistics".into());
+        let thread = name.spawn_scoped(scope, move || run(&receive, writer, about));
+        let thread = thread.map_err(|e| Error::limits(format!("cannot start a thread: {e}")))?;
+        Ok(Writing { send, thread: Some(thread) })
     }
 
-    /// Errors are those of [`Writing::settle`].
-    pub fn put(&self, site: usize, split: Split, sums: Sums) -> Result<()> {
-        self.0.send(Message::Put(site, split, sums)).map_err(|_| gone())
+    /// Errors: what could not be written before.
+    pub fn put(&mut self, site: usize, split: Split, sums: Sums) -> Result<()> {
+        self.send.send(Message::Put(site, split, sums)).map_err(|_| self.why())
     }
 
     /// Waits until everything is in the file.
     ///
-    /// Errors: the first that it met.
-    pub fn settle(&self) -> Result<()> {
+    /// Errors: what could not be written.
+    pub fn settle(&mut self) -> Result<()> {
         let (send, receive) = sync_channel(1);
-        self.0.send(Message::Settle(send)).map_err(|_| gone())?;
-        receive.recv().map_err(|_| gone())?
+        self.send.send(Message::Settle(send)).map_err(|_| self.why())?;
+        receive.recv().map_err(|_| self.why())
     }
-}
 
-fn gone() -> Error {
-    Error::limits("the thread that writes statistics has ended")
-}
-
-fn run(messages: &Receiver<Message>, writer: &Writer, about: &About) {
-    let mut went = Ok(());
-    for message in messages {
-        match message {
-            Message::Put(site, split, sums) if went.is_ok() => {
-                let mut put = |q| writer.put(site, (split, q), &|out| sums.write(q, out));
-                went = Quantity::ALL.into_iter().try_for_each(&mut put).at(|| about.sites[site].key.clone());
-            }
-            // The file is lost; what is gathered meanwhile too.
-            Message::Put(..) => {}
-            Message::Settle(told) => {
-                // Who asked and went away does not want to know.
-                let _ = told.send(std::mem::replace(&mut went, Ok(())));
-            }
+    /// Why the thread has ended.
+    fn why(&mut self) -> Error {
+        match self.thread.take().map(ScopedJoinHandle::join) {
+            Some(Ok(Err(e))) => e,
+            _ => Error::limits("the thread that writes statistics has ended"),
         }
     }
+}
+
+fn run(messages: &Receiver<Message>, writer: &Writer, about: &About) -> Result<()> {
+    for message in messages {
+        match message {
+            Message::Put(site, split, sums) => {
+                let put = |q| writer.put(site, (split, q), &|out| sums.write(q, out));
+                Quantity::ALL.into_iter().try_for_each(put).at(|| about.sites[site].key.clone())?;
+            }
+            // Who asked and went away does not want to know.
+            Message::Settle(told) => drop(told.send(())),
+        }
+    }
+    Ok(())
 }

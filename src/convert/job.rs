@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::fold::{Folded, Folds};
 use super::resume::Ledger;
 use super::rows::{Factor, check_finite, check_held, decoded, decoded_rows, encode, moved};
-use super::{Counts, Event, Layout, Listener, Plan, Planned, Request, Scratch, Unit, scale, step, steps, units_of};
+use super::{
+    CHUNK_WEIGHTS, Counts, Event, Layout, Listener, Plan, Planned, Request, Scratch, Unit, scale, step, steps, units_of,
+};
 use crate::arch::RowOrder;
 use crate::calibrate::method::{self, awq};
 use crate::codec::grid::{Codes, Grid, MatrixGrid, Unsearched};
@@ -83,7 +85,7 @@ impl Job<'_> {
     pub fn units(&self) -> Vec<Unit> {
         let whole = |tensor: usize| self.outputs[tensor].iter().any(|(p, o)| self.plans[*p].tensors[*o].whole());
         let mut units = Vec::new();
-        for unit in units_of(self.request.source, self.chunk) {
+        for unit in units_of(self.request.source, |tensor| self.chunk_of(tensor)) {
             match units.last_mut() {
                 Some(Unit { tensor, plane, rows })
                     if (*tensor, *plane) == (unit.tensor, unit.plane) && whole(*tensor) =>
@@ -94,6 +96,15 @@ impl Job<'_> {
             }
         }
         units
+    }
+
+    /// Weights of a source tensor that are handled at a time: as many as a card likes where it encodes them.
+    fn chunk_of(&self, tensor: usize) -> usize {
+        let there = |(p, o): &(usize, usize)| {
+            let t = &self.plans[*p].tensors[*o];
+            !t.copied && !t.on_grid() && self.request.worker.encodes(t.spec.codec)
+        };
+        if self.outputs[tensor].iter().any(there) { self.chunk } else { CHUNK_WEIGHTS }
     }
 
     /// Whether nothing is made of a source tensor but what is solved for.
@@ -129,7 +140,7 @@ impl Job<'_> {
                 rolling.push(target);
             }
         }
-        let step = step(t, self.chunk);
+        let step = step(t, self.chunk_of(unit.tensor));
         for first in unit.rows.clone().step_by(step) {
             let rows = first..(first + step).min(unit.rows.end);
             if !rolling.is_empty() {
@@ -179,7 +190,7 @@ impl Job<'_> {
         let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
         let factor = self.factor((target.p, target.o), weight, target.unit.plane);
         let mut wishes = Vec::new();
-        for rows in steps(target.unit.rows.clone(), step(target.t, self.chunk)) {
+        for rows in steps(target.unit.rows.clone(), step(target.t, self.chunk_of(target.unit.tensor))) {
             wishes.extend(joint.wishes(
                 decoded(target, weight, factor, rows, &mut scratch.source)?,
                 cols,
@@ -194,7 +205,7 @@ impl Job<'_> {
         let (rows, cols) = (target.unit.rows.clone(), weight.packed.dims.cols);
         let importance = self.importance((target.p, target.o), target.t, target.unit.plane)?;
         let mut all = Codes::default();
-        for rows in steps(rows, step(target.t, self.chunk).next_multiple_of(grid.rows())) {
+        for rows in steps(rows, step(target.t, self.chunk_of(target.unit.tensor)).next_multiple_of(grid.rows())) {
             let factor = self.factor((target.p, target.o), weight, target.unit.plane);
             let w = decoded(target, weight, factor, rows.clone(), &mut scratch.source)?;
             let found = self.chosen(grid, w, cols, importance.as_deref());

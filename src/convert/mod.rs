@@ -157,12 +157,12 @@ fn outputs_by_source(source: &dyn Checkpoint, plans: &[Plan]) -> Vec<Vec<(usize,
     outputs
 }
 
-fn units_of(source: &dyn Checkpoint, chunk: usize) -> Vec<Unit> {
+fn units_of(source: &dyn Checkpoint, chunk: impl Fn(usize) -> usize) -> Vec<Unit> {
     let mut units = Vec::new();
     for (tensor, t) in source.tensors().iter().enumerate() {
         let rows = t.dims().rows;
         // Of stacks there are enough to do: a matrix that must be gathered is gathered once.
-        let step = if t.planes() > 1 { rows } else { step(t, chunk) };
+        let step = if t.planes() > 1 { rows } else { step(t, chunk(tensor)) };
         for plane in 0..t.planes() {
             units.extend((0..rows).step_by(step).map(|r| Unit { tensor, plane, rows: r..(r + step).min(rows) }));
         }
@@ -185,10 +185,11 @@ fn step(t: &Tensor, chunk: usize) -> usize {
 /// Errors: the card cannot say what room it has.
 pub fn chunk(worker: Worker<'_>, threads: usize) -> Result<usize> {
     const MOST: usize = 16 << 20;
-    // Itself, and what is made of it.
+    // Of the host's memory, for all threads; and of a weight: itself, and what is made of it.
+    const TOGETHER: usize = 1 << 30;
     const BYTES: usize = 12;
     let Worker::Card(card) = worker else { return Ok(CHUNK_WEIGHTS) };
-    Ok((card.room()? / BYTES / threads.max(1)).clamp(CHUNK_WEIGHTS, MOST))
+    Ok((card.room()?.min(TOGETHER) / BYTES / threads.max(1)).clamp(CHUNK_WEIGHTS, MOST))
 }
 
 /// Buffers that one thread keeps from unit to unit.

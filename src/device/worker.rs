@@ -24,11 +24,16 @@ impl Worker<'_> {
         out: &mut [u8],
     ) -> Result<()> {
         match self {
-            Worker::Card(card) if codec.facts().is_some_and(|f| f.grid.block) => {
+            Worker::Card(card) if self.encodes(codec) => {
                 out.copy_from_slice(&ops::encode(card, codec, w, cols, importance)?);
             }
             _ => (encode.run)(w, cols, importance, out),
         }
         Ok(())
+    }
+
+    /// Whether it is a card that has a kernel for this format.
+    pub fn encodes(self, codec: &dyn Codec) -> bool {
+        matches!(self, Worker::Card(_)) && codec.facts().is_some_and(|f| f.grid.block)
     }
 }

@@ -186,7 +186,7 @@ fn same_tokens(artifact: &dyn Checkpoint, source: &dyn Checkpoint) -> Result<Str
 
 fn finite(artifact: &dyn Checkpoint, threads: usize, progress: Progress<'_>) -> Result<String> {
     let tensors = artifact.tensors();
-    each_unit(&units_of(artifact, CHUNK_WEIGHTS), threads, |unit, scratch| {
+    each_unit(&units_of(artifact, |_| CHUNK_WEIGHTS), threads, |unit, scratch| {
         let t = &tensors[unit.tensor];
         let weight = artifact.read(unit.tensor, unit.plane)?;
         let cols = weight.packed.dims.cols;

@@ -52,7 +52,7 @@ pub fn weight_errors(
     let folds = cpu::pool(threads)?.install(|| models.folds())?;
     let tensors = artifact.tensors();
     let sums: Vec<Mutex<Sums>> = tensors.iter().map(|_| Mutex::default()).collect();
-    each_unit(&units_of(artifact, CHUNK_WEIGHTS), threads, |unit, _| {
+    each_unit(&units_of(artifact, |_| CHUNK_WEIGHTS), threads, |unit, _| {
         let t = &tensors[unit.tensor];
         let Some(pair) = models.pair(unit.tensor, unit.plane, folds.get(&unit.tensor))? else { return Ok(()) };
         let part = pair.compare(unit.rows.clone());

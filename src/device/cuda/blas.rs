@@ -112,7 +112,7 @@ impl Blas {
             c_int::try_from(n).map_err(|_| Error::limits(format!("{n} is more than cuBLAS counts in a product")))
         };
         let operation = |f: &Factor| if f.transposed { TRANSPOSED } else { AS_IT_IS };
-        let Product { m, n, k, a, b, c, stride } = product;
+        let Product { m, n, k, a, b, c, stride, precision } = product;
         let ([m, n, k], [lda, ldb, ldc]) =
             ([int(*m)?, int(*n)?, int(*k)?], [int(a.stride)?, int(b.stride)?, int(*stride)?]);
         let (one, zero) = (1.0f32, 0.0f32);
@@ -137,7 +137,7 @@ impl Blas {
                 *c as *mut c_void,
                 SINGLE,
                 ldc,
-                compute(self.precision),
+                compute(*precision),
                 ANY,
             )
         };

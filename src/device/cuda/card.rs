@@ -149,8 +149,9 @@ impl Runner for Card {
 
     fn upload(&self, at: u64, bytes: &[u8]) -> Result<()> {
         self.enter()?;
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(staging) = staging.as_mut().filter(|_| bytes.len() > SMALL) {
+        let lock = || self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut staging = (bytes.len() > SMALL).then(lock);
+        if let Some(staging) = staging.as_mut().and_then(|staging| staging.as_mut()) {
             // SAFETY: the buffer at `at` has room for them.
             return unsafe { staging.upload(at, bytes) };
         }
@@ -160,8 +161,9 @@ impl Runner for Card {
 
     fn download(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         self.enter()?;
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(staging) = staging.as_mut().filter(|_| bytes.len() > SMALL) {
+        let lock = || self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut staging = (bytes.len() > SMALL).then(lock);
+        if let Some(staging) = staging.as_mut().and_then(|staging| staging.as_mut()) {
             // SAFETY: the buffer at `at` has as many.
             return unsafe { staging.download(at, bytes) };
         }
@@ -225,6 +227,10 @@ impl Drop for Card {
                 // SAFETY: loaded here, and no kernel runs any more: results were read before.
                 unsafe { sys::cuModuleUnload(module) };
             }
+        } else {
+            // What belongs to a context that is lost cannot be given back.
+            std::mem::forget((self.blas.take(), self.solver.take()));
+            std::mem::forget(self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         }
         // SAFETY: `open` retained it once.
         unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.handle) };

@@ -71,6 +71,8 @@ pub struct Product {
     pub b: Factor,
     pub c: u64,
     pub stride: usize,
+    /// Not exact.
+    pub precision: Precision,
 }
 
 #[derive(Clone, Copy, Debug)]

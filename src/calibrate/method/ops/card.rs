@@ -1,6 +1,8 @@
 //! On a card: whole matrices, one after the other, which stay there from scales to codes. Scales of grids without a kernel are fitted
 //! by the CPU. Where the card is to be exact, factors and what judges them are the CPU's: all codes are too.
 
+use std::sync::OnceLock;
+
 use ndarray::Array2;
 use rayon::prelude::*;
 
@@ -20,6 +22,9 @@ const ROWS: usize = 64;
 const WEIGHTS: usize = 64 << 20;
 /// Bytes of a weight that are held at once: itself, its errors, what is made of them, its scales and codes, two of either.
 const BYTES: usize = 32;
+/// Bytes of a pair of columns: the triangle, the matrix that judges, shares of three feedbacks, and some to spare. Where there is not
+/// that much, the CPU factors and judges.
+const SITE: usize = 24;
 
 pub struct OnCard<'r> {
     runner: &'r dyn Runner,
@@ -53,6 +58,8 @@ pub struct CardGram<'g, 'r> {
     gram: &'g Gram<'g>,
     /// The upper triangle; not where the CPU does what there is to do.
     upper: Option<Buffer<'r>>,
+    /// Made when it is first asked for.
+    judge: OnceLock<codes::Judge<'r>>,
 }
 
 pub enum Judge<'r> {
@@ -81,8 +88,10 @@ impl<'r> Ops for OnCard<'r> {
     }
 
     fn gram<'g>(&self, gram: &'g Gram<'g>) -> Result<CardGram<'g, 'r>> {
-        let upper = (!self.is_exact()).then(|| Buffer::of(self.runner, gram.upper())).transpose()?;
-        Ok(CardGram { gram, upper })
+        let n = gram.columns();
+        let there = !self.is_exact() && n.saturating_mul(n).saturating_mul(SITE) < self.runner.room()?;
+        let upper = there.then(|| Buffer::of(self.runner, gram.upper())).transpose()?;
+        Ok(CardGram { gram, upper, judge: OnceLock::new() })
     }
 
     fn judge(&self, of: &CardGram<'_, 'r>) -> Result<Judge<'r>> {
@@ -128,10 +137,17 @@ impl<'r> Ops for OnCard<'r> {
     ) -> Result<Found<'r>> {
         let facts = grid.facts();
         let fitter = facts.as_ref().and_then(|f| Fitter::new(f, w.cols)).filter(Fitter::cuts);
-        let (Some(fitter), Judge::Card(judge)) = (fitter, self.judge(of)?) else {
+        let (Some(fitter), Some(upper)) = (fitter, &of.upper) else {
             let found = clipped(grid, &w.w, w.cols, importance, of.gram, scale);
             let (params, scales) = self.uploaded(grid, w, found.params)?;
             return Ok(Found { params, scales, codes: Buffer::of(self.runner, &found.codes)? });
+        };
+        let judge = match of.judge.get() {
+            Some(judge) => judge,
+            None => {
+                let made = codes::Judge::new(upper, of.gram.columns())?;
+                of.judge.get_or_init(|| made)
+            }
         };
         let scale = scale.map(|s| Buffer::of(self.runner, s)).transpose()?;
         let losses = |scales: &Scales<'r>, codes: &Buffer<'r>| {

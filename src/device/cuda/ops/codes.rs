@@ -4,6 +4,7 @@ use super::{int, linear, tiles};
 use crate::codec::Facts;
 use crate::codec::facts::DeviceFit;
 use crate::codec::grid::{Levels, Scale};
+use crate::device::Precision;
 use crate::device::cpu::{self, SOLVE_BLOCK};
 use crate::device::cuda::runner::{Arg, Buffer, Factor, Product, Runner, Shape, View};
 use crate::device::cuda::source::Unit;
@@ -80,6 +81,9 @@ impl<'r> Scales<'r> {
         let (runner, n) = (w.runner(), self.weights());
         assert!(w.singles() >= n);
         let codes = Buffer::new(runner, n)?;
+        if n == 0 {
+            return Ok(codes);
+        }
         let [count, cols, all, ends, span] = self.args()?;
         let args = [w.arg(), count, cols, all, ends, span, codes.arg()];
         // SAFETY: `w` has a weight for each code; there is a scale for each span of each row, and an end for each of one.
@@ -87,8 +91,17 @@ impl<'r> Scales<'r> {
         Ok(codes)
     }
 
-    /// [`cpu::round_columns`].
+    /// [`cpu::round_columns`]; where the device need not be exact, by a library's products in single precision.
     pub fn round_columns(&self, w: &View<'r>, feedback: &Feedback<'r>) -> Result<Buffer<'r>> {
+        self.solve(w, feedback, w.runner().precision() == Precision::Exact)
+    }
+
+    /// The same to the bit.
+    pub fn round_columns_exact(&self, w: &View<'r>, feedback: &Feedback<'r>) -> Result<Buffer<'r>> {
+        self.solve(w, feedback, true)
+    }
+
+    fn solve(&self, w: &View<'r>, feedback: &Feedback<'r>, exact: bool) -> Result<Buffer<'r>> {
         let (runner, cols, stride) = (w.runner(), self.cols, feedback.stride);
         let rows = self.weights() / cols;
         assert!(w.singles() >= rows * cols && feedback.order.len() == cols);
@@ -100,7 +113,22 @@ impl<'r> Scales<'r> {
         let [_, wide, all, ends, span] = self.args()?;
         for from in (0..cols).step_by(SOLVE_BLOCK).filter(|_| rows > 0) {
             let first = Arg::Int(int(from)?);
-            if from > 0 {
+            if from > 0 && !exact {
+                // What are rows here are columns to BLAS.
+                let at = feedback.shares.address() + (from * size_of::<f32>()) as u64;
+                let product = Product {
+                    m: SOLVE_BLOCK.min(stride - from),
+                    n: rows,
+                    k: from,
+                    a: Factor { at, stride, transposed: false },
+                    b: Factor { at: errors.address(), stride, transposed: false },
+                    c: carried.address(),
+                    stride: SOLVE_BLOCK,
+                    precision: Precision::Single,
+                };
+                // SAFETY: as of the kernel below.
+                unsafe { runner.multiply(&product)? };
+            } else if from > 0 {
                 let args = [errors.arg(), feedback.shares.arg(), count, width, first, carried.arg()];
                 // SAFETY: `errors` has `rows` rows of `stride`, of which `from` columns are read and were written before; `shares` has
                 // `cols > from` rows of `stride`; `carried` has `rows` rows of SOLVE_BLOCK.
@@ -122,6 +150,9 @@ impl<'r> Scales<'r> {
         let (runner, n) = (w.runner(), self.weights());
         assert!(w.singles() >= n && codes.bytes() >= n && columns.is_none_or(|c| c.singles() >= self.cols));
         let out = Buffer::singles(runner, n)?;
+        if n == 0 {
+            return Ok(out);
+        }
         let [count, cols, all, ends, span] = self.args()?;
         let columns = columns.map_or(Arg::Address(0), |c| c.arg());
         let args = [w.arg(), count, cols, all, ends, span, codes.arg(), columns, out.arg()];
@@ -202,8 +233,10 @@ impl<'f> Fitter<'f> {
             }
         };
         let shape = Shape::new([(groups as u64 * lanes).div_ceil(128), 1], [128, 1])?;
-        // SAFETY: `w` has `groups` groups, `out` and `stored` a place for each; importance has a value for each column.
-        unsafe { runner.launch(&Unit::of("fit")?, kernel, shape, &args)? };
+        if groups > 0 {
+            // SAFETY: `w` has `groups` groups, `out` and `stored` a place for each; importance has a value for each column.
+            unsafe { runner.launch(&Unit::of("fit")?, kernel, shape, &args)? };
+        }
         let levels = vec![self.facts.grid.levels; self.cols / self.group];
         Ok(Scales { stored, ..Scales::of(out, self.cols, &levels, self.group)? })
     }
@@ -355,6 +388,7 @@ fn squares(
         b: Factor { at: at(errors.address(), from), stride: n, transposed: false },
         c: at(out.address(), from),
         stride: n,
+        precision: errors.runner().precision(),
     };
     // SAFETY: `errors` and `out` have `rows` rows of `n`, the matrix `n` of them; `from + group` is at most `n`.
     unsafe { errors.runner().multiply(&product) }

@@ -188,6 +188,7 @@ pub fn linear(x: &View<'_>, w: &View<'_>, sizes: [usize; 3], out: &View<'_>, str
             b: Factor { at: at(x, depth), stride: depth, transposed: false },
             c: at(out, stride),
             stride,
+            precision: x.runner().precision(),
         };
         // SAFETY: the buffers have the sizes.
         unsafe { x.runner().multiply(&product)? };

@@ -62,7 +62,7 @@ impl<'r> Gram<'r> {
                     // SAFETY: `x` and `weights` have `k` rows from `row` on, `to` as many of `n` columns.
                     unsafe { runner.launch(&Unit::of("gram")?, "weigh_strip", shape, &args)? };
                 }
-                let product = Product { m, n, k, a, b, c: sums.address(), stride: m };
+                let product = Product { m, n, k, a, b, c: sums.address(), stride: m, precision: runner.precision() };
                 // SAFETY: `x` has the rows and columns; `sums` has room for a strip of all columns.
                 unsafe { runner.multiply(&product)? };
                 let args = [sums.arg(), from, count, all, self.upper.arg()];

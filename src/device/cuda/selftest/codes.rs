@@ -18,6 +18,7 @@ pub fn checks(precision: Precision, out: &mut Vec<Check<On>>) {
     scaled(out);
     if precision != Precision::Exact {
         factored(precision, out);
+        solved(precision, out);
         judged(precision, out);
     }
 }
@@ -111,7 +112,7 @@ fn solve(out: &mut Vec<Check<On>>) {
             let mut expected = vec![0; w.len()];
             cpu::round_columns(&w, cols, scales, &feedback, &mut expected);
             let (there, feedback) = (Buffer::of(runner, &w)?, codes::Feedback::upload(runner, &feedback)?);
-            let got = codes::Scales::upload(runner, cols, scales)?.round_columns(&there, &feedback)?;
+            let got = codes::Scales::upload(runner, cols, scales)?.round_columns_exact(&there, &feedback)?;
             Ok(Difference::bytes(&got.read(w.len())?, &expected))
         }));
         out.push(Check::new(("nearest", &of), &shape, "f32, codes and errors", 0.0, move |runner: &On| {
@@ -166,7 +167,8 @@ fn scaled(out: &mut Vec<Check<On>>) {
         let on_cpu = feedback.scaled(&scale);
         cpu::round_columns(&w, cols, scales, &on_cpu, &mut expected);
         let there = codes::Feedback::upload(runner, &feedback)?.scaled(&scale)?;
-        let got = codes::Scales::upload(runner, cols, scales)?.round_columns(&*Buffer::of(runner, &w)?, &there)?;
+        let got =
+            codes::Scales::upload(runner, cols, scales)?.round_columns_exact(&*Buffer::of(runner, &w)?, &there)?;
         let variances = Difference::singles(&there.variances, &on_cpu.variances);
         Ok(Difference::bytes(&got.read(w.len())?, &expected).and(variances))
     }));
@@ -224,6 +226,24 @@ pub fn on_card(runner: &dyn Runner, a: &mut Array2<f64>) -> Result<std::result::
     let done = unsafe { runner.cholesky(matrix.address(), n, runner)? };
     matrix.read_into(numbers)?;
     Ok(done)
+}
+
+/// Codes by a library's products: nearly all of them the CPU's.
+fn solved(precision: Precision, out: &mut Vec<Check<On>>) {
+    let (rows, cols, span) = (64, 608, 32);
+    let (of, shape) = (precision.to_string(), format!("{rows} x {cols}, share that is the same"));
+    out.push(Check::new(("solve", &of), &shape, "f32", 1e-3, move |runner: &On| {
+        let levels = Levels::Integers { first: 0, count: 16 };
+        let (w, all, feedback) = (noise(rows * cols, 1), some_scales(rows * cols / span, levels), some_feedback(cols));
+        let levels = vec![levels; cols / span];
+        let scales = Scales { levels: &levels, span, all: &all };
+        let mut expected = vec![0; w.len()];
+        cpu::round_columns(&w, cols, scales, &feedback, &mut expected);
+        let there = codes::Feedback::upload(runner, &feedback)?;
+        let got = codes::Scales::upload(runner, cols, scales)?.round_columns(&*Buffer::of(runner, &w)?, &there)?;
+        let same = got.read::<u8>(w.len())?.iter().zip(&expected).filter(|(a, b)| a == b).count();
+        Ok(Difference::of([same as f64 / w.len() as f64], [1.0]))
+    }));
 }
 
 /// What errors of rows, and of groups of a row, lose.
