@@ -27,7 +27,7 @@ import engine
 import forward
 import peer
 import synthetic
-from common import QuantError, Report, cannot, convert, main, presets, quant
+from common import QuantError, Report, cannot, convert, decoded, main, presets, quant
 
 HERE = Path(__file__).resolve().parent
 COSINE, KLD, LLAMA = 0.999, 2e-4, 5
@@ -140,7 +140,7 @@ def read(python, made):
         with tempfile.TemporaryDirectory() as work:
             work = Path(work)
             try:
-                decoded = convert(example, "hf-f32", work / "decoded")
+                plain = decoded(example, work)
             except QuantError as error:
                 kind = "skipped" if "cannot be read" in str(error) else "FAIL"
                 report.row(kind, example.name, "-", "-", "-", "-", error)
@@ -150,7 +150,7 @@ def read(python, made):
                 codec = next(t["codec"] for t in listed if t["codec"] not in ("f32", "f16", "bf16"))
                 tokens = np.random.default_rng(0).integers(0, config(example)["vocab_size"], 64)
                 loader, theirs = load(python, example, tokens, work)
-                _, ours = load(python, decoded, tokens, work)
+                _, ours = load(python, plain, tokens, work)
                 compare(report, (example.name, codec, loader), theirs, ours)
             except QuantError as error:
                 report.row("FAIL", example.name, "-", "-", "-", "-", error)
@@ -170,8 +170,8 @@ def check_values(python, a):
                     folders[f"{family} {preset}"] = convert(source, preset, work / f"{family}-{preset}")
         for name, folder in folders.items():
             try:
-                decoded = convert(folder, "hf-f32", work / "decoded")
-                command = [python, HERE / "mlx_values.py", folder, decoded]
+                plain = decoded(folder, work)
+                command = [python, HERE / "mlx_values.py", folder, plain]
                 done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                 if done.returncode:
                     raise QuantError(done.stderr.strip().splitlines()[-1])

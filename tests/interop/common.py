@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -45,6 +46,12 @@ def quant(*arguments):
 def convert(source, target, output, *options):
     quant("convert", source, "--to", target, "-o", output, "--threads", 2, *options)
     return Path(output)
+
+
+def decoded(source, work):
+    """A copy in single precision. One of another model is not replaced by `quant`."""
+    shutil.rmtree(work / "decoded", ignore_errors=True)
+    return convert(source, "hf-f32", work / "decoded")
 
 
 def presets(container="gguf"):

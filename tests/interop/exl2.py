@@ -17,7 +17,7 @@ import numpy as np
 
 import engine
 import synthetic
-from common import ROOT, QuantError, Report, convert, main, quant
+from common import ROOT, QuantError, Report, convert, decoded, main, quant
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "I16": "<i2"}
 AVERAGES = ("2.5", "3", "4.25", "6", "8")
@@ -85,9 +85,9 @@ def random_parts(rng, inputs, outputs, bands):
 PARTS = ("q_weight", "q_scale", "q_scale_max", "q_groups", "q_invperm")
 
 
-def compare(folder, decoded):
+def compare(folder, copy):
     """(weights that are packed, values that differ from quant's decoded copy, bits a packed weight)."""
-    stored, plain = read_safetensors(folder), read_safetensors(decoded)
+    stored, plain = read_safetensors(folder), read_safetensors(copy)
     modules = [name[: -len(".q_weight")] for name in stored if name.endswith(".q_weight")]
     differing, bits, weights = 0, 0, 0
     for module in modules:
@@ -130,8 +130,7 @@ def check_written(_):
                     cells = (name, f"exl2-{average}bpw", method, average)
                     try:
                         folder = convert(source, f"exl2-{average}bpw", work / "artifact", *options)
-                        decoded = convert(folder, "hf-f32", work / "decoded")
-                        modules, differing, bits = compare(folder, decoded)
+                        modules, differing, bits = compare(folder, decoded(folder, work))
                         config = json.loads((folder / "config.json").read_text())["quantization_config"]
                         told = config["quant_method"] == "exl2" and abs(config["bits"] - bits) < 0.006
                         files = sorted(p.name for p in folder.glob("*.safetensors*")) == ["output.safetensors"]
@@ -177,7 +176,7 @@ def check_read(_):
                     old.unlink()
                 write(source / "output.safetensors", tensors)
                 try:
-                    _, differing, _ = compare(source, convert(source, "hf-f32", work / "decoded"))
+                    _, differing, _ = compare(source, decoded(source, work))
                     report.row("FAIL" if differing else "ok", title, declared, differing, "")
                 except QuantError as error:
                     report.row("FAIL", title, declared, "-", error)
