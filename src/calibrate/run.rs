@@ -10,6 +10,7 @@ use super::collect::Collector;
 use super::data::Sequence;
 use super::journal::{Done, Journal};
 use super::layout::{self, Shape, Split};
+use super::states::States;
 use super::stats::{About, Statistics, is_expert};
 use super::write::Writer;
 use super::writing::Writing;
@@ -115,16 +116,7 @@ impl Job<'_> {
                 0
             }
         };
-        let mut held: Vec<Option<O::Rows>> = Vec::new();
-        let states = journal.states();
-        for batch in &batches {
-            match (first, self.batch.resident) {
-                (0, true) => held.push(Some(self.embed(on, batch)?)),
-                (0, false) => on.get_into(&self.embed(on, batch)?, states.of(batch.tokens.clone()))?,
-                (_, true) => held.push(Some(on.put(states.read(batch.tokens.clone()))?)),
-                (_, false) => {}
-            }
-        }
+        let mut held = self.begin(on, &batches, first, journal.states())?;
         let pause = Duration::from_secs_f64(SHARE * (tokens * self.engine.hidden() * 4) as f64 / WRITTEN);
         let (mut written, mut at) = (first, Instant::now());
         if first > 0 {
@@ -194,6 +186,26 @@ impl Job<'_> {
     fn digest(&self, writer: &Writer, layers: RangeInclusive<usize>) -> Result<String> {
         let of = |key: &str| key.strip_prefix("blk.")?.split('.').next()?.parse().ok();
         writer.digest("", |s| of(&self.about.sites[s.site].key).is_some_and(|layer| layers.contains(&layer)))
+    }
+
+    /// Hidden states in front of a layer: those of each batch where they stay on the device, else none, and they are in `states`.
+    fn begin<O: Ops>(
+        &self,
+        on: &O,
+        batches: &[Batch],
+        layer: usize,
+        states: &mut States,
+    ) -> Result<Vec<Option<O::Rows>>> {
+        let mut held = Vec::new();
+        for batch in batches {
+            match (layer, self.batch.resident) {
+                (0, true) => held.push(Some(self.embed(on, batch)?)),
+                (0, false) => on.get_into(&self.embed(on, batch)?, states.of(batch.tokens.clone()))?,
+                (_, true) => held.push(Some(on.put(states.read(batch.tokens.clone()))?)),
+                (_, false) => {}
+            }
+        }
+        Ok(held)
     }
 
     fn embed<O: Ops>(&self, on: &O, batch: &Batch) -> Result<O::Rows> {
