@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 const MOST: usize = 4096;
 /// Tokens that a card must still run at a time beside hidden states that it holds.
 const HELD: usize = 8192;
+/// What more of them are multiples of.
+const STEP: usize = 8192;
 /// Vectors of the hidden size, and of the widest activation, that a layer holds for every token.
 const HIDDEN_VECTORS: usize = 6;
 const WIDE_VECTORS: usize = 4;
@@ -60,8 +62,9 @@ pub fn batch(
                 Some(tokens) => (true, tokens),
                 None => (false, on_card(sites, gram, engine, runner, (longest, 0))?),
             };
-            // Not to the last token: a run that goes on has a little more room, or less.
-            let most = (most - most % HELD).max(most.min(HELD)).min(all).max(longest);
+            // Not to the last token: a run that goes on finds a little more room, or less.
+            let most = if most > STEP { most - most % STEP } else { most };
+            let most = most.min(all).max(longest);
             let tokens = fit(sites, gram, if resident { hidden } else { 2 * hidden }, most, longest, memory)?;
             Ok(Batch { tokens, resident })
         }

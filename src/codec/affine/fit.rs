@@ -11,7 +11,7 @@ use crate::widest::widest;
 const SHRINK: f32 = 0.025;
 const SHRUNK: usize = 20;
 /// Running sums of an error.
-const LANES: usize = 8;
+pub const LANES: usize = 8;
 /// The least step that MLX takes.
 const LEAST: f32 = 1e-7;
 

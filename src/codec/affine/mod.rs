@@ -17,7 +17,7 @@ use super::scheme::{Family, Scheme, Zero};
 use super::{Codec, Part};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Packed};
-pub use fit::numbers;
+pub use fit::{LANES, numbers};
 use name::Name;
 
 /// A matrix taken apart: `scales` as stored, `[rows][groups]`; `zeros` `[rows][groups]`, a byte each or, where they are free,

@@ -10,7 +10,7 @@ use crate::codec::grid::{Levels, Scale};
 use crate::widest::widest;
 
 /// Rows that are solved side by side, one in each lane.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 /// Columns whose errors reach each other at once; those of earlier blocks arrive by one product.
 pub const BLOCK: usize = 128;
 

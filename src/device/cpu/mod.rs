@@ -24,7 +24,7 @@ use crate::codec::facts::Number;
 
 pub use attention::Attention;
 pub use cache::KvCache;
-pub use columns::{BLOCK as SOLVE_BLOCK, Feedback, Scales, round_columns};
+pub use columns::{BLOCK as SOLVE_BLOCK, Feedback, LANES as SOLVE_ROWS, Scales, round_columns};
 pub use elementwise::{add, dot, gate, is_finite, rms_norm, softcap, softmax};
 pub use factor::cholesky;
 pub use gram::{Gram, GramScratch, ROWS as GRAM_ROWS, moments, weighted_squares};

@@ -65,15 +65,15 @@ impl Solver {
     ///
     /// # Safety
     /// The matrix lies in the card's memory.
-    pub unsafe fn cholesky(&self, runner: &dyn Runner, at: u64, n: usize) -> Result<Result<(), usize>> {
+    pub unsafe fn cholesky(&self, memory: &dyn Runner, at: u64, n: usize) -> Result<Result<(), usize>> {
         let size = c_int::try_from(n).map_err(|_| Error::limits(format!("{n} is more than cuSOLVER counts")))?;
         let (matrix, mut room) = (at as *mut f64, 0);
         let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the caller's word on the matrix; one number is written.
         let code = unsafe { (self.measure)(*handle, BELOW, size, matrix, size, &mut room) };
         check(code, &format!("prepare a factor of {n} columns"))?;
-        let work = Buffer::new(runner, usize::try_from(room).unwrap_or(0) * 8)?;
-        let went = Buffer::zeros(runner, 4)?;
+        let work = Buffer::new(memory, usize::try_from(room).unwrap_or(0) * 8)?;
+        let went = Buffer::zeros(memory, 4)?;
         let (work_at, went_at) = (work.address() as *mut f64, went.address() as *mut c_int);
         // SAFETY: as above; the workspace has the size that was asked for.
         let code = unsafe { (self.factor)(*handle, BELOW, size, matrix, size, work_at, room, went_at) };

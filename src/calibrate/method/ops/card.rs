@@ -112,9 +112,10 @@ impl<'r> Ops for OnCard<'r> {
                 let found = Feedback::factored(upper, order, 1.0 + damping)?;
                 Ok(found.map_err(|_| gptq::no_factor(damping)))
             }
-            _ => gptq::damped(of.gram, damping)
-                .map(|f| Feedback::upload(self.runner, &f))
-                .map_or_else(|e| Ok(Err(e)), |uploaded| uploaded.map(Ok)),
+            _ => match gptq::damped(of.gram, damping) {
+                Ok(feedback) => Feedback::upload(self.runner, &feedback).map(Ok),
+                Err(e) => Ok(Err(e)),
+            },
         }
     }
 

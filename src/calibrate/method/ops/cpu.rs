@@ -20,13 +20,10 @@ pub struct Rows {
     cols: usize,
 }
 
-/// Rows that are solved side by side.
-const LANES: usize = 16;
-
 impl Rows {
     /// By all threads.
     fn by_rows(&self, grid: &dyn Grid, run: impl Fn(&[f32]) -> Codes + Send + Sync) -> Codes {
-        let step = LANES.next_multiple_of(grid.rows()) * self.cols;
+        let step = cpu::SOLVE_ROWS.next_multiple_of(grid.rows()) * self.cols;
         Codes::joined(self.w.par_chunks(step.max(1)).map(run).collect())
     }
 }

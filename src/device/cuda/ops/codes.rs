@@ -2,6 +2,7 @@
 
 use super::{int, linear, tiles};
 use crate::codec::Facts;
+use crate::codec::affine::LANES;
 use crate::codec::facts::DeviceFit;
 use crate::codec::grid::{Levels, Scale};
 use crate::device::Precision;
@@ -10,8 +11,6 @@ use crate::device::cuda::runner::{Arg, Buffer, Factor, Product, Runner, Shape, V
 use crate::device::cuda::source::Unit;
 use crate::error::Result;
 
-/// Threads that fit a group; those of `kernels/fit.cu`.
-const LANES: u64 = 8;
 /// Rows that a block of threads solves, a warp each.
 const SOLVED: usize = 8;
 /// Shares that a sum of products comes in.
@@ -126,7 +125,7 @@ impl<'r> Scales<'r> {
                     stride: SOLVE_BLOCK,
                     precision: Precision::Single,
                 };
-                // SAFETY: as of the kernel below.
+                // SAFETY: as of the kernel below; `carried` has rows of SOLVE_BLOCK, and no more columns of `shares` are read.
                 unsafe { runner.multiply(&product)? };
             } else if from > 0 {
                 let args = [errors.arg(), feedback.shares.arg(), count, width, first, carried.arg()];
@@ -224,7 +223,7 @@ impl<'f> Fitter<'f> {
             DeviceFit::Integers { top, zero, range } => {
                 args.extend([int(top)?, zero as i32, super::scales_of(self.facts)].map(Arg::Int));
                 args.extend([Arg::Float(range.0), Arg::Float(range.1), out.arg()]);
-                (kernel, LANES)
+                (kernel, LANES as u64)
             }
             DeviceFit::Fp4 { power } => {
                 args.extend([power, searched].map(|flag| Arg::Int(i32::from(flag))));
